@@ -1,0 +1,1 @@
+"""What makes a run survive: addressed randomness, training state, atomic files, verified checkpoints."""

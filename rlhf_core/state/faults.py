@@ -1,0 +1,64 @@
+"""Named points at which a test may make the process fail, to prove that nothing is lost.
+
+A point does nothing unless the environment variable `RLHF_FAULT` names it: `name[@nth]:action`, where `nth`
+counts from 1 and `action` is one of `kill`, `term`, `raise`, `sleep`, `enospc`. This is the one place in the
+package that reads the environment: a fault has to reach a process that a test starts indirectly.
+"""
+
+import errno
+import os
+import signal
+import time
+from collections import Counter
+
+FAULT_POINTS = frozenset(
+    {
+        "checkpoint.written",
+        "checkpoint.before_rename",
+        "checkpoint.after_rename",
+        "train.step",
+        "stage.before_publish",
+        "stage.during_publish",
+        "stage.after_publish",
+    }
+)
+
+_hits: Counter[str] = Counter()
+
+
+def faultpoint(name: str) -> None:
+    """Fail here if `RLHF_FAULT` says so.
+
+    Raises:
+        ValueError: `RLHF_FAULT` names a point or an action that does not exist.
+        RuntimeError: the action `raise`.
+        OSError: the action `enospc`.
+    """
+    order = os.environ.get("RLHF_FAULT")
+    if not order:
+        return
+    target, _, action = order.partition(":")
+    point, _, nth = target.partition("@")
+    if point not in FAULT_POINTS or name not in FAULT_POINTS:
+        raise ValueError(f"RLHF_FAULT={order!r}: unknown fault point. Fix: one of {sorted(FAULT_POINTS)}")
+    if point != name:
+        return
+    _hits[name] += 1
+    if _hits[name] == int(nth or 1):
+        _fail(action, order)
+
+
+def _fail(action: str, order: str) -> None:
+    match action:
+        case "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        case "term":
+            os.kill(os.getpid(), signal.SIGTERM)
+        case "raise":
+            raise RuntimeError(f"fault ordered by RLHF_FAULT={order}")
+        case "enospc":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        case "sleep":
+            time.sleep(3600)
+        case _:
+            raise ValueError(f"RLHF_FAULT={order!r}: unknown action {action!r}")
