@@ -1,0 +1,72 @@
+"""What `dvc.yaml` says of a stage; the stage itself reads it, so that there is one place where inputs are named."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+
+from rlhf_core.errors import ConfigError
+from rlhf_core.state.atomic import file_digest, tree_digest
+
+DVC_FILE = Path("dvc.yaml")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StageDefinition:
+    """One stage of `dvc.yaml`, with the matrix item put in.
+
+    Attributes:
+        name: `sft`, `align@ppo`.
+        deps: files and folders it reads, code among them.
+        params: dotted keys of `params.yaml` it depends on.
+        outs: files and folders it writes.
+    """
+
+    name: str
+    deps: tuple[str, ...]
+    params: tuple[str, ...]
+    outs: tuple[str, ...]
+
+
+def stage_definition(root: Path, stage: str) -> StageDefinition:
+    """Read one stage's definition.
+
+    Raises:
+        ConfigError: `dvc.yaml` has no such stage.
+    """
+    stages = YAML(typ="safe").load((root / DVC_FILE).read_text())["stages"]
+    name, _, item = stage.partition("@")
+    body = stages.get(name)
+    if body is None or bool(item) != ("matrix" in body):
+        raise ConfigError(f"{DVC_FILE}: no stage {stage!r}. Fix: one of {', '.join(stages)} (align@<algorithm>)")
+
+    def fill(value: str) -> str:
+        for variable in body.get("matrix", {}):
+            value = value.replace(f"${{item.{variable}}}", item)
+        return value
+
+    return StageDefinition(
+        name=stage,
+        deps=tuple(fill(dep) for dep in body.get("deps", [])),
+        params=tuple(fill(key) for key in body.get("params", [])),
+        outs=tuple(fill(_path(out)) for key in ("outs", "metrics", "plots") for out in body.get(key, [])),
+    )
+
+
+def _path(out: Any) -> str:
+    return out if isinstance(out, str) else next(iter(out))
+
+
+def input_digests(root: Path, definition: StageDefinition) -> dict[str, str]:
+    """SHA-256 of every input file of a stage by its path; byte-compiled Python is no input."""
+    digests = {}
+    for dep in definition.deps:
+        path = root / dep
+        if path.is_dir():
+            digests |= {f"{dep}/{name}": value for name, value in tree_digest(path).items() if "__pycache__" not in name}
+        elif path.is_file():
+            digests[dep] = file_digest(path)
+        else:
+            raise ConfigError(f"{dep}: stage {definition.name} needs it and it is not there. Fix: dvc repro {definition.name}")
+    return digests

@@ -1,0 +1,174 @@
+"""Reading `params.yaml`: the only place in the project that parses configuration.
+
+YAML has traps that silently change a value (a duplicate key wins quietly, `1e-5` is text to some readers), so the
+file is read strictly and every complaint names line, key, and cure.
+"""
+
+import difflib
+import io
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedMap
+from ruamel.yaml.constructor import DuplicateKeyError
+from ruamel.yaml.error import MarkedYAMLError
+
+from rlhf_core.config import Params
+from rlhf_core.errors import ConfigError
+
+BARE_EXPONENT = re.compile(r"^\s*[^#'\"]*?:\s*(?P<number>[-+]?\d+[eE][-+]?\d+)\s*(#.*)?$")
+
+
+def load_params(path: Path) -> Params:
+    """Read and check a parameter file.
+
+    Raises:
+        ConfigError: one line with file, line, key and cure.
+    """
+    return check_params(read_yaml(path), str(path))
+
+
+def read_yaml(path: Path) -> CommentedMap:
+    """Read a YAML mapping, keeping comments and line numbers.
+
+    Raises:
+        ConfigError: the file is missing, is no mapping, has duplicate keys, aliases or ambiguous numbers.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file. Fix: run from the project's root, or name an existing profile") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not UTF-8 at byte {error.start}. Fix: save the file as UTF-8") from None
+    return parse_yaml(text, str(path))
+
+
+def parse_yaml(text: str, source: str) -> CommentedMap:
+    """`read_yaml` for text that came from elsewhere; `source` is named in complaints."""
+    for number, line in enumerate(text.split("\n"), start=1):
+        if match := BARE_EXPONENT.match(line):
+            given = match["number"]
+            mantissa, exponent = re.split("[eE]", given)
+            raise ConfigError(
+                f"{source}:{number}: {line.split(':')[0].strip()}: YAML readers disagree whether {given} is a number. "
+                f"Fix: write {mantissa}.0e{exponent}"
+            )
+    try:
+        document = YAML(typ="rt").load(io.StringIO(text))
+    except DuplicateKeyError as error:
+        line = (error.problem_mark or error.context_mark).line + 1
+        problem = str(error.problem).split(" with value")[0]
+        raise ConfigError(f"{source}:{line}: {problem}. Fix: keep one of the two") from None
+    except MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise ConfigError(f"{source}:{line}: not YAML: {error.problem}. Fix: check indentation and colons") from None
+    if document is None:
+        return CommentedMap()
+    if not isinstance(document, CommentedMap):
+        raise ConfigError(f"{source}:1: expected `section:` lines, found {type(document).__name__}")
+    return document
+
+
+def check_params(document: Mapping[str, Any], source: str) -> Params:
+    """Validate a parsed document against the schema.
+
+    Raises:
+        ConfigError: the first complaint, with the line where the document has one.
+    """
+    try:
+        return Params.model_validate(_plain(document))
+    except ValidationError as error:
+        raise ConfigError(_explain(error, document, source)) from None
+
+
+def resolve_params(base: Path, profile: Path | None, overrides: Sequence[str]) -> str:
+    """Return the text of a parameter file: `base`, with a profile's keys over it, then `section.key=value` overrides.
+
+    Comments of `base` stay. The result is checked.
+
+    Raises:
+        ConfigError: a file, a profile or an override is wrong.
+    """
+    document = read_yaml(base)
+    if profile is not None:
+        overlay = read_yaml(profile)
+        _merge(document, overlay)
+        check_params(overlay, str(profile))
+        check_params(document, str(profile))
+    for override in overrides:
+        path, separator, value = override.partition("=")
+        keys = path.strip().split(".")
+        if not separator or not all(keys):
+            raise ConfigError(f"--set {override}: not of the form section.key=value. Fix: e.g. --set sft.max_steps=100")
+        parsed = parse_yaml(f"value: {value}", f"--set {override}")["value"]
+        patch: Any = parsed
+        for key in reversed(keys):
+            patch = CommentedMap({key: patch})
+        _merge(document, patch)
+        check_params(document, f"--set {override}")
+    text = io.StringIO()
+    YAML(typ="rt").dump(document, text)
+    return text.getvalue()
+
+
+def _merge(target: CommentedMap, patch: Mapping[str, Any]) -> None:
+    for key, value in patch.items():
+        if isinstance(value, Mapping) and isinstance(target.get(key), CommentedMap) and key != "data":
+            _merge(target[key], value)
+        else:
+            target[key] = value
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    if isinstance(value, bool) or value is None:
+        return value
+    for kind in (int, float, str):
+        if isinstance(value, kind):
+            return kind(value)
+    return value
+
+
+def _explain(error: ValidationError, document: Mapping[str, Any], source: str) -> str:
+    first = error.errors(include_url=False)[0]
+    location = [part for part in first["loc"] if isinstance(part, str | int)]
+    key = ".".join(str(part) for part in location) or "the file"
+    place = source
+    line = _line_of(document, location)
+    if line is not None:
+        place = f"{source}:{line}"
+    if first["type"] == "extra_forbidden":
+        known = _known_keys(location[:-1])
+        nearest = difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=0.5)
+        cure = f"did you mean {nearest[0]!r}?" if nearest else f"known keys: {', '.join(sorted(known))}"
+        return f"{place}: {key}: unknown key. Fix: {cure}"
+    message = first["msg"].removeprefix("Value error, ")
+    given = "" if isinstance(first["input"], dict) else f", not {first['input']!r}"
+    return f"{place}: {key}: {message[0].lower()}{message[1:]}{given}. Fix: see docs/parameters.md for what {key} takes"
+
+
+def _line_of(document: Any, location: Sequence[str | int]) -> int | None:
+    line = None
+    for part in location:
+        if isinstance(document, CommentedMap) and part in document and document.lc.data:
+            line = document.lc.key(part)[0] + 1
+            document = document[part]
+        else:
+            break
+    return line
+
+
+def _known_keys(location: Sequence[str | int]) -> list[str]:
+    model: type[BaseModel] = Params
+    for part in location:
+        for name, field in model.model_fields.items():
+            if part in (name, field.alias) and isinstance(field.annotation, type):
+                model = field.annotation
+    return [field.alias or name for name, field in model.model_fields.items()]

@@ -1,0 +1,71 @@
+"""Where everything lies, relative to the root of a checkout or of a run's worktree."""
+
+from pathlib import Path
+
+DATA = Path("data")
+PARAMS = Path("params.yaml")
+PROFILES = Path("profiles")
+
+VALIDATE = Path("artifacts/validate")
+SFT = Path("artifacts/sft")
+GENERATE = Path("artifacts/generate")
+LABEL = Path("artifacts/label")
+PREFERENCES = Path("artifacts/preferences")
+REWARD = Path("artifacts/reward")
+ALIGN = Path("artifacts/align")
+EVALUATE = Path("artifacts/evaluate")
+REPORT = Path("reports/html")
+
+METRICS = Path("reports/metrics")
+PLOTS = Path("reports/plots")
+SUMMARY = Path("reports/summary.json")
+
+STATE = Path(".rlhf")
+PROGRESS = STATE / "progress"
+CHECKPOINTS = STATE / "checkpoints"
+STAGING = STATE / "staging"
+LOCKS = STATE / "locks"
+RUNS = Path("runs")
+
+
+def slug(stage: str) -> str:
+    """File-name form of a stage name: `align@ppo` becomes `align-ppo`."""
+    return stage.replace("@", "-")
+
+
+def stage_output(stage: str) -> Path:
+    """Folder that a stage publishes: `artifacts/sft`, `artifacts/align/ppo`, `reports/html`."""
+    if stage == "report":
+        return REPORT
+    name, _, item = stage.partition("@")
+    return Path("artifacts") / name / item if item else Path("artifacts") / name
+
+
+def metrics_file(stage: str) -> Path:
+    """Headline figures of a stage."""
+    return METRICS / f"{slug(stage)}.json"
+
+
+def plots_file(stage: str) -> Path:
+    """Curves of a stage that trains."""
+    return PLOTS / f"{slug(stage)}.csv"
+
+
+def progress_file(stage: str) -> Path:
+    """Live figures of a stage with times; never an input of anything that is reproduced."""
+    return PROGRESS / f"{slug(stage)}.jsonl"
+
+
+def home(root: Path) -> Path:
+    """Return the main checkout that a run's worktree belongs to, or `root` itself where it is none.
+
+    Servers, tracking stores and their locks live in the main checkout's `.rlhf`, whichever worktree a run has.
+    """
+    root = root.resolve()
+    link = root / ".git"
+    if root.parent.name == RUNS.name and link.is_file():
+        target = link.read_text().removeprefix("gitdir:").strip()
+        common = (root / target).resolve().parents[1]
+        if common.name == ".git" and common.parent == root.parent.parent:
+            return common.parent
+    return root
