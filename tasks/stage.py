@@ -235,7 +235,8 @@ def _run_and_publish(
 def _publish(stage: Stage, metrics: dict[str, Any]) -> None:
     publish_folder(stage.out, stage.root / paths.stage_output(stage.name))
     faultpoint("stage.during_publish")
-    write_text(stage.root / paths.metrics_file(stage.name), canonical_json(metrics))
+    if metrics:
+        write_text(stage.root / paths.metrics_file(stage.name), canonical_json(metrics))
     if stage.history:
         write_text(stage.root / paths.plots_file(stage.name), curves_csv(stage.history))
 
