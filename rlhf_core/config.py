@@ -147,7 +147,9 @@ class RewardConfig(Section):
         "last", description="scalar at the last token, its mean or sum, or the log-probability-gated sum"
     )
     epochs: PositiveInt = Field(2, description="passes over the preference pairs")
-    prompts_per_step: PositiveInt = Field(12, description="prompt groups an optimiser step; a group's pairs stay together")
+    prompts_per_step: PositiveInt = Field(
+        12, description="prompt groups an optimiser step; a group's pairs stay together"
+    )
     learning_rate: PositiveFloat = Field(1e-3, description="peak learning rate")
     warmup_steps: NonNegativeInt = Field(20, description="steps of linear warm-up")
     min_learning_rate_share: Share = Field(0.1, description="the linear decay ends at this share of the peak")
@@ -189,7 +191,9 @@ class PPOConfig(Section):
     gamma: Share = Field(1.0, description="discount")
     gae_lambda: Share = Field(0.95, description="bias against variance of the advantages")
     kl_coef: NonNegativeFloat = Field(0.2, description="price of one nat of divergence from the SFT model, each token")
-    target_kl: PositiveFloat = Field(0.2, description="a rollout's epochs stop when a minibatch moved further than this")
+    target_kl: PositiveFloat = Field(
+        0.2, description="a rollout's epochs stop when a minibatch moved further than this"
+    )
     score_clip: PositiveFloat = Field(5.0, description="scores are clipped to plus or minus this")
     missing_end_penalty: NonNegativeFloat = Field(1.0, description="taken off the score of a response that never ends")
     max_grad_norm: PositiveFloat = Field(1.0, description="gradients are clipped to this norm")
@@ -228,7 +232,9 @@ class GatesConfig(Section):
     """What a version must show before it may become champion. An undefined metric never passes."""
 
     min_win_rate_low: Share = Field(0.5, description="policy: lower bound of the win rate against SFT")
-    min_win_rate_low_champion: Share = Field(0.5, description="policy: the same against the champion, where there is one")
+    min_win_rate_low_champion: Share = Field(
+        0.5, description="policy: the same against the champion, where there is one"
+    )
     max_kl_to_sft: PositiveFloat = Field(10.0, description="policy: nats a response")
     min_pairwise_accuracy: Share = Field(0.5, description="reward model: held-out pairwise accuracy")
     min_spearman: Annotated[float, Field(ge=-1.0, le=1.0)] | None = Field(

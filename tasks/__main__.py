@@ -18,7 +18,10 @@ def main(arguments: list[str]) -> int:
     """Run the stage named by the only argument and return its exit code."""
     stage = arguments[0].partition("@")[0] if len(arguments) == 1 else ""
     if stage not in STAGES:
-        print(f"usage: python -m tasks <stage>, where stage is one of {', '.join(STAGES)} (align@<algorithm>)", file=sys.stderr)
+        print(
+            f"usage: python -m tasks <stage>, where stage is one of {', '.join(STAGES)} (align@<algorithm>)",
+            file=sys.stderr,
+        )
         return 2
     end_with_ancestors(os.environ.get("RLHF_SUPERVISOR"))
     root = Path.cwd()

@@ -64,9 +64,13 @@ def input_digests(root: Path, definition: StageDefinition) -> dict[str, str]:
     for dep in definition.deps:
         path = root / dep
         if path.is_dir():
-            digests |= {f"{dep}/{name}": value for name, value in tree_digest(path).items() if "__pycache__" not in name}
+            digests |= {
+                f"{dep}/{name}": value for name, value in tree_digest(path).items() if "__pycache__" not in name
+            }
         elif path.is_file():
             digests[dep] = file_digest(path)
         else:
-            raise ConfigError(f"{dep}: stage {definition.name} needs it and it is not there. Fix: dvc repro {definition.name}")
+            raise ConfigError(
+                f"{dep}: stage {definition.name} needs it and it is not there. Fix: dvc repro {definition.name}"
+            )
     return digests

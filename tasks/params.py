@@ -41,7 +41,9 @@ def read_yaml(path: Path) -> CommentedMap:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise ConfigError(f"{path}: no such file. Fix: run from the project's root, or name an existing profile") from None
+        raise ConfigError(
+            f"{path}: no such file. Fix: run from the project's root, or name an existing profile"
+        ) from None
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not UTF-8 at byte {error.start}. Fix: save the file as UTF-8") from None
     return parse_yaml(text, str(path))
@@ -140,10 +142,8 @@ def _explain(error: ValidationError, document: Mapping[str, Any], source: str) -
     first = error.errors(include_url=False)[0]
     location = [part for part in first["loc"] if isinstance(part, str | int)]
     key = ".".join(str(part) for part in location) or "the file"
-    place = source
-    line = _line_of(document, location)
-    if line is not None:
-        place = f"{source}:{line}"
+    line = None if source.startswith("--set") else _line_of(document, location)
+    place = source if line is None else f"{source}:{line}"
     if first["type"] == "extra_forbidden":
         known = _known_keys(location[:-1])
         nearest = difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=0.5)
@@ -157,7 +157,7 @@ def _explain(error: ValidationError, document: Mapping[str, Any], source: str) -
 def _line_of(document: Any, location: Sequence[str | int]) -> int | None:
     line = None
     for part in location:
-        if isinstance(document, CommentedMap) and part in document and document.lc.data:
+        if isinstance(document, CommentedMap) and part in (document.lc.data or {}):
             line = document.lc.key(part)[0] + 1
             document = document[part]
         else:

@@ -23,7 +23,14 @@ from filelock import FileLock, Timeout
 
 from rlhf_core.config import Params
 from rlhf_core.errors import EnvironmentProblem, RlhfError
-from rlhf_core.state.atomic import canonical_json, digest_of, publish_folder, sweep_temporary, temporary_folder, write_text
+from rlhf_core.state.atomic import (
+    canonical_json,
+    digest_of,
+    publish_folder,
+    sweep_temporary,
+    temporary_folder,
+    write_text,
+)
 from rlhf_core.state.faults import faultpoint
 from tasks import paths
 from tasks.definition import StageDefinition, input_digests, stage_definition
@@ -39,7 +46,7 @@ LOCK_WAIT_SECONDS = 10.0
 
 
 class Progress:
-    """Writes the stage's live figures, with times, to `.rlhf/progress/<stage>.jsonl` and now and then a line to stdout."""
+    """Writes live figures, with times, to `.rlhf/progress/<stage>.jsonl`, and now and then a line to stdout."""
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -260,7 +267,10 @@ def _outcome(error: BaseException) -> tuple[int, str]:
         return 143, "terminated; `rlhf resume` goes on from the last checkpoint"
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         free = shutil.disk_usage(Path.cwd()).free // 2**20
-        return EnvironmentProblem.exit_code, f"{error.filename or 'disk'}: disk full ({free} MiB free). Fix: free space, run again"
+        return (
+            EnvironmentProblem.exit_code,
+            f"{error.filename or 'disk'}: disk full ({free} MiB free). Fix: free space, run again",
+        )
     return 1, f"{type(error).__name__}: {error}"
 
 

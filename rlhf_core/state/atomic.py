@@ -100,7 +100,7 @@ def digest_of(value: Any) -> str:
 
 @contextmanager
 def temporary_folder(parent: Path, label: str) -> Iterator[Path]:
-    """Give a fresh folder below `parent` whose name tells its owner, and take it away afterwards if it is still there."""
+    """Give a fresh folder below `parent` whose name tells its owner, and remove it afterwards where it still is."""
     parent.mkdir(parents=True, exist_ok=True)
     folder = parent / f".tmp-{label}-{os.getpid()}-{secrets.token_hex(4)}"
     folder.mkdir()

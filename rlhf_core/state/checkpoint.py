@@ -92,7 +92,10 @@ class Checkpointer:
             broken.mkdir(exist_ok=True)
             shutil.rmtree(broken / folder.name, ignore_errors=True)
             folder.rename(broken / folder.name)
-            print(f"checkpoint {folder.name} set aside in {broken}: {problem}; going back to the one before", flush=True)
+            print(
+                f"checkpoint {folder.name} set aside in {broken}: {problem}; going back to the one before",
+                flush=True,
+            )
         if found:
             raise EnvironmentProblem(
                 f"{self.folder}: none of {len(found)} checkpoints verifies. "
@@ -164,5 +167,7 @@ def _load(folder: Path, state: TrainState) -> None:
         for path, value in flat.items():
             index, key = path.split("/", 1)
             entries.setdefault(int(index), {})[key] = value
-        groups = [{k: tuple(v) if isinstance(v, list) and k == "betas" else v for k, v in g.items()} for g in rest["groups"]]
+        groups = [
+            {k: tuple(v) if isinstance(v, list) and k == "betas" else v for k, v in g.items()} for g in rest["groups"]
+        ]
         optimizer.load_state_dict({"state": entries, "param_groups": groups})
