@@ -1,0 +1,60 @@
+"""The edge to MLflow: runs, curves, model versions, aliases, promotion. Nothing else in the project imports mlflow.
+
+mlflow takes seconds to import, so it is imported where a store is opened and not here.
+
+Recording, while a pipeline runs; nothing of this raises because the store is away::
+
+    with Recorder(root, run_key="…", name="pipeline", tags={…}, params={…}) as recorder:   # the parent run
+        recorder.start_stage("sft", tags={…}, params={…})                # a child run
+        recorder.metrics("sft", [{"step": 1, "time": 1.7e9, "metrics": {"loss/train": 4.1}}])
+        recorder.artifact("sft", Path("reports/plots/sft.csv"), "plots")
+        version = recorder.register("sft", Path("artifacts/sft/model"), {"heldout_loss": 1.2})
+        recorder.finish_stage("sft", "FINISHED", {"heldout_loss": 1.2})
+        recorder.attach("rlhf-policy", outputs_hash, {"win_rate_low": 0.7}, {"evaluation/responses.parquet": path})
+        recorder.set_candidate("rlhf-policy", outputs_hash)
+    recorder.delivery                                                    # what was sent, what is pending and why
+    flush(root)                                                          # sends later what is pending, once
+
+Registry, from the command line and the promotion flow; these need the store and raise `EnvironmentProblem` without it::
+
+    list_versions(root)                     -> list[ModelVersion]
+    resolve_version(root, "rlhf-policy@candidate" | "rlhf-policy/3")   -> ModelVersion
+    compare_versions(root, a, b, judge="gold", confidence=0.95)        -> Comparison
+    promote(root, reference, gates=params.gates, judge="gold", confidence=0.95)   -> Promotion, or GateRefused
+    rollback(root, "rlhf-policy")           -> Promotion
+    read_audit(root)                        -> list[AuditRow]
+"""
+
+from tasks.tracking.audit import AuditRow, read_audit
+from tasks.tracking.compare import Comparison, compare_versions
+from tasks.tracking.delivery import Delivery, flush, pending
+from tasks.tracking.names import MODEL_NAMES, ModelVersion, model_name
+from tasks.tracking.promotion import Promotion, promote, rollback
+from tasks.tracking.recorder import Recorder
+from tasks.tracking.registry import download_version, list_versions, resolve_version, set_candidate
+from tasks.tracking.store import Store, open_store, run_link, tracking_uri
+
+__all__ = [
+    "MODEL_NAMES",
+    "AuditRow",
+    "Comparison",
+    "Delivery",
+    "ModelVersion",
+    "Promotion",
+    "Recorder",
+    "Store",
+    "compare_versions",
+    "download_version",
+    "flush",
+    "list_versions",
+    "model_name",
+    "open_store",
+    "pending",
+    "promote",
+    "read_audit",
+    "resolve_version",
+    "rollback",
+    "run_link",
+    "set_candidate",
+    "tracking_uri",
+]

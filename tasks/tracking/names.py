@@ -1,0 +1,69 @@
+"""The names that the registry, the recorder and the gates share: models, aliases, tags, a version's plain form."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from rlhf_core.errors import ConfigError
+
+EXPERIMENT = "rlhf"
+MODEL_NAMES = ("rlhf-sft", "rlhf-reward", "rlhf-policy")
+CANDIDATE, CHAMPION, PREVIOUS = "candidate", "champion", "previous"
+
+RUN_KEY = "rlhf.run_key"
+OUTPUTS_HASH = "outputs_hash"
+STAGE = "stage"
+METRICS = "metrics"
+UPSTREAM_METRICS = "upstream_metrics"
+GIT_DIRTY_FILES = "git_dirty_files"
+RESPONSES = "evaluation/responses.parquet"
+MANIFEST = "lineage/manifest.json"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelVersion:
+    """One version in the registry.
+
+    Attributes:
+        name: registered model, one of `MODEL_NAMES`.
+        version: counts from 1 within the name.
+        stage: the stage that made it, `align@ppo`.
+        outputs_hash: identity of the content: digest of the stage name and of every file of the model folder.
+        aliases: `candidate`, `champion`, `previous`, as they stand now.
+        metrics: headline figures; None where a figure is undefined.
+        tags: lineage tags, see `docs`.
+        run_id: the MLflow run of the stage that made it.
+        created: seconds since 1970.
+    """
+
+    name: str
+    version: int
+    stage: str
+    outputs_hash: str
+    aliases: tuple[str, ...]
+    metrics: Mapping[str, float | None]
+    tags: Mapping[str, str]
+    run_id: str
+    created: float
+
+    def __str__(self) -> str:
+        return f"{self.name}/{self.version}"
+
+
+def model_name(stage: str) -> str | None:
+    """Registered model that a stage's output belongs to: `align@ppo` gives `rlhf-policy`; None for other stages."""
+    return {"sft": "rlhf-sft", "reward": "rlhf-reward", "align": "rlhf-policy"}.get(stage.partition("@")[0])
+
+
+def parse_reference(reference: str) -> tuple[str, str | int]:
+    """Split `rlhf-policy@candidate` into name and alias, `rlhf-policy/3` into name and number.
+
+    Raises:
+        ConfigError: it is neither form, or the model name is unknown.
+    """
+    name, separator, rest = reference.partition("@") if "@" in reference else reference.partition("/")
+    if name not in MODEL_NAMES or not rest or (separator == "/" and not rest.isdecimal()):
+        raise ConfigError(
+            f"{reference!r}: no model version. Fix: write name@alias or name/number, "
+            f"such as rlhf-policy@candidate or rlhf-policy/3; names are {', '.join(MODEL_NAMES)}"
+        )
+    return name, int(rest) if separator == "/" else rest
