@@ -1,0 +1,55 @@
+"""PPO's two losses.
+
+Shape suffixes: B = rows, R = response tokens.
+"""
+
+import torch
+from torch import Tensor
+
+from rlhf_core.objectives.kl import MAX_LOG_RATIO, kl_k3
+from rlhf_core.objectives.masked import masked_mean, zero_masked
+
+
+def ppo_policy_loss(
+    logprobs_BR: Tensor, old_logprobs_BR: Tensor, advantages_BR: Tensor, mask_BR: Tensor, clip_eps: float
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Clipped surrogate objective with its sign turned, as a token mean (Schulman et al. 2017, eq. 7).
+
+    L = -mean min(ratio * A, clip(ratio, 1 - eps, 1 + eps) * A), ratio = exp(logprobs - old_logprobs).
+    Statistics, detached: `policy/approx_kl` (k3 of old against new), `policy/clip_fraction` (share of tokens whose
+    ratio lies outside the band), `policy/ratio_max`.
+    """
+    log_ratio_BR = zero_masked(logprobs_BR - old_logprobs_BR, mask_BR).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
+    ratio_BR = log_ratio_BR.exp()
+    kept_advantages_BR = zero_masked(advantages_BR, mask_BR)
+    clipped_BR = ratio_BR.clamp(1.0 - clip_eps, 1.0 + clip_eps)
+    loss = -masked_mean(torch.minimum(ratio_BR * kept_advantages_BR, clipped_BR * kept_advantages_BR), mask_BR)
+    with torch.no_grad():
+        outside_BR = ((ratio_BR - 1.0).abs() > clip_eps).to(ratio_BR.dtype)
+        stats = {
+            # The old policy drew the tokens, so KL(old || new) is the divergence that they estimate.
+            "policy/approx_kl": masked_mean(kl_k3(old_logprobs_BR, logprobs_BR, mask_BR), mask_BR),
+            "policy/clip_fraction": masked_mean(outside_BR, mask_BR),
+            "policy/ratio_max": zero_masked(ratio_BR, mask_BR).max(),
+        }
+    return loss, stats
+
+
+def value_loss(
+    values_BR: Tensor, old_values_BR: Tensor, returns_BR: Tensor, mask_BR: Tensor, value_clip_eps: float
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Half the squared error, the worse of the free and the clipped prediction, as a token mean.
+
+    L = mean 1/2 max((V - G)^2, (V_old + clip(V - V_old, -eps, eps) - G)^2): a prediction that has run further than
+    eps from the rollout's value gets no gradient for running on. The statistic `loss/value_clip_fraction` is the
+    share of tokens where the clipped error is the larger one.
+    """
+    old_BR = zero_masked(old_values_BR, mask_BR)
+    target_BR = zero_masked(returns_BR, mask_BR)
+    free_BR = zero_masked(values_BR, mask_BR)
+    clipped_BR = old_BR + (free_BR - old_BR).clamp(-value_clip_eps, value_clip_eps)
+    free_error_BR = (free_BR - target_BR).square()
+    clipped_error_BR = (clipped_BR - target_BR).square()
+    loss = 0.5 * masked_mean(torch.maximum(free_error_BR, clipped_error_BR), mask_BR)
+    held_BR = (clipped_error_BR > free_error_BR).to(loss.dtype)
+    return loss, {"loss/value_clip_fraction": masked_mean(held_BR, mask_BR).detach()}

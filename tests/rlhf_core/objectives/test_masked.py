@@ -1,0 +1,100 @@
+"""Masked statistics against the same statistics of the counted tokens alone, and blindness to what is masked."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from rlhf_core.objectives import advantages, kl, masked, policy_gradient, preference
+
+B, R = 3, 5
+MASK = torch.tensor([[1.0, 1.0, 1.0, 1.0, 1.0], [1.0, 1.0, 0.0, 0.0, 0.0], [1.0, 0.0, 1.0, 0.0, 0.0]])
+
+
+def test_statistics_equal_those_of_the_counted_tokens() -> None:
+    values = torch.randn(B, R, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    mask = MASK.double()
+    counted = values[mask == 1]
+    torch.testing.assert_close(masked.masked_mean(values, mask), counted.mean())
+    torch.testing.assert_close(masked.masked_variance(values, mask), counted.var(correction=0))
+    torch.testing.assert_close(masked.masked_sum(values, mask)[2], values[2, 0] + values[2, 2])
+    whitened = masked.masked_whiten(values, mask)
+    assert whitened[mask == 1].mean().item() == pytest.approx(0.0, abs=1e-12)
+    assert whitened[mask == 1].var(correction=0).item() == pytest.approx(1.0, abs=1e-7)
+    assert whitened[mask == 0].abs().max().item() == 0.0
+
+
+def test_tokens_weigh_the_same_in_long_and_short_rows() -> None:
+    values = torch.tensor([[1.0, 1.0, 1.0], [5.0, 0.0, 0.0]])
+    mask = torch.tensor([[1.0, 1.0, 1.0], [1.0, 0.0, 0.0]])
+    assert masked.masked_mean(values, mask).item() == 2.0
+
+
+def test_whitening_equal_tokens_gives_zeros() -> None:
+    assert masked.masked_whiten(torch.full((B, R), 3.0), MASK).abs().max().item() == 0.0
+
+
+def test_empty_mask_has_no_mean() -> None:
+    with pytest.raises(ValueError, match="zero everywhere"):
+        masked.masked_mean(torch.ones(2, 2), torch.zeros(2, 2))
+
+
+def _gae(rewards: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    return advantages.gae(rewards, values, MASK, gamma=0.9, gae_lambda=0.8)
+
+
+SCORES = torch.tensor([1.0, -2.0, 0.5])
+FUNCTIONS: dict[str, Callable[[Tensor, Tensor], object]] = {
+    "masked_sum": lambda x, y: masked.masked_sum(x + y, MASK),
+    "masked_mean": lambda x, y: masked.masked_mean(x + y, MASK),
+    "masked_variance": lambda x, y: masked.masked_variance(x + y, MASK),
+    "masked_whiten": lambda x, y: masked.masked_whiten(x + y, MASK),
+    "gae": _gae,
+    "shape_rewards": lambda x, y: advantages.shape_rewards(SCORES, x + y, MASK, kl_coef=0.3),
+    "explained_variance": lambda x, y: advantages.explained_variance(x, y, MASK),
+    "kl_k1": lambda x, y: kl.kl_k1(x, y, MASK),
+    "kl_k3": lambda x, y: kl.kl_k3(x, y, MASK),
+    "kl_to_reference": lambda x, y: kl.kl_to_reference(x, y, MASK),
+    "policy loss, logprobs": lambda x, y: policy_gradient.ppo_policy_loss(x, y, torch.ones(B, R), MASK, 0.2),
+    "policy loss, advantages": lambda x, y: policy_gradient.ppo_policy_loss(x, torch.zeros(B, R), y, MASK, 0.2),
+    "value loss, values": lambda x, y: policy_gradient.value_loss(x, y, torch.ones(B, R), MASK, 0.2),
+    "value loss, returns": lambda x, y: policy_gradient.value_loss(x, torch.zeros(B, R), y, MASK, 0.2),
+    "chosen_nll": lambda x, y: preference.chosen_nll(x + y, MASK),
+}
+
+
+def flat(result: object) -> list[Tensor]:
+    if isinstance(result, Tensor):
+        return [result]
+    if isinstance(result, dict):
+        return list(result.values())
+    assert isinstance(result, tuple)
+    return [tensor for part in result for tensor in flat(part)]
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+@settings(max_examples=25, deadline=None)
+@given(
+    seed=st.integers(0, 2**31),
+    rubbish=st.lists(st.floats(width=32, allow_nan=True, allow_infinity=True), min_size=2 * B * R, max_size=2 * B * R),
+)
+def test_what_is_masked_moves_nothing(name: str, seed: int, rubbish: list[float]) -> None:
+    """Values and gradients stay the same to the bit, NaN and infinity under the mask included."""
+    generator = torch.Generator().manual_seed(seed)
+    clean = torch.randn(2, B, R, generator=generator)
+    dirty = torch.where(MASK == 1, clean, torch.tensor(rubbish).view(2, B, R))
+    results, gradients = [], []
+    for inputs in (clean, dirty):
+        inputs = inputs.clone().requires_grad_()
+        outputs = flat(FUNCTIONS[name](inputs[0], inputs[1]))
+        results.append([tensor.detach() for tensor in outputs])
+        sum(tensor.sum() for tensor in outputs if tensor.requires_grad).backward()
+        gradients.append(inputs.grad)
+    for first, second in zip(*results, strict=True):
+        assert first.isfinite().all()
+        assert torch.equal(first, second)
+    assert torch.equal(gradients[0][:, MASK == 1], gradients[1][:, MASK == 1])
+    assert gradients[1][:, MASK == 0].abs().max().item() == 0.0
