@@ -1,0 +1,106 @@
+"""The parameter reference, made from the schema: `python -m tasks.reference` writes `docs/parameters.md`."""
+
+import types
+import typing
+from pathlib import Path
+from typing import Any, Literal, Union
+
+import annotated_types
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+from rlhf_core.config import Params
+from rlhf_core.state.atomic import write_text
+
+PAGE = Path("docs/parameters.md")
+
+HEADER = """# Parameters
+
+Every key of `params.yaml`, made from the schema in `rlhf_core/config.py` by `python -m tasks.reference`
+(a test fails when this page is stale). A key that is left out has its default. Unknown keys, wrong types and
+values out of bounds are refused before anything runs, with file, line and cure, exit code 2.
+
+A profile (`profiles/*.yaml`) holds only the keys in which it differs. `rlhf run --profile NAME --set section.key=value`
+lays a profile and then single values over `params.yaml`, in a worktree of the run's own. `rlhf schema` prints the
+same schema as JSON Schema for editors.
+"""
+
+
+def parameter_reference() -> str:
+    """Return the reference page as Markdown, one table a section."""
+    parts = [HEADER]
+    _section(Params, "", parts)
+    return "\n".join(parts)
+
+
+def _section(model: type[BaseModel], prefix: str, parts: list[str]) -> None:
+    rows, nested = [], []
+    for name, field in model.model_fields.items():
+        key = f"{prefix}{field.alias or name}"
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            nested.append((field.annotation, key))
+        else:
+            rows.append(f"| `{key}` | {_type(field)} | `{_default(field)}` | {field.description or ''} |")
+    if rows:
+        title = prefix.rstrip(".") or "Top level"
+        doc = (model.__doc__ or "").strip().split("\n")[0] if prefix else "Beside the sections below."
+        parts += [f"## {title}", "", doc, "", "| key | takes | default | meaning |", "|---|---|---|---|", *rows, ""]
+    for section, key in nested:
+        _section(section, f"{key}.", parts)
+
+
+def _default(field: FieldInfo) -> str:
+    value = field.default
+    if value is PydanticUndefined:
+        return "required"
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(list(value)) if isinstance(value, tuple) else str(value)
+
+
+def _type(field: FieldInfo) -> str:
+    text, bounds = _describe(field.annotation)
+    bounds += [_bound(item) for item in field.metadata if _bound(item)]
+    return " ".join([text, *dict.fromkeys(bounds)])
+
+
+def _describe(annotation: Any) -> tuple[str, list[str]]:
+    """Name a type in words, and collect the bounds written into it."""
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is typing.Annotated:
+        text, bounds = _describe(arguments[0])
+        return text, bounds + [_bound(item) for item in arguments[1:] if _bound(item)]
+    if origin is Literal:
+        return " or ".join(f"`{value}`" for value in arguments), []
+    if origin in (Union, types.UnionType):
+        described = [_describe(argument) for argument in arguments]
+        return " or ".join(text for text, _ in described), [bound for _, bounds in described for bound in bounds]
+    if origin is tuple:
+        text, bounds = _describe(arguments[0])
+        return " ".join([f"list of {text}", *bounds]), []
+    names = {str: "text", int: "integer", float: "number", bool: "true or false", type(None): "null"}
+    return names[annotation], []
+
+
+def _bound(item: Any) -> str:
+    match item:
+        case annotated_types.Gt(gt=value):
+            return f"> {value:g}"
+        case annotated_types.Ge(ge=value):
+            return f"≥ {value:g}"
+        case annotated_types.Lt(lt=value):
+            return f"< {value:g}"
+        case annotated_types.Le(le=value):
+            return f"≤ {value:g}"
+        case annotated_types.Interval():
+            return " ".join(_bound(part) for part in item)
+        case annotated_types.MinLen():
+            return "not empty"
+    return ""
+
+
+if __name__ == "__main__":
+    write_text(PAGE, parameter_reference())

@@ -1,0 +1,199 @@
+"""The frame around a stage: published at once or not at all, exit codes, one at a time, dies with its parents."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tasks.definition import input_digests, stage_definition
+from tasks.stage import curves_csv
+from tasks.watchdog import process_start
+
+DVC_YAML = """
+stages:
+  toy:
+    cmd: unused
+    deps: [input.txt]
+    params: [seed]
+    outs: [artifacts/toy]
+    metrics: [reports/metrics/toy.json]
+"""
+
+DRIVER = """
+import sys, time
+from pathlib import Path
+from rlhf_core import errors
+from rlhf_core.config import Params
+from tasks.stage import run_stage
+from tasks.watchdog import end_with_ancestors
+import os
+
+def body(stage):
+    (stage.out / "first.txt").write_text("a")
+    what = os.environ.get("TOY", "")
+    if what == "sleep":
+        print("asleep", flush=True)
+        time.sleep(60)
+    if what == "refuse":
+        raise errors.DataError("data.jsonl:3: response: empty. Fix: drop the row")
+    if what == "bug":
+        raise KeyError("x")
+    if what == "full":
+        raise OSError(28, "No space left on device", "some/file")
+    (stage.out / "second.txt").write_text("b")
+    stage.history = [{"step": 1, "loss/train": 0.5}]
+    stage.log(1, 1, {"loss/train": 0.5}, tokens=7)
+    return {"figure": 0.1}
+
+end_with_ancestors(os.environ.get("RLHF_SUPERVISOR"))
+sys.exit(run_stage("toy", body, Params(), Path.cwd()))
+"""
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    (tmp_path / "dvc.yaml").write_text(DVC_YAML)
+    (tmp_path / "input.txt").write_text("input")
+    (tmp_path / "driver.py").write_text(DRIVER)
+    return tmp_path
+
+
+def command() -> list[str]:
+    return [sys.executable, "driver.py"]
+
+
+def environment(**more: str) -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), **more}
+
+
+def run(project: Path, **more: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(), cwd=project, env=environment(**more), capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+def events(project: Path) -> list[dict]:
+    return [json.loads(line) for line in (project / ".rlhf/progress/toy.jsonl").read_text().splitlines()]
+
+
+def published(project: Path) -> list[str]:
+    found = [*project.glob("artifacts/**/*"), *project.glob("reports/**/*")]
+    return sorted(path.relative_to(project).as_posix() for path in found if path.is_file())
+
+
+def test_a_stage_publishes_outputs_metrics_and_curves(project: Path) -> None:
+    done = run(project)
+    assert done.returncode == 0, done.stderr
+    assert published(project) == [
+        "artifacts/toy/first.txt",
+        "artifacts/toy/second.txt",
+        "reports/metrics/toy.json",
+        "reports/plots/toy.csv",
+    ]
+    assert json.loads((project / "reports/metrics/toy.json").read_text()) == {"figure": 0.1}
+    assert [event["event"] for event in events(project)] == ["start", "progress", "done"]
+    assert events(project)[-1]["tokens"] == 7
+    assert not list((project / ".rlhf/staging").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("how", "code", "says"),
+    [
+        ("refuse", 4, "data.jsonl:3: response: empty. Fix: drop the row"),
+        ("bug", 1, "KeyError"),
+        ("full", 7, "disk full"),
+    ],
+)
+def test_a_failure_has_its_exit_code_and_publishes_nothing(project: Path, how: str, code: int, says: str) -> None:
+    done = run(project, TOY=how)
+    assert done.returncode == code
+    assert says in done.stderr
+    assert published(project) == []
+    assert events(project)[-1]["event"] == "failed"
+    assert events(project)[-1]["exit_code"] == code
+
+
+@pytest.mark.parametrize("point", ["stage.before_publish", "stage.during_publish", "stage.after_publish"])
+def test_killed_around_publishing_then_run_again(project: Path, point: str) -> None:
+    killed = run(project, RLHF_FAULT=f"{point}:kill")
+    assert killed.returncode == -signal.SIGKILL
+    if point == "stage.before_publish":
+        assert published(project) == []
+    again = run(project)
+    assert again.returncode == 0, again.stderr
+    assert len(published(project)) == 4
+    assert not list((project / ".rlhf/staging").iterdir()), "the dead process's folder must be swept"
+
+
+def sleeping(project: Path, **more: str) -> subprocess.Popen[str]:
+    process = subprocess.Popen(
+        command(), cwd=project, env=environment(TOY="sleep", **more), stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline().strip() == "asleep"
+    return process
+
+
+def test_sigterm_ends_it_cleanly_with_143(project: Path) -> None:
+    process = sleeping(project)
+    process.terminate()
+    assert process.wait(timeout=10) == 143
+    assert published(project) == []
+    assert not list((project / ".rlhf/staging").iterdir())
+
+
+def test_a_second_one_is_refused(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    process = sleeping(project)
+    try:
+        started = time.monotonic()
+        second = run(project)
+        assert second.returncode == 7
+        assert "already running" in second.stderr
+        assert time.monotonic() - started < 30
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_it_dies_with_its_supervisor(project: Path) -> None:
+    supervisor = subprocess.Popen(["sleep", "60"])
+    start = process_start(supervisor.pid)
+    process = sleeping(project, RLHF_SUPERVISOR=f"{supervisor.pid}:{start}")
+    supervisor.kill()
+    supervisor.wait()
+    assert process.wait(timeout=5) == -signal.SIGKILL
+
+
+def test_it_dies_with_the_process_that_started_its_shell(project: Path) -> None:
+    starter = "import subprocess, sys; subprocess.run(f'{sys.executable} driver.py; true', shell=True)"
+    parent = subprocess.Popen(
+        [sys.executable, "-c", starter], cwd=project, env=environment(TOY="sleep"), stdout=subprocess.PIPE, text=True
+    )
+    assert parent.stdout is not None
+    parent.stdout.readline()
+    pid = events(project)[0]["pid"]
+    assert process_start(pid) is not None
+    parent.kill()
+    parent.wait()
+    deadline = time.monotonic() + 5
+    while process_start(pid) is not None and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert process_start(pid) is None
+
+
+def test_curves_leave_gaps_empty() -> None:
+    text = curves_csv([{"step": 1, "b": 0.25}, {"step": 2, "a": 1.0, "b": 0.1 + 0.2}])
+    assert text == "step,a,b\n1,,0.25\n2,1.0,0.30000000000000004\n"
+
+
+def test_input_digests_see_every_file_and_no_bytecode(project: Path) -> None:
+    definition = stage_definition(project, "toy")
+    before = input_digests(project, definition)
+    assert list(before) == ["input.txt"]
+    (project / "input.txt").write_text("other")
+    assert input_digests(project, definition) != before
