@@ -1,0 +1,1 @@
+"""Where preferences come from: votes of annotators, and what they add up to."""
