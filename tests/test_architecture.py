@@ -1,0 +1,187 @@
+"""The walls of the house: who may import whom, what the graph must name, how big a file may grow."""
+
+import ast
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from ruamel.yaml import YAML
+
+from rlhf_core.config import Params
+from tasks import paths
+from tasks.definition import stage_definition
+from tasks.params import load_params
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("rlhf_core", "tasks", "flows")
+STAGES = list(YAML(typ="safe").load((ROOT / "dvc.yaml").read_text())["stages"])
+
+# Frame modules that decide how a stage is started, not what it writes; the other code of a stage is a DVC input.
+FRAME = {"tasks/paths.py", "tasks/definition.py", "tasks/params.py", "rlhf_core/errors.py"}
+# The only modules of rlhf_core that need more than torch, transformers, tokenizers, safetensors, pydantic and numpy.
+NEEDS_MORE = ("rlhf_core.evaluation", "rlhf_core.data.duplicates")
+
+
+def sources() -> list[Path]:
+    return [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
+
+
+def imported(path: Path) -> set[str]:
+    """Dotted names that a file imports anywhere in it."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return names
+
+
+def file_of(module: str) -> Path | None:
+    base = ROOT / module.replace(".", "/")
+    for candidate in (base.with_suffix(".py"), base / "__init__.py"):
+        if candidate.is_file():
+            return candidate
+    return None
+
+
+def import_closure(start: Path) -> set[str]:
+    """Project files that a file imports, directly or not, as relative paths."""
+    found, queue = set(), [start]
+    while queue:
+        path = queue.pop()
+        name = path.relative_to(ROOT).as_posix()
+        if name in found:
+            continue
+        found.add(name)
+        modules = [name for name in imported(path) if name.split(".")[0] in PACKAGES]
+        queue += [file for module in modules if (file := file_of(module))]
+    return found
+
+
+@pytest.mark.parametrize("path", sources(), ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_files_and_functions_stay_small(path: Path) -> None:
+    text = path.read_text()
+    assert text.count("\n") <= 300, "split the file: it has become two things"
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            lines = (node.end_lineno or node.lineno) - node.lineno + 1
+            assert lines <= 60, f"{node.name} has {lines} lines"
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_dvc_names_all_code_that_a_stage_imports(stage: str) -> None:
+    items = [f"{stage}@ppo", f"{stage}@dpo"] if stage == "align" else [stage]
+    for item in items:
+        deps = stage_definition(ROOT, item).deps
+        for name in import_closure(ROOT / "tasks" / f"{stage}.py") - FRAME:
+            if name.endswith("__init__.py") and (ROOT / name).read_text().count("\n") <= 1:
+                continue
+            assert any(name == dep or name.startswith(f"{dep}/") for dep in deps), f"{item} lacks {name}"
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_dvc_outputs_are_where_the_frame_publishes(stage: str) -> None:
+    name = f"{stage}@dpo" if stage == "align" else stage
+    outs = set(stage_definition(ROOT, name).outs)
+    allowed = {str(paths.stage_output(name)), str(paths.metrics_file(name)), str(paths.plots_file(name))}
+    assert str(paths.stage_output(name)) in outs
+    assert outs <= allowed
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_dvc_parameters_exist_in_the_schema(stage: str) -> None:
+    dumped = Params().model_dump(mode="json", by_alias=True)
+    for key in stage_definition(ROOT, f"{stage}@ppo" if stage == "align" else stage).params:
+        value = dumped
+        for part in key.split("."):
+            assert part in value, f"{stage}: no parameter {key}"
+            value = value[part]
+    assert load_params(ROOT / "params.yaml")
+
+
+def test_the_mlflow_folder_does_not_shadow_the_library() -> None:
+    assert not list((ROOT / "mlflow").rglob("*.py"))
+    code = "import mlflow; print(mlflow.__file__)"
+    found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "site-packages" in found.stdout
+
+
+@pytest.mark.parametrize(
+    ("library", "homes"),
+    [("mlflow", ("tasks/tracking/",)), ("great_expectations", ("tasks/expectations.py",)), ("prefect", ("flows/",))],
+)
+def test_each_service_is_imported_in_one_place(library: str, homes: tuple[str, ...]) -> None:
+    for path in sources():
+        name = path.relative_to(ROOT).as_posix()
+        if any(module.split(".")[0] == library for module in imported(path)):
+            assert name.startswith(homes), f"{name} imports {library}"
+
+
+def test_nothing_unsafe_is_called() -> None:
+    forbidden = re.compile(
+        r"pickle\.load|torch\.load\(|yaml\.load\((?!.*ruamel)|shell=True|trust_remote_code=True|\beval\(|verify=False|\|\s*safe\b"
+    )
+    for path in sources():
+        for number, line in enumerate(path.read_text().splitlines(), start=1):
+            code = line.split("#")[0]
+            found = forbidden.search(code)
+            assert not found or '"' in code[: found.start()], f"{path.name}:{number}: {line.strip()}"
+
+
+BLOCKED_IMPORT = """
+import importlib, pkgutil, sys
+
+class Blocker:
+    blocked = {"prefect", "mlflow", "dvc", "datasets", "great_expectations", "pandas", "pyarrow", "scipy", "datasketch",
+               "sklearn", "matplotlib", "fastapi", "sqlalchemy", "ruamel", "rich", "cyclopts", "statsmodels"}
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in self.blocked:
+            raise ModuleNotFoundError(f"No module named {name!r} (blocked by the test)", name=name)
+
+sys.meta_path.insert(0, Blocker())
+import rlhf_core
+more = MORE
+names = [module.name for module in pkgutil.walk_packages(rlhf_core.__path__, "rlhf_core.")]
+for name in names:
+    if not name.startswith(more) and not name.endswith("__main__"):
+        importlib.import_module(name)
+print(len(names))
+"""
+
+
+def test_rlhf_core_imports_with_only_its_five_libraries() -> None:
+    code = BLOCKED_IMPORT.replace("MORE", repr(NEEDS_MORE))
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 20
+
+
+def test_the_readme_tree_is_the_tree() -> None:
+    tree = re.search(r"```\n(rlhf-pipeline/.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert tree, "README.md needs the file tree in a fence that begins with rlhf-pipeline/"
+    named, stack = set(), []
+    for line in tree[1].splitlines()[1:]:
+        match = re.match(r"(?P<indent>[ │├└─]*)(?P<name>[\w.\-/]+)", line)
+        assert match, line
+        depth = len(match["indent"]) // 4
+        stack = [*stack[: depth - 1], match["name"].rstrip("/")]
+        named.add("/".join(stack))
+    missing = [name for name in sorted(named) if not (ROOT / name).exists() and name not in ("data", "dvc.lock")]
+    assert not missing, f"README names what is not there: {missing}"
+    packages = {
+        path.parent.relative_to(ROOT).as_posix()
+        for package in PACKAGES
+        for path in (ROOT / package).rglob("__init__.py")
+    }
+    assert packages <= named, f"README lacks {sorted(packages - named)}"
+
+
+def test_the_parameter_reference_is_fresh() -> None:
+    from tasks.reference import parameter_reference
+
+    assert (ROOT / "docs/parameters.md").read_text() == parameter_reference()
