@@ -1,10 +1,11 @@
 """Simulated annotators of the demo world: they see what the gold scorer sees, through bias and noise."""
 
 import random
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
-from rlhf_core.data.demo.gold import CRITERIA, WEIGHTS, Grade
-from rlhf_core.feedback.labelling import Vote
+from rlhf_core.data.demo.gold import CRITERIA, WEIGHTS, Grade, grade
+from rlhf_core.feedback.labelling import AddressedRandom, Ballot, Pair, Verdict, Vote, mean_or_none
 
 _TIE_BELOW = 0.03  # differences of worth that nobody can tell
 _STRENGTH_STEPS = (0.12, 0.30)  # |difference| from which a vote has strength 2, and 3
@@ -91,3 +92,28 @@ ANNOTATORS = (
         careless=0.20,
     ),
 )
+
+
+def simulated_ballots(pairs: Iterable[Pair], rng: AddressedRandom) -> Iterator[Ballot]:
+    """Let every simulated annotator vote on every pair, judging by the texts alone, as a person would.
+
+    Raises:
+        DataError: a prompt is not one of the demo world.
+    """
+    for pair in pairs:
+        grade_a, grade_b = grade(pair.prompt, pair.response_a), grade(pair.prompt, pair.response_b)
+        votes = (
+            annotator.vote(rng(f"vote/{pair.pair_id}/{annotator.name}"), grade_a, grade_b) for annotator in ANNOTATORS
+        )
+        yield Ballot(pair=pair, votes=tuple(votes))
+
+
+def gold_agreement(ballots: Iterable[Ballot], verdicts: Iterable[Verdict]) -> float | None:
+    """Share of the decided pairs with different gold scores whose label is the response with the higher one."""
+    agrees = []
+    for ballot, verdict in zip(ballots, verdicts, strict=True):
+        pair = ballot.pair
+        difference = grade(pair.prompt, pair.response_a).gold - grade(pair.prompt, pair.response_b).gold
+        if verdict.label != "tie" and difference:
+            agrees.append((difference > 0) == (verdict.label == "a"))
+    return mean_or_none(agrees)

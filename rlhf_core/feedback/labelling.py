@@ -1,12 +1,18 @@
 """Votes on pairs of responses and what they add up to, whoever voted: people, a judge model, a simulation."""
 
 import hashlib
-from collections import Counter
-from collections.abc import Sequence
+import random
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal, Self
+from itertools import combinations
+from typing import Any, Literal, Self
+
+from rlhf_core.data.agreement import fleiss_kappa, krippendorff_alpha
 
 Choice = Literal["a", "b", "tie"]
+AddressedRandom = Callable[[str], random.Random]
+"""A fresh generator for each purpose, so that no choice depends on how many were made before it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,6 +75,30 @@ def pair_id(prompt_id: str, response_a: str, response_b: str) -> str:
     return hashlib.sha256("\0".join((prompt_id, first, second)).encode()).hexdigest()[:16]
 
 
+def make_pairs(
+    prompt_id: str, prompt: str, task: str, split: str, responses: Iterable[str], rng: AddressedRandom
+) -> list[Pair]:
+    """All pairs of different responses to a prompt, each shown in an order drawn from its own address."""
+    pairs = []
+    for first, second in combinations(dict.fromkeys(responses), 2):
+        identity = pair_id(prompt_id, first, second)
+        response_a, response_b = sorted((first, second))
+        if rng(f"order/{identity}").random() < 0.5:
+            response_a, response_b = response_b, response_a
+        pairs.append(
+            Pair(
+                pair_id=identity,
+                prompt_id=prompt_id,
+                prompt=prompt,
+                task=task,
+                split=split,
+                response_a=response_a,
+                response_b=response_b,
+            )
+        )
+    return pairs
+
+
 def aggregate(votes: Sequence[Vote]) -> Verdict:
     """The side with more votes; a tie when both have as many, or when more votes say tie than name that side.
 
@@ -83,3 +113,60 @@ def aggregate(votes: Sequence[Vote]) -> Verdict:
         return Verdict(label="tie", agreement=count["tie"] / len(votes), margin=0.0)
     signed = sum(vote.signed for vote in votes) / len(votes)
     return Verdict(label=side, agreement=count[side] / len(votes), margin=max(0.0, signed if side == "a" else -signed))
+
+
+def annotator_table(ballots: Iterable[Ballot]) -> dict[str, dict[str, Any]]:
+    """What each annotator did, by name in sorted order.
+
+    Returns:
+        For each: `num_votes`; `tie_share`; `first_share`, of the votes that take a side, those for the response
+        shown first; `agreement`, the share of votes equal to the verdict of all other annotators of the pair;
+        `mean_seconds`. A figure without anything to count is None.
+    """
+    votes: defaultdict[str, list[Vote]] = defaultdict(list)
+    agrees: defaultdict[str, list[bool]] = defaultdict(list)
+    for ballot in ballots:
+        for place, vote in enumerate(ballot.votes):
+            votes[vote.annotator].append(vote)
+            others = [*ballot.votes[:place], *ballot.votes[place + 1 :]]
+            if others:
+                agrees[vote.annotator].append(vote.choice == aggregate(others).label)
+    return {
+        name: {
+            "num_votes": len(votes[name]),
+            "tie_share": mean_or_none([vote.choice == "tie" for vote in votes[name]]),
+            "first_share": mean_or_none([vote.choice == "a" for vote in votes[name] if vote.choice != "tie"]),
+            "agreement": mean_or_none(agrees[name]),
+            "mean_seconds": mean_or_none([vote.seconds for vote in votes[name] if vote.seconds is not None]),
+        }
+        for name in sorted(votes)
+    }
+
+
+def summary(ballots: Sequence[Ballot], verdicts: Sequence[Verdict]) -> dict[str, int | float | None]:
+    """Headline figures of a labelling round; one that is undefined for its votes is None.
+
+    Returns:
+        Counts; `tie_share` of the pairs; `mean_agreement` over all pairs; `mean_margin` and `first_share` (the
+        response shown first is preferred) over the decided ones; Fleiss' kappa and Krippendorff's alpha of the
+        choices.
+    """
+    choices = [[vote.choice for vote in ballot.votes] for ballot in ballots]
+    decided = [verdict for verdict in verdicts if verdict.label != "tie"]
+    return {
+        "num_pairs": len(ballots),
+        "num_heldout_pairs": sum(ballot.pair.split == "heldout" for ballot in ballots),
+        "num_votes": sum(map(len, choices)),
+        "num_annotators": len({vote.annotator for ballot in ballots for vote in ballot.votes}),
+        "tie_share": mean_or_none([verdict.label == "tie" for verdict in verdicts]),
+        "mean_agreement": mean_or_none([verdict.agreement for verdict in verdicts]),
+        "mean_margin": mean_or_none([verdict.margin for verdict in decided]),
+        "first_share": mean_or_none([verdict.label == "a" for verdict in decided]),
+        "fleiss_kappa": fleiss_kappa(choices),
+        "krippendorff_alpha": krippendorff_alpha(choices),
+    }
+
+
+def mean_or_none(values: Sequence[float]) -> float | None:
+    """Arithmetic mean, None of nothing."""
+    return sum(values) / len(values) if values else None
