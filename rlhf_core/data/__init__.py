@@ -1,0 +1,1 @@
+"""Records and how they become batches: reading, identity, splits, duplicates, balance."""

@@ -1,0 +1,29 @@
+"""Which prompts are held out: by group and by a hash that knows nothing of the other rows."""
+
+import hashlib
+from collections.abc import Set
+from typing import Literal
+
+from rlhf_core.data.normal import normal_form
+
+Split = Literal["train", "heldout"]
+
+
+def prompt_group(prompt: str) -> str:
+    """Identity of all prompts that are the same but for case, white space and Unicode form: 16 hex digits."""
+    return hashlib.sha256(normal_form(prompt).encode()).hexdigest()[:16]
+
+
+def is_heldout(group: str, share: float) -> bool:
+    """Whether a prompt group belongs to the held-out `share` (0 to 1) of all groups.
+
+    The answer depends on the group alone, so new rows move no old one, and a larger share only adds groups.
+    """
+    place = int.from_bytes(hashlib.sha256(f"heldout {group}".encode()).digest()[:8])
+    return place < share * 2**64
+
+
+def split_of(prompt: str, heldout_groups: Set[str], share: float) -> Split:
+    """Return `heldout` for a prompt whose group is named in `heldout_groups` or falls into the hashed share."""
+    group = prompt_group(prompt)
+    return "heldout" if group in heldout_groups or is_heldout(group, share) else "train"
