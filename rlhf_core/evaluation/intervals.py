@@ -37,9 +37,7 @@ def wilson_interval(successes: float, count: float, confidence: float = 0.95) ->
     return low, high
 
 
-def grouped_share_interval(
-    outcomes: Sequence[float], groups: Sequence[Hashable], confidence: float = 0.95
-) -> Interval:
+def grouped_share_interval(outcomes: Sequence[float], groups: Sequence[Hashable], confidence: float = 0.95) -> Interval:
     """Return an interval for the mean of `outcomes` (each in [0, 1]) when rows of one group are not independent.
 
     Wilson's interval on an effective count: the number of rows over the design effect, which is the

@@ -7,9 +7,7 @@ import numpy as np
 from rlhf_core.evaluation.intervals import group_index
 
 
-def weighted_spearman(
-    first_levels: np.ndarray, second_levels: np.ndarray, weights: np.ndarray
-) -> float | None:
+def weighted_spearman(first_levels: np.ndarray, second_levels: np.ndarray, weights: np.ndarray) -> float | None:
     """Return Spearman's rho where row i stands `weights[i]` times; `None` when either side is constant.
 
     Takes levels (`np.unique(..., return_inverse=True)[1]`) in place of values: the order of the values does

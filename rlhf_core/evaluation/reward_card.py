@@ -54,9 +54,7 @@ def reward_card(
     """
     chosen, rejected = _finite("chosen_scores", chosen_scores), _finite("rejected_scores", rejected_scores)
     chars = np.asarray(chosen_chars, dtype=np.float64) - np.asarray(rejected_chars, dtype=np.float64)
-    if not len(chosen) == len(rejected) == len(chars) or (
-        prompt_ids is not None and len(prompt_ids) != len(chosen)
-    ):
+    if not len(chosen) == len(rejected) == len(chars) or (prompt_ids is not None and len(prompt_ids) != len(chosen)):
         raise ValueError("scores, characters and prompt ids of the pairs differ in number")
     card = _pair_figures(chosen - rejected, chars, prompt_ids, confidence, margin_scale)
     undefined = card.pop("undefined")

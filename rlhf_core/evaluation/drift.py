@@ -1,0 +1,70 @@
+"""How far a policy has moved from the model it started from, measured on its own samples.
+
+Shape suffixes: B = rows of a batch, R = response tokens.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel
+
+from rlhf_core.data.batches import collate
+from rlhf_core.evaluation.intervals import normal_quantile
+from rlhf_core.rollout.logprobs import response_logprobs
+
+
+def drift_figures(
+    logprobs: np.ndarray, reference_logprobs: np.ndarray, num_tokens: Sequence[int], confidence: float = 0.95
+) -> dict[str, Any]:
+    """Return the KL divergence to the reference on samples drawn from the policy at temperature 1.
+
+    Args:
+        logprobs: summed log-probability of each response under the policy, in nats.
+        reference_logprobs: the same under the reference.
+        num_tokens: tokens of each response, the end token included.
+        confidence: level of the interval.
+
+    Returns:
+        `kl_to_sft`: mean over responses of log p - log reference, an unbiased estimate (k1 of Schulman 2020) that
+        may fall below 0 by chance; `kl_to_sft_low`, `kl_to_sft_high`: its normal interval, `None` for a single
+        response; `kl_per_token`: the summed difference over all tokens; `perplexity_under_sft`: what the reference
+        makes of the samples, a token.
+    """
+    difference = np.asarray(logprobs, dtype=np.float64) - np.asarray(reference_logprobs, dtype=np.float64)
+    count, tokens = len(difference), int(sum(num_tokens))
+    mean = float(difference.mean())
+    half = normal_quantile(confidence) * float(difference.std(ddof=1)) / math.sqrt(count) if count > 1 else None
+    return {
+        "kl_to_sft": mean,
+        "kl_to_sft_low": None if half is None else mean - half,
+        "kl_to_sft_high": None if half is None else mean + half,
+        "kl_per_token": float(difference.sum()) / tokens,
+        "perplexity_under_sft": math.exp(-float(np.sum(reference_logprobs)) / tokens),
+    }
+
+
+@torch.no_grad()
+def summed_logprobs(
+    model: PreTrainedModel,
+    prompts: Sequence[list[int]],
+    responses: Sequence[list[int]],
+    *,
+    pad_id: int,
+    batch_size: int,
+) -> np.ndarray:
+    """Return each response's log-probability at temperature 1, summed over its tokens, in the order given.
+
+    Rows of like length share a batch. Policy and reference must see the same batches, and do when both are called
+    with the same rows: then identical weights give a divergence of exactly 0.
+    """
+    order = sorted(range(len(prompts)), key=lambda row: (len(prompts[row]) + len(responses[row]), row))
+    sums = np.zeros(len(prompts))
+    for start in range(0, len(order), batch_size):
+        rows = order[start : start + batch_size]
+        batch = collate([prompts[row] for row in rows], [responses[row] for row in rows], pad_id).to(model.device)
+        logprobs_BR = response_logprobs(model, batch) * batch.response_mask_BR
+        sums[rows] = logprobs_BR.double().sum(1).cpu().numpy()
+    return sums

@@ -1,0 +1,58 @@
+"""Who says which response is better: anything that scores one response, made into a judge of two.
+
+A score judge looks at one response at a time, so the order in which two are shown cannot move it; it goes through
+`ab.both_orders` like any other judge, and the consistency it reports there is a check and no assumption.
+"""
+
+from collections.abc import Sequence
+
+import torch
+
+from rlhf_core.data.batches import collate
+from rlhf_core.data.demo.gold import Grade, grade
+from rlhf_core.evaluation.ab import Choice, Judge
+from rlhf_core.models.reward import RewardModel
+
+
+def score_judge(tolerance: float = 1e-9) -> Judge[float]:
+    """Return a judge that is shown scores in place of responses: the higher wins, within `tolerance` is a tie."""
+
+    def judge(prompts: Sequence[str], first: Sequence[float], second: Sequence[float]) -> list[Choice]:
+        return [_higher(one - other, tolerance) for one, other in zip(first, second, strict=True)]
+
+    return judge
+
+
+def _higher(difference: float, tolerance: float) -> Choice:
+    if abs(difference) <= tolerance:
+        return "tie"
+    return "first" if difference > 0 else "second"
+
+
+def gold_grades(prompts: Sequence[str], responses: Sequence[str], finished: Sequence[bool]) -> list[Grade]:
+    """Grade responses with the demo world's gold scorer; a simulated judgement, never a person's.
+
+    Raises DataError for a prompt that the demo world did not make.
+    """
+    return [grade(*row) for row in zip(prompts, responses, finished, strict=True)]
+
+
+@torch.no_grad()
+def reward_scores(
+    model: RewardModel,
+    prompts: Sequence[list[int]],
+    responses: Sequence[list[int]],
+    *,
+    pad_id: int,
+    batch_size: int,
+) -> list[float]:
+    """Return the reward model's score of each response, in the order given; rows of like length share a batch."""
+    device = next(model.parameters()).device
+    order = sorted(range(len(prompts)), key=lambda row: (len(prompts[row]) + len(responses[row]), row))
+    scores = [0.0] * len(prompts)
+    for start in range(0, len(order), batch_size):
+        rows = order[start : start + batch_size]
+        batch = collate([prompts[row] for row in rows], [responses[row] for row in rows], pad_id).to(device)
+        for row, score in zip(rows, model(batch).tolist(), strict=True):
+            scores[row] = score
+    return scores

@@ -1,0 +1,39 @@
+"""What responses look like without a judge: how long, how varied, how repetitive."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+NGRAM = 3
+
+
+def length_figures(num_tokens: Sequence[int], responses: Sequence[str], finished: Sequence[bool]) -> dict[str, Any]:
+    """Return `tokens_mean`, `tokens_median`, `tokens_p95`, `words_mean`, `chars_mean` and `finished_share`.
+
+    A response is finished when the model ended it by itself before the length limit.
+    """
+    tokens = np.asarray(num_tokens, dtype=np.float64)
+    return {
+        "tokens_mean": float(tokens.mean()),
+        "tokens_median": float(np.median(tokens)),
+        "tokens_p95": float(np.quantile(tokens, 0.95)),
+        "words_mean": float(np.mean([len(text.split()) for text in responses])),
+        "chars_mean": float(np.mean([len(text) for text in responses])),
+        "finished_share": float(np.mean(finished)),
+    }
+
+
+def variety_figures(responses: Sequence[str]) -> dict[str, Any]:
+    """Return `distinct_share` (different texts over all) and `repetition` (mean of `repeated_share`)."""
+    return {
+        "distinct_share": len(set(responses)) / len(responses),
+        "repetition": float(np.mean([repeated_share(text) for text in responses])),
+    }
+
+
+def repeated_share(text: str) -> float:
+    """Return the share of a text's word trigrams that stood in it before; 0 for fewer than three words."""
+    words = text.lower().split()
+    grams = [tuple(words[start : start + NGRAM]) for start in range(len(words) - NGRAM + 1)]
+    return 1.0 - len(set(grams)) / len(grams) if grams else 0.0

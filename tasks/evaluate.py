@@ -1,0 +1,228 @@
+"""Stage `evaluate`: every aligned policy against the SFT model on held-out prompts.
+
+Prompts are the last `evaluate.num_prompts` of the held-out ones. Each model writes one response a prompt at each
+temperature; the random stream of a response set is addressed by model and temperature, so the SFT model and a
+candidate never share one. Every judge sees each pair in both orders; a pair judged differently in the two is a tie.
+Divergence from the SFT model is measured on samples at temperature 1, drawn for it where no comparison uses it.
+
+Reads artifacts/validate/heldout_prompts.parquet, artifacts/sft/model, artifacts/align/<algorithm>/model and, for the
+judge `reward_model`, artifacts/reward/model. Writes responses.parquet, comparisons.parquet and samples.json.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pyarrow as pa
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from rlhf_core.data.demo.gold import CRITERIA, Grade
+from rlhf_core.data.records import prompt_id
+from rlhf_core.errors import ConfigError, DataError
+from rlhf_core.evaluation.ab import Verdicts, both_orders
+from rlhf_core.evaluation.drift import drift_figures, summed_logprobs
+from rlhf_core.evaluation.judges import gold_grades, reward_scores, score_judge
+from rlhf_core.evaluation.response_set import JudgedSet, ResponseSet, sample_response_set
+from rlhf_core.evaluation.samples import side_by_side
+from rlhf_core.evaluation.verdict import SFT, evaluation_metrics
+from rlhf_core.models.policy import load_policy
+from rlhf_core.models.reward import RewardModel
+from rlhf_core.models.tokenizer import encode_prompt, load_tokenizer
+from rlhf_core.state.atomic import write_json
+from tasks import paths
+from tasks.stage import Stage
+from tasks.tables import read_table, write_table
+
+BATCH_SIZE = 256
+
+_TEXT, _NUMBER = pa.string(), pa.float64()
+RESPONSES = pa.schema(
+    [
+        pa.field("model", _TEXT, nullable=False),
+        pa.field("temperature", _NUMBER, nullable=False),
+        pa.field("prompt_id", _TEXT, nullable=False),
+        pa.field("prompt", _TEXT, nullable=False),
+        pa.field("response", _TEXT, nullable=False),
+        pa.field("num_tokens", pa.int64(), nullable=False),
+        pa.field("finished", pa.bool_(), nullable=False),
+        pa.field("gold", _NUMBER),
+        *(pa.field(name, _NUMBER) for name in CRITERIA),
+        pa.field("reward_model", _NUMBER),
+    ]
+)
+COMPARISONS = pa.schema(
+    [
+        pa.field("model", _TEXT, nullable=False),
+        pa.field("temperature", _NUMBER, nullable=False),
+        pa.field("judge", _TEXT, nullable=False),
+        pa.field("prompt_id", _TEXT, nullable=False),
+        pa.field("score", _NUMBER, nullable=False),
+        pa.field("sft_score", _NUMBER, nullable=False),
+        pa.field("outcome", _TEXT, nullable=False),
+    ]
+)
+
+
+def run(stage: Stage) -> dict[str, Any]:
+    """Sample, judge and compare; returns the figures of `reports/metrics/evaluate.json`."""
+    prompts = _evaluation_prompts(stage)
+    if "gold" in stage.params.evaluate.judges:
+        _require_demo_world(prompts)
+    models = {name: _load(stage, name) for name in (SFT, *stage.params.align.algorithms)}
+    tokenizer = load_tokenizer(stage.root / paths.SFT / "model")
+    encoded = [encode_prompt(tokenizer, prompt, stage.params.model.max_prompt_tokens) for prompt in prompts]
+    sets = _sample_all(stage, models, tokenizer, encoded)
+    judged = _judge_all(stage, prompts, encoded, sets, tokenizer.pad_token_id)
+    drift = _drift_all(stage, models, encoded, sets, tokenizer.pad_token_id)
+    compared = {
+        (name, temperature, judge): both_orders(
+            score_judge(), prompts, judged[name, temperature].scores[judge], judged[SFT, temperature].scores[judge]
+        )
+        for name in stage.params.align.algorithms
+        for temperature in stage.params.evaluate.temperatures
+        for judge in stage.params.evaluate.judges
+    }
+    write_table(stage.out / "responses.parquet", _response_rows(prompts, judged), RESPONSES)
+    write_table(stage.out / "comparisons.parquet", _comparison_rows(prompts, judged, compared), COMPARISONS)
+    metrics = evaluation_metrics(stage.params.evaluate, stage.params.align.algorithms, judged, compared, drift)
+    write_json(stage.out / "samples.json", _samples(stage, prompts, judged, metrics["verdict"]["best"]))
+    return metrics
+
+
+def _samples(
+    stage: Stage, prompts: Sequence[str], judged: dict[tuple[str, float], JudgedSet], best: str
+) -> list[dict[str, Any]]:
+    settings = stage.params.evaluate
+    first = settings.temperatures[0]
+    return side_by_side(
+        prompts,
+        {name: one for (name, temperature), one in judged.items() if temperature == first},
+        best=best,
+        baseline=SFT,
+        judge=settings.judges[0],
+        count=settings.num_samples,
+        generator=stage.rng()("samples"),
+    )
+
+
+def _evaluation_prompts(stage: Stage) -> list[str]:
+    path = paths.VALIDATE / "heldout_prompts.parquet"
+    prompts = [row["prompt"] for row in read_table(stage.root / path)]
+    if not prompts:
+        raise DataError(f"{path}: no held-out prompts. Fix: set data.heldout_prompts or data.heldout_share")
+    return prompts[-stage.params.evaluate.num_prompts :]
+
+
+def _load(stage: Stage, name: str) -> PreTrainedModel:
+    folder = paths.SFT if name == SFT else paths.ALIGN / name
+    return load_policy(stage.root / folder / "model").to(stage.device).eval()
+
+
+def _sample_all(
+    stage: Stage,
+    models: dict[str, PreTrainedModel],
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[list[int]],
+) -> dict[tuple[str, float], ResponseSet]:
+    temperatures = dict.fromkeys((*stage.params.evaluate.temperatures, 1.0))
+    addresses = [(name, temperature) for name in models for temperature in temperatures]
+    sets, tokens, rng = {}, 0, stage.rng()
+    for number, (name, temperature) in enumerate(addresses, start=1):
+        sets[name, temperature] = sample_response_set(
+            name,
+            models[name],
+            tokenizer,
+            prompts,
+            temperature=temperature,
+            max_new_tokens=stage.params.model.max_response_tokens,
+            batch_size=BATCH_SIZE,
+            generator=rng(f"sample/{name}/{temperature:g}"),
+        )
+        tokens += sum(sets[name, temperature].num_tokens)
+        stage.log(number, len(addresses), {"eval/response_sets": number}, tokens)
+    return sets
+
+
+def _judge_all(
+    stage: Stage,
+    prompts: Sequence[str],
+    encoded: Sequence[list[int]],
+    sets: dict[tuple[str, float], ResponseSet],
+    pad_id: int,
+) -> dict[tuple[str, float], JudgedSet]:
+    judges = stage.params.evaluate.judges
+    model = RewardModel.load(stage.root / paths.REWARD / "model").to(stage.device).eval()
+    judged = {}
+    for address, responses in sets.items():
+        grades = gold_grades(prompts, responses.texts, responses.finished) if "gold" in judges else []
+        scores = {"gold": [grade.gold for grade in grades]} if grades else {}
+        scores["reward_model"] = reward_scores(
+            model, encoded, responses.response_ids, pad_id=pad_id, batch_size=BATCH_SIZE
+        )
+        judged[address] = JudgedSet(responses=responses, scores=scores, grades=grades)
+    return judged
+
+
+def _require_demo_world(prompts: Sequence[str]) -> None:
+    """Refuse the judge `gold` for other data now, before minutes of sampling."""
+    try:
+        gold_grades(prompts, [""] * len(prompts), [True] * len(prompts))
+    except DataError as error:
+        raise ConfigError(
+            f"params.yaml: evaluate.judges: 'gold' grades prompts of the demo world only ({error}). "
+            "Fix: evaluate.judges: [reward_model]"
+        ) from error
+
+
+def _drift_all(
+    stage: Stage,
+    models: dict[str, PreTrainedModel],
+    prompts: Sequence[list[int]],
+    sets: dict[tuple[str, float], ResponseSet],
+    pad_id: int,
+) -> dict[str, dict[str, Any]]:
+    drift = {}
+    for name, model in models.items():
+        responses = sets[name, 1.0]
+        under_policy, under_sft = (
+            summed_logprobs(one, prompts, responses.response_ids, pad_id=pad_id, batch_size=BATCH_SIZE)
+            for one in (model, models[SFT])
+        )
+        confidence = stage.params.evaluate.confidence
+        drift[name] = drift_figures(under_policy, under_sft, responses.num_tokens, confidence)
+    return drift
+
+
+def _response_rows(prompts: Sequence[str], judged: dict[tuple[str, float], JudgedSet]) -> Iterator[dict[str, Any]]:
+    for (name, temperature), one in judged.items():
+        for row, prompt in enumerate(prompts):
+            grade = one.grades[row] if one.grades else None
+            yield {
+                "model": name,
+                "temperature": temperature,
+                "prompt_id": prompt_id(prompt),
+                "prompt": prompt,
+                "response": one.responses.texts[row],
+                "num_tokens": len(one.responses.response_ids[row]),
+                "finished": one.responses.finished[row],
+                "gold": grade.gold if grade else None,
+                **{name: getattr(grade, name) if grade else None for name in CRITERIA},
+                "reward_model": one.scores["reward_model"][row],
+            }
+
+
+def _comparison_rows(
+    prompts: Sequence[str],
+    judged: dict[tuple[str, float], JudgedSet],
+    compared: dict[tuple[str, float, str], Verdicts],
+) -> Iterator[dict[str, Any]]:
+    for (name, temperature, judge), verdicts in compared.items():
+        for row, prompt in enumerate(prompts):
+            yield {
+                "model": name,
+                "temperature": temperature,
+                "judge": judge,
+                "prompt_id": prompt_id(prompt),
+                "score": judged[name, temperature].scores[judge][row],
+                "sft_score": judged[SFT, temperature].scores[judge][row],
+                "outcome": verdicts.outcomes[row],
+            }
