@@ -21,9 +21,8 @@ def ppo_policy_loss(
     """
     log_ratio_BR = zero_masked(logprobs_BR - old_logprobs_BR, mask_BR).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
     ratio_BR = log_ratio_BR.exp()
-    kept_advantages_BR = zero_masked(advantages_BR, mask_BR)
     clipped_BR = ratio_BR.clamp(1.0 - clip_eps, 1.0 + clip_eps)
-    loss = -masked_mean(torch.minimum(ratio_BR * kept_advantages_BR, clipped_BR * kept_advantages_BR), mask_BR)
+    loss = -masked_mean(torch.minimum(ratio_BR * advantages_BR, clipped_BR * advantages_BR), mask_BR)
     with torch.no_grad():
         outside_BR = ((ratio_BR - 1.0).abs() > clip_eps).to(ratio_BR.dtype)
         stats = {
