@@ -1,0 +1,64 @@
+"""Chance-corrected agreement, on the examples of its authors and against statsmodels."""
+
+import random
+from collections import Counter
+
+import pytest
+from statsmodels.stats.inter_rater import fleiss_kappa as oracle
+
+from rlhf_core.data.agreement import fleiss_kappa, krippendorff_alpha
+
+# Krippendorff, "Computing Krippendorff's Alpha-Reliability" (2011), section C: four observers rate twelve units.
+OBSERVERS = ("123321412...", "1233224125.3", ".3332342251.", "12332441251.")
+
+# Fleiss (1971): ten subjects, fourteen raters, counts in five categories; kappa 0.210.
+FLEISS = (
+    (0, 0, 0, 0, 14), (0, 2, 6, 4, 2), (0, 0, 3, 5, 6), (0, 3, 9, 2, 0), (2, 2, 8, 1, 1),
+    (7, 7, 0, 0, 0), (3, 2, 6, 3, 0), (2, 5, 3, 2, 2), (6, 5, 2, 1, 0), (0, 2, 2, 3, 7),
+)  # fmt: skip
+
+
+def test_alpha_of_the_published_example() -> None:
+    units = [[rating for rating in unit if rating != "."] for unit in zip(*OBSERVERS, strict=True)]
+    assert krippendorff_alpha(units) == pytest.approx(0.743, abs=5e-4)
+
+
+def test_kappa_of_the_published_example() -> None:
+    items = [[category for category, count in enumerate(row) for _ in range(count)] for row in FLEISS]
+    assert fleiss_kappa(items) == pytest.approx(0.210, abs=5e-4)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_kappa_equals_statsmodels(seed: int) -> None:
+    rng = random.Random(seed)
+    items = [[rng.choice("aab") if rng.random() < 0.8 else "c" for _ in range(4)] for _ in range(50)]
+    counts = [[Counter(ratings)[category] for category in "abc"] for ratings in items]
+    assert fleiss_kappa(items) == pytest.approx(float(oracle(counts)), abs=1e-12)
+
+
+def test_alpha_and_kappa_agree_where_there_are_many_items() -> None:
+    """Alpha corrects kappa for the small sample only (Krippendorff 2011), by 1 / (number of ratings)."""
+    rng = random.Random(0)
+    items = [[rng.choice("ab"), rng.choice("abb"), "a"] for _ in range(3000)]
+    kappa = fleiss_kappa(items)
+    assert kappa is not None
+    assert krippendorff_alpha(items) == pytest.approx(kappa + (1 - kappa) / 9000, abs=1e-9)
+
+
+def test_full_agreement_is_one() -> None:
+    items = [["a", "a"], ["b", "b"], ["a", "a"]]
+    assert fleiss_kappa(items) == 1.0
+    assert krippendorff_alpha(items) == 1.0
+
+
+@pytest.mark.parametrize("items", [[], [["a"], ["b"]], [["a", "a"], ["a", "a"]]])
+def test_undefined_is_none(items: list[list[str]]) -> None:
+    assert fleiss_kappa(items) is None
+    assert krippendorff_alpha(items) is None
+
+
+def test_unequal_numbers_of_ratings_leave_only_alpha() -> None:
+    items = [["a", "a", "b"], ["b", "b"], ["a"]]
+    assert fleiss_kappa(items) is None
+    # The single rating is left out. Coincidences: aa 1, ab 2 (both orders), bb 2; n = 5, a 2, b 3.
+    assert krippendorff_alpha(items) == pytest.approx(1 - 4 * 2 / (2 * 2 * 3))
