@@ -44,7 +44,7 @@ def run(stage: Stage) -> dict[str, Any]:
     ballots = [ballot for ballot in SOURCES[config.source](stage) if len(ballot.votes) >= config.min_votes]
     if not ballots:
         raise DataError(
-            f"label.source: '{config.source}' gave no pair with {config.min_votes} votes. "
+            f"label.source: '{config.source}' gave no pair with {config.min_votes} or more votes. "
             "Fix: name votes or comparisons under data, choose another source, or lower label.min_votes"
         )
     verdicts = [aggregate(ballot.votes) for ballot in ballots]

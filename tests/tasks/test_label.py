@@ -184,7 +184,7 @@ def test_votes_take_precedence_over_comparisons(project: Path) -> None:
 
 
 def test_nothing_to_label_is_refused(project: Path) -> None:
-    with pytest.raises(DataError, match="gave no pair with 1 votes"):
+    with pytest.raises(DataError, match="gave no pair with 1 or more votes"):
         run(project, source="file")
 
 
