@@ -80,6 +80,21 @@ class ValidateConfig(Section):
     max_bad_share: Share = Field(0.01, description="a record kind with a larger share of bad rows stops the pipeline")
     max_prompt_chars: PositiveInt = Field(20_000, description="longer prompts are bad rows")
     max_response_chars: PositiveInt = Field(20_000, description="longer responses are bad rows")
+    score_range: tuple[float, float] | None = Field(
+        None, strict=False, description="[lowest, highest] score of a graded response; null: any finite number"
+    )
+    criteria: tuple[str, ...] = Field(
+        ("overall",),
+        min_length=1,
+        strict=False,
+        description="criteria that graded responses may name; rows without one are `overall`",
+    )
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.score_range and self.score_range[0] >= self.score_range[1]:
+            raise ValueError(f"score_range {list(self.score_range)} must have the lowest score first")
+        return self
 
 
 class SFTConfig(Section):

@@ -53,6 +53,7 @@ SCHEMAS: dict[str, pa.Schema] = {
     "prompts": _schema("id", "prompt", "task"),
     "heldout_prompts": _schema("id", "prompt", "task"),
     "graded": _schema("id", "prompt", "response", ("score", pa.float64())),
+    "criteria": _schema("id", "prompt", "response", "criterion", ("score", pa.float64())),
     "votes": _schema(*_VOTE_COLUMNS, nullable=("seconds",)),
     "comparisons": _schema("id", "prompt_id", "prompt", "chosen", "rejected", "task", "source", "split"),
     "responses": _schema(

@@ -1,0 +1,267 @@
+"""The record kinds: their fields, other names they are known by, and rows brought into one form to be checked.
+
+Bringing into form decides nothing: a value of the wrong type becomes null, beside a note of what it was, and the
+checks (Great Expectations suites, in the validate stage) say which rows are bad.
+"""
+
+import difflib
+import hashlib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from types import MappingProxyType
+from typing import Any, Literal
+
+from rlhf_core.data.readers import Row
+from rlhf_core.data.transcripts import Dialogue, is_transcript, parse_messages, parse_transcript
+
+Kind = Literal["demonstrations", "prompts", "heldout_prompts", "graded", "votes", "comparisons"]
+FieldType = Literal["prompt", "response", "name", "integer", "number"]
+
+RIGHT_TYPE = "right"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FieldSpec:
+    """A field of a record kind. A `response` loses white space at its ends, a `name` may be written as an integer."""
+
+    type: FieldType
+    required: bool = True
+    default: Any = None
+    aliases: tuple[str, ...] = ()
+
+
+_PROMPT = FieldSpec(type="prompt", aliases=("question",))
+_RESPONSE = FieldSpec(type="response", aliases=("answer",))
+_TASK = FieldSpec(type="name", required=False, default="")
+_SOURCE = FieldSpec(type="name", required=False, default="file")
+_ID = FieldSpec(type="name", required=False)
+_REPLY = FieldSpec(type="response")
+
+SPECS: Mapping[Kind, Mapping[str, FieldSpec]] = MappingProxyType(
+    {
+        "demonstrations": {
+            "id": _ID,
+            "prompt": _PROMPT,
+            "response": _RESPONSE,
+            "task": _TASK,
+            "source": _SOURCE,
+        },
+        "prompts": {"id": _ID, "prompt": _PROMPT, "task": _TASK},
+        "heldout_prompts": {"id": _ID, "prompt": _PROMPT, "task": _TASK},
+        "graded": {
+            "id": _ID,
+            "prompt": _PROMPT,
+            "response": _RESPONSE,
+            "score": FieldSpec(type="number"),
+            "criterion": FieldSpec(type="name", required=False, default="overall"),
+        },
+        "votes": {
+            "pair_id": _ID,
+            "prompt": _PROMPT,
+            "response_a": _REPLY,
+            "response_b": _REPLY,
+            "annotator": FieldSpec(type="name"),
+            "choice": FieldSpec(type="name"),
+            "strength": FieldSpec(type="integer", required=False, default=1),
+            "seconds": FieldSpec(type="number", required=False),
+            "task": _TASK,
+        },
+        "comparisons": {
+            "id": _ID,
+            "prompt": _PROMPT,
+            "chosen": _REPLY,
+            "rejected": _REPLY,
+            "task": _TASK,
+            "source": _SOURCE,
+        },
+    }
+)
+
+IDENTITY: Mapping[Kind, tuple[str, ...]] = MappingProxyType(
+    {
+        "demonstrations": ("prompt", "response"),
+        "prompts": ("prompt",),
+        "heldout_prompts": ("prompt",),
+        "graded": ("prompt", "response", "criterion"),
+        "votes": ("prompt", "response_a", "response_b", "annotator"),
+        "comparisons": ("prompt", "chosen", "rejected"),
+    }
+)
+"""The fields that make two rows of a kind the same item, whatever the rest says."""
+
+
+@dataclass(kw_only=True, slots=True)
+class Record:
+    """A row in the form of its kind.
+
+    Attributes:
+        values: every field of the kind; null where it is absent or of the wrong type.
+        types: for every field `right`, or what stands there instead (`missing (...)`, `null`, `boolean`, ...).
+        problem: why the row has not the form of its kind at all, or null.
+        parts_early: two transcripts that differ before their last turn.
+        alternates: the speakers of a dialogue take turns (true where there is no dialogue).
+        unknown: fields of the row that the kind does not know; they are left out.
+    """
+
+    line: int
+    sha256: str
+    values: dict[str, Any]
+    types: dict[str, str]
+    raw_identity: tuple[Any, ...] = ()
+    problem: str | None = None
+    parts_early: bool = False
+    alternates: bool = True
+    unknown: frozenset[str] = field(default_factory=frozenset)
+
+    def identity(self) -> str:
+        """Digest of the raw fields that say which item this is, also where they are of the wrong type."""
+        return content_id(*map(repr, self.raw_identity))
+
+
+def content_id(*parts: str) -> str:
+    """An identity made of texts: 16 hex digits."""
+    return hashlib.sha256("\0".join(parts).encode("utf-8", errors="surrogatepass")).hexdigest()[:16]
+
+
+def prompt_id(prompt: str) -> str:
+    """Identity of a prompt text: the first 16 hex digits of its SHA-256."""
+    return hashlib.sha256(prompt.encode()).hexdigest()[:16]
+
+
+def to_record(kind: Kind, row: Row) -> Record:
+    """Bring a row into the form of its kind; what does not fit is noted in the record, never raised."""
+    spec = SPECS[kind]
+    value = row.value
+    if isinstance(value, str) and kind in ("prompts", "heldout_prompts"):
+        value = {"prompt": value}
+    record = Record(
+        line=row.line, sha256=row.sha256, values=dict.fromkeys(spec), types=dict.fromkeys(spec, "missing")
+    )
+    if not isinstance(value, dict):
+        record.problem = f"a row must be an object, this is {type_name(value)}"
+        return record
+    try:
+        value = _unfold(kind, value, record)
+    except ValueError as error:
+        record.problem = str(error)
+        return record
+    plan = _plan(kind, frozenset(value))
+    record.unknown, record.problem = plan.unknown, plan.problem
+    raw = {name: value[source] for name, source in plan.sources.items()}
+    record.raw_identity = tuple(raw.get(name) for name in IDENTITY[kind])
+    for name in spec:
+        if name in plan.hints:
+            record.types[name] = plan.hints[name]
+        else:
+            record.values[name], record.types[name] = _typed(spec[name], raw.get(name), textual=row.textual)
+    return record
+
+
+def type_name(value: Any) -> str:
+    """The JSON word for what a value is."""
+    if value is None:
+        return "null"
+    names = {bool: "boolean", int: "number", float: "number", str: "text", list: "array", dict: "object"}
+    return names.get(type(value), type(value).__name__)
+
+
+def _unfold(kind: Kind, value: dict[str, Any], record: Record) -> dict[str, Any]:
+    """Rows that hold whole dialogues become rows with a prompt and responses."""
+    if kind == "demonstrations" and isinstance(value.get("messages"), list) and "prompt" not in value:
+        dialogue = parse_messages(value["messages"])
+        record.alternates = dialogue.alternates
+        rest = {name: item for name, item in value.items() if name != "messages"}
+        return rest | {"prompt": dialogue.prompt, "response": dialogue.response}
+    if kind == "comparisons":
+        chosen, rejected = _dialogue(value, "chosen"), _dialogue(value, "rejected")
+        if chosen and rejected:
+            record.parts_early = chosen.prompt != rejected.prompt
+            record.alternates = chosen.alternates and rejected.alternates
+            return value | {"prompt": chosen.prompt, "chosen": chosen.response, "rejected": rejected.response}
+    return value
+
+
+def _dialogue(value: dict[str, Any], name: str) -> Dialogue | None:
+    """The dialogue in a field, if it holds one: a list of messages, or a transcript in a row without a prompt."""
+    item = value.get(name)
+    try:
+        if isinstance(item, list):
+            return parse_messages(item)
+        if isinstance(item, str) and is_transcript(item) and not {"prompt", "question"} & value.keys():
+            return parse_transcript(item)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
+    return None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Plan:
+    """Which field of a row is read as which field of the kind; the same for all rows with the same names."""
+
+    sources: Mapping[str, str]
+    unknown: frozenset[str]
+    hints: Mapping[str, str]  # for a required field that is absent, what stands there instead
+    problem: str | None  # an unknown field that is nearly an absent one
+
+
+@lru_cache(maxsize=1024)
+def _plan(kind: Kind, names: frozenset[str]) -> _Plan:
+    sources: dict[str, str] = {}
+    for name, spec in SPECS[kind].items():
+        found = next((known for known in (name, *spec.aliases) if known in names), None)
+        if found is not None:
+            sources[name] = found
+    unknown = names - set(sources.values())
+    hints: dict[str, str] = {}
+    problem = None
+    for name, spec in SPECS[kind].items():
+        if name in sources:
+            continue
+        near = difflib.get_close_matches(name, sorted(unknown), n=1, cutoff=0.6 if spec.required else 0.8)
+        if spec.required:
+            have = f"the nearest name is {near[0]!r}" if near else f"the row has {', '.join(sorted(names)) or 'nothing'}"
+            hints[name] = f"missing ({have})"
+        elif near:
+            problem = f"unknown field {near[0]!r}; the nearest known one is {name!r}"
+    return _Plan(sources=sources, unknown=unknown, hints=hints, problem=problem)
+
+
+def _typed(spec: FieldSpec, value: Any, *, textual: bool) -> tuple[Any, str]:
+    """The value in the type of its field and `right`, or null and what stands there instead."""
+    if not spec.required and (value is None or (textual and value == "")):
+        return spec.default, RIGHT_TYPE
+    match spec.type:
+        case "prompt" if isinstance(value, str):
+            return value, RIGHT_TYPE
+        case "response" if isinstance(value, str):
+            return value.strip(), RIGHT_TYPE
+        case "name" if isinstance(value, str):
+            return value.strip(), RIGHT_TYPE
+        case "name" if isinstance(value, int) and not isinstance(value, bool):
+            return str(value), RIGHT_TYPE
+        case "integer" | "number":
+            return _number(spec, value, textual=textual)
+    return None, type_name(value)
+
+
+def _number(spec: FieldSpec, value: Any, *, textual: bool) -> tuple[Any, str]:
+    if textual and isinstance(value, str):
+        try:
+            value = float(value)
+        except ValueError:
+            return None, "text"
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None, type_name(value)
+    try:
+        number = float(value)
+    except OverflowError:
+        return None, "number out of range"
+    if not math.isfinite(number):
+        return None, "number that is not finite"
+    if spec.type == "number":
+        return number, RIGHT_TYPE
+    if not number.is_integer() or abs(number) >= 2**53:
+        return None, "number that is not whole"
+    return int(number), RIGHT_TYPE

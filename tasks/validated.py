@@ -1,0 +1,140 @@
+"""The tables that validation hands on, made of good records: splits are decided and missing kinds are derived here.
+
+Where no file names them, demonstrations are the chosen responses of the training comparisons, and prompts and
+held-out prompts are those of the comparisons, else of the votes, else of the demonstrations.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rlhf_core.data.records import Kind, Record, content_id, prompt_id
+from rlhf_core.data.splits import Split, prompt_group, split_of
+from rlhf_core.errors import DataError
+from tasks.tables import SCHEMAS, write_table
+
+Records = Mapping[Kind, Sequence[Record]]
+SplitRule = Callable[[str], Split]
+_OVERALL = "overall"
+
+
+def write_tables(folder: Path, records: Records, heldout_share: float) -> dict[str, int]:
+    """Write every table of the stage below `folder`, and return how many rows each has.
+
+    Raises:
+        DataError: there is no training demonstration, no training prompt or no held-out prompt.
+    """
+    groups = {prompt_group(record.values["prompt"]) for record in records.get("heldout_prompts", ())}
+
+    def split(prompt: str) -> Split:
+        return split_of(prompt, groups, heldout_share)
+
+    train_prompts, heldout_prompts = _prompts(records, split)
+    rows: dict[str, list[dict[str, Any]]] = {
+        "demonstrations": list(_demonstrations(records, split)),
+        "prompts": train_prompts,
+        "heldout_prompts": heldout_prompts,
+        "graded": [_graded(record) for record in records.get("graded", ()) if _is_overall(record)],
+        "criteria": [_criterion(record) for record in records.get("graded", ()) if not _is_overall(record)],
+        "votes": [_vote(record) for record in records.get("votes", ())],
+        "comparisons": [_comparison(record, split) for record in records.get("comparisons", ())],
+    }
+    _refuse_nothing_to_do(rows)
+    return {name: write_table(folder / f"{name}.parquet", rows[name], SCHEMAS[name]) for name in rows}
+
+
+def _demonstrations(records: Records, split: SplitRule) -> Iterator[dict[str, Any]]:
+    if "demonstrations" in records:
+        for record in records["demonstrations"]:
+            values = record.values
+            yield _pick(values, "prompt", "response", "task", "source") | {
+                "id": values["id"] or content_id("demonstration", values["prompt"], values["response"]),
+                "split": split(values["prompt"]),
+            }
+        return
+    seen: set[str] = set()
+    for record in records.get("comparisons", ()):
+        values = record.values
+        identity = content_id("demonstration", values["prompt"], values["chosen"])
+        if split(values["prompt"]) == "train" and identity not in seen:
+            seen.add(identity)
+            yield _pick(values, "prompt", "task") | {
+                "id": identity,
+                "response": values["chosen"],
+                "source": "comparisons",
+                "split": "train",
+            }
+
+
+def _prompts(records: Records, split: SplitRule) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Rows of the training prompts and of the held-out ones."""
+    named = [_prompt(record) for record in records.get("heldout_prompts", ())]
+    if "prompts" in records:
+        others = [_prompt(record) for record in records["prompts"]]
+    else:
+        others = list(_derived_prompts(records))
+    known = {prompt_group(row["prompt"]) for row in named}
+    train = [row for row in others if split(row["prompt"]) == "train"]
+    hashed = [
+        row for row in others if split(row["prompt"]) == "heldout" and prompt_group(row["prompt"]) not in known
+    ]
+    return train, named + hashed
+
+
+def _derived_prompts(records: Records) -> Iterator[dict[str, Any]]:
+    """One prompt of each group, the first, of the kind that says most about what is to be labelled."""
+    source = next((records[kind] for kind in ("comparisons", "votes", "demonstrations") if kind in records), ())
+    groups: set[str] = set()
+    for record in source:
+        group = prompt_group(record.values["prompt"])
+        if group not in groups:
+            groups.add(group)
+            yield _prompt(record, derived=True)
+
+
+def _prompt(record: Record, *, derived: bool = False) -> dict[str, Any]:
+    given = None if derived else record.values["id"]
+    prompt = record.values["prompt"]
+    return {"id": given or content_id("prompt", prompt), "prompt": prompt, "task": record.values["task"]}
+
+
+def _is_overall(record: Record) -> bool:
+    return bool(record.values["criterion"] == _OVERALL)
+
+
+def _graded(record: Record) -> dict[str, Any]:
+    values = record.values
+    identity = values["id"] or content_id("graded", values["prompt"], values["response"], values["criterion"])
+    return _pick(values, "prompt", "response", "score") | {"id": identity}
+
+
+def _criterion(record: Record) -> dict[str, Any]:
+    return _graded(record) | {"criterion": record.values["criterion"]}
+
+
+def _vote(record: Record) -> dict[str, Any]:
+    values = record.values
+    identity = content_id(prompt_id(values["prompt"]), *sorted((values["response_a"], values["response_b"])))
+    return values | {"pair_id": values["pair_id"] or identity, "prompt_id": prompt_id(values["prompt"])}
+
+
+def _comparison(record: Record, split: SplitRule) -> dict[str, Any]:
+    values = record.values
+    return values | {
+        "id": values["id"] or content_id("comparison", values["prompt"], values["chosen"], values["rejected"]),
+        "prompt_id": prompt_id(values["prompt"]),
+        "split": split(values["prompt"]),
+    }
+
+
+def _pick(values: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    return {name: values[name] for name in names}
+
+
+def _refuse_nothing_to_do(rows: Mapping[str, Iterable[Mapping[str, Any]]]) -> None:
+    if not any(row["split"] == "train" for row in rows["demonstrations"]):
+        raise DataError("data: no training demonstration. Fix: name demonstrations or comparisons with training prompts")
+    if not rows["prompts"]:
+        raise DataError("data: no training prompt. Fix: name prompts, or lower data.heldout_share")
+    if not rows["heldout_prompts"]:
+        raise DataError("data: no held-out prompt. Fix: name heldout_prompts, or set data.heldout_share above 0")
