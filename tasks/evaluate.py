@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from rlhf_core.data.demo.gold import CRITERIA, Grade
+from rlhf_core.data.demo.gold import CRITERIA
 from rlhf_core.data.records import prompt_id
 from rlhf_core.errors import ConfigError, DataError
 from rlhf_core.evaluation.ab import Verdicts, both_orders

@@ -1,0 +1,19 @@
+"""Stage `report`: one HTML page of the whole run that opens without a network.
+
+Reads the small files under artifacts/, reports/metrics/*.json, reports/plots/*.csv and the parameters; writes
+report.html. The page runs no script, loads nothing, and shows model text as plain text.
+"""
+
+from typing import Any
+
+from rlhf_core.state.atomic import write_text
+from tasks.report_html.page import render
+from tasks.report_html.sources import read_run
+from tasks.stage import Stage
+
+
+def run(stage: Stage) -> dict[str, Any]:
+    """Write the page; it has no figures of its own."""
+    files = read_run(stage.root, stage.params.align.algorithms)
+    write_text(stage.out / "report.html", render(files, stage.params, stage.root))
+    return {}

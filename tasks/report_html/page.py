@@ -1,0 +1,187 @@
+"""The page itself: what each section shows, and the template that lays it out."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from rlhf_core.config import Params
+from tasks.report_html import words
+from tasks.report_html.comparisons import FunnelStep, WinRate, dot_plot, forest_plot, funnel_chart
+from tasks.report_html.distributions import Series, calibration_plot, histogram, line_chart
+from tasks.report_html.lineage import lineage, parameter_rows
+from tasks.report_html.sources import RunFiles
+
+FOLDER = Path(__file__).parent
+COLORS = {"sft": "c-sft", "ppo": "c-ppo", "dpo": "c-dpo"}
+CRITERIA = ("gold", "truthful_share", "helpful", "truthful", "harmless", "concise")
+TITLES = {
+    "validate": "Validation",
+    "sft": "Supervised fine-tuning",
+    "generate": "Generation",
+    "label": "Labelling",
+    "preferences": "Preferences",
+    "reward": "Reward model",
+    "align@ppo": "PPO",
+    "align@dpo": "DPO",
+    "evaluate": "Evaluation",
+}
+# Curves that tell whether training went well; the rest of them are a click away.
+OPEN_NAMESPACES = ("loss", "reward", "rollout", "eval")
+OPEN_CURVES = ("policy/kl_to_reference", "policy/entropy")
+
+
+def render(run: RunFiles, params: Params, root: Path) -> str:
+    """Return the whole page as HTML."""
+    environment = Environment(
+        loader=FileSystemLoader(FOLDER),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"visible": words.visible, "figure": words.figure_text}
+    evaluation = run.metrics.get("evaluate")
+    algorithms = params.align.algorithms
+    return environment.get_template("template.html.j2").render(
+        simulated=simulated_parts(params),
+        verdict=words.verdict_sentence(evaluation["verdict"]) if evaluation else None,
+        verdict_terms=words.verdict_terms(evaluation["verdict"]) if evaluation else None,
+        tiles=list(_tiles(run, algorithms)),
+        forest=_forest(evaluation, algorithms) if evaluation else None,
+        criteria=list(_criteria(evaluation, algorithms)) if evaluation else [],
+        writing=list(_writing(evaluation, algorithms)) if evaluation else [],
+        funnel=_funnel(run.funnel),
+        annotators=(run.annotators or {}).get("annotators", {}),
+        label_figures=run.metrics.get("label", {}),
+        reward=run.metrics.get("reward"),
+        reward_figures=list(_reward_figures(run)),
+        curves=[(TITLES[stage], *_curves(rows)) for stage, rows in run.curves.items()],
+        samples=run.samples,
+        names=words.ALGORITHMS,
+        judges=words.JUDGES,
+        simulated_labels=params.label.source == "simulated",
+        lineage=lineage(root, algorithms),
+        parameters=parameter_rows(params),
+        metrics=[(TITLES[stage], words.flattened(figures)) for stage, figures in run.metrics.items()],
+    )
+
+
+def simulated_parts(params: Params) -> list[str]:
+    """Return, in words, what on this page no person said; the page states it wherever it matters."""
+    parts = []
+    if params.label.source == "simulated":
+        parts.append("preferences come from simulated annotators")
+    if "gold" in params.evaluate.judges:
+        parts.append("the gold scorer is a program that grades the demo world")
+    return parts
+
+
+def _tiles(run: RunFiles, algorithms: Sequence[str]) -> Iterator[tuple[str, str, str]]:
+    """Yield (label, figure, what to read it against)."""
+    evaluation, reward = run.metrics.get("evaluate"), run.metrics.get("reward")
+    for name in algorithms if evaluation else ():
+        figures = evaluation[name]
+        low, high = figures["win_rate_low"], figures["win_rate_high"]
+        note = f"interval {low:.1%} to {high:.1%}, p = {words.p_text(figures['p_value'])}".replace("= <", "< ")
+        yield f"{words.ALGORITHMS[name]} win rate against SFT", f"{figures['win_rate']:.1%}", note
+    if reward and reward.get("pairwise_accuracy") is not None:
+        low, high = reward["pairwise_accuracy_low"], reward["pairwise_accuracy_high"]
+        note = f"interval {low:.1%} to {high:.1%}; always longer {reward['longer_accuracy']:.1%}"
+        yield "Reward model, held-out pairs right", f"{reward['pairwise_accuracy']:.1%}", note
+    if reward and reward.get("spearman") is not None:
+        within = reward.get("spearman_within")
+        note = "undefined within prompts" if within is None else f"within prompts {within:.3f}"
+        yield "Reward model, Spearman with grades", f"{reward['spearman']:.3f}", note
+    for name in algorithms if evaluation else ():
+        gain = evaluation[name].get("truthful_gain")
+        kl = f"KL to SFT {evaluation[name]['kl_to_sft']:.2f} nats a response"
+        if gain is not None:
+            yield f"{words.ALGORITHMS[name]} truthful replies", f"{100 * gain:+.1f} points", kl
+        else:
+            yield f"{words.ALGORITHMS[name]} drift", f"{evaluation[name]['kl_to_sft']:.2f} nats", "KL to SFT a response"
+
+
+def _forest(evaluation: Mapping[str, Any], algorithms: Sequence[str]) -> Markup:
+    groups: dict[str, list[WinRate]] = {}
+    for judge in evaluation[algorithms[0]]["judges"]:
+        for label in evaluation[algorithms[0]]["judges"][judge]:
+            title = f"{words.JUDGES[judge]}, {label}".replace("T=0", "greedy (T=0)" if label == "T=0" else "T=0")
+            groups[title] = [_win_rate(name, evaluation[name]["judges"][judge][label]) for name in algorithms]
+    return forest_plot(groups)
+
+
+def _win_rate(name: str, figures: Mapping[str, Any]) -> WinRate:
+    return WinRate(
+        name=words.ALGORITHMS[name],
+        color=COLORS[name],
+        win_rate=figures["win_rate"],
+        low=figures["win_rate_low"],
+        high=figures["win_rate_high"],
+        counts=f"{figures['win']} / {figures['tie']} / {figures['loss']}",
+        p_value=words.p_text(figures["p_value"]),
+    )
+
+
+def _criteria(evaluation: Mapping[str, Any], algorithms: Sequence[str]) -> Iterator[Markup]:
+    models = ("sft", *algorithms)
+    for label in evaluation["sft"]["gold"] or {}:
+        rows = {
+            criterion.replace("_share", " replies").replace("gold", "gold score"): {
+                words.ALGORITHMS[name]: evaluation[name]["gold"][label][criterion] for name in models
+            }
+            for criterion in CRITERIA
+        }
+        title = "greedy (T=0)" if label == "T=0" else label
+        yield dot_plot(f"Gold scorer (simulated), {title}", rows, {words.ALGORITHMS[n]: COLORS[n] for n in models})
+
+
+def _writing(evaluation: Mapping[str, Any], algorithms: Sequence[str]) -> Iterator[dict[str, Any]]:
+    for name in ("sft", *algorithms):
+        for label, lengths in evaluation[name]["lengths"].items():
+            score = evaluation[name]["reward_model_score"][label]
+            yield {"model": words.ALGORITHMS[name], "temperature": label, "score": score, **lengths}
+
+
+def _funnel(funnel: Any) -> Markup | None:
+    if not funnel:
+        return None
+    steps = []
+    for entry in funnel["steps"]:
+        lost = entry["before"] - entry["after"]
+        steps.append(FunnelStep(entry["step"].replace("_", " "), entry["after"], f"{lost:,} out" if lost else ""))
+    return funnel_chart(steps)
+
+
+def _reward_figures(run: RunFiles) -> Iterator[Markup]:
+    scores = run.heldout_scores
+    if scores:
+        groups = {"chosen": ("c-chosen", scores["chosen_score"]), "rejected": ("c-rejected", scores["rejected_score"])}
+        yield histogram("Scores of held-out pairs", groups)
+        yield histogram("Margins (chosen - rejected)", {"margin": ("c-main", scores["margin"])})
+    if run.calibration and run.calibration["bins"]:
+        yield calibration_plot(run.calibration["bins"], run.metrics.get("reward", {}).get("ece"))
+
+
+def _curves(rows: Sequence[Mapping[str, float]]) -> tuple[list[Markup], list[Markup]]:
+    """Return the panels that stand open and those behind a click; train and held-out share a panel."""
+    columns = sorted({key for row in rows for key in row} - {"step"})
+    shown, folded = [], []
+    for column in columns:
+        namespace, _, name = column.partition("/")
+        partner = f"{namespace}/heldout"
+        if name == "heldout" and f"{namespace}/train" in columns:
+            continue
+        series = [Series("train" if name == "train" else name, "c-main", _points(rows, column))]
+        if name == "train" and partner in columns:
+            series.append(Series("held-out", "c-alt", _points(rows, partner)))
+        title = namespace if name == "train" else column
+        opened = namespace in OPEN_NAMESPACES or column in OPEN_CURVES
+        (shown if opened else folded).append(line_chart(title, series))
+    return shown, folded
+
+
+def _points(rows: Sequence[Mapping[str, float]], column: str) -> list[tuple[float, float]]:
+    return [(row["step"], row[column]) for row in rows if column in row]

@@ -1,0 +1,90 @@
+"""Figures and verdicts as people read them."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+# Control characters, bidirectional overrides and zero-width marks: they would hide or reorder what a model wrote.
+_INVISIBLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b\u200e\u200f\u202a-\u202e\u2060-\u2069\ufeff\ud800-\udfff]")
+_SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+JUDGES = {"gold": "gold scorer (simulated)", "reward_model": "reward model"}
+ALGORITHMS = {"sft": "SFT", "ppo": "PPO", "dpo": "DPO"}
+
+
+def visible(text: str) -> str:
+    """Return the text with every character that cannot be seen written as its code point, such as `⟨U+202E⟩`."""
+    return _INVISIBLE.sub(lambda match: f"⟨U+{ord(match.group()):04X}⟩", text)
+
+
+def figure_text(value: Any) -> str:
+    """Return a figure for a table: four significant digits, counts whole, `None` as a dash."""
+    if value is None:
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        if value == int(value) and abs(value) < 1e6:
+            return f"{value:,.1f}"
+        return f"{value:.4g}"
+    return visible(str(value))
+
+
+def p_text(value: float | None) -> str:
+    """Return a p-value: three decimals, or its order of magnitude below a thousandth."""
+    if value is None:
+        return "–"
+    if value < 1e-300:
+        return "<10⁻³⁰⁰"
+    if value >= 0.001:
+        return f"{value:.3f}"
+    digit, _, exponent = f"{value:.0e}".partition("e")
+    return f"{digit}×10{str(int(exponent)).translate(_SUPERSCRIPT)}"
+
+
+def interval_text(figures: Mapping[str, Any], key: str, digits: int = 3) -> str:
+    """Return `0.760 [0.722, 0.795]` from `key`, `key_low` and `key_high`; what is undefined is left out."""
+    value, low, high = figures.get(key), figures.get(f"{key}_low"), figures.get(f"{key}_high")
+    if value is None:
+        return "–"
+    return f"{value:.{digits}f}" + ("" if low is None or high is None else f" [{low:.{digits}f}, {high:.{digits}f}]")
+
+
+def verdict_sentence(verdict: Mapping[str, Any]) -> str:
+    """Return what the comparison with the SFT model says, in one sentence that claims no more than its interval."""
+    name = ALGORITHMS.get(verdict["best"], verdict["best"])
+    if verdict["win_rate_low"] > 0.5:
+        finding = f"{name} beats the SFT model"
+    elif verdict["win_rate_high"] < 0.5:
+        finding = f"No policy beats the SFT model; the best, {name}, loses to it"
+    else:
+        finding = f"{name} cannot be told from the SFT model"
+    return (
+        f"{finding}: win rate {interval_text(verdict, 'win_rate')} on {verdict['n']:,} held-out prompts, "
+        f"p = {p_text(verdict['p_value'])}.".replace("= <", "< ")
+    )
+
+
+def verdict_terms(verdict: Mapping[str, Any]) -> str:
+    """Return who judged and under what terms."""
+    judge = JUDGES.get(verdict["judge"], verdict["judge"])
+    sampling = "greedy decoding" if verdict["temperature"] == 0 else f"temperature {verdict['temperature']:g}"
+    return (
+        f"Judge: {judge}, both orders, {sampling}. Ties count half; {verdict['confidence']:.0%} score interval; "
+        "exact sign test without ties. The best policy is named after the fact, with no correction for choosing."
+    )
+
+
+def flattened(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested figures as dotted names; lists are written as they are in JSON, empty mappings are left out."""
+    rows: dict[str, Any] = {}
+    for key, item in value.items():
+        if isinstance(item, Mapping):
+            rows |= flattened(item, f"{prefix}{key}.")
+        elif isinstance(item, (list, tuple)):
+            rows[f"{prefix}{key}"] = ", ".join(figure_text(entry) for entry in item)
+        else:
+            rows[f"{prefix}{key}"] = item
+    return rows
