@@ -33,7 +33,7 @@ def addressed(purpose: str) -> random.Random:
     ("signed", "label", "agreement", "margin"),
     [
         ((3, 2, 1), "a", 1.0, 2.0),
-        ((-1, -1, 2), "b", 2 / 3, 0.0),  # more people for b, but more strongly for a: no margin
+        ((-1, -1, 3), "b", 2 / 3, 0.0),  # more people for b, but more strongly for a: no margin
         ((-2, -1, 1), "b", 2 / 3, 2 / 3),
         ((1, -1), "tie", 0.0, 0.0),
         ((2, -1, 0), "tie", 1 / 3, 0.0),  # as many for a as for b, however strongly

@@ -133,3 +133,14 @@ def test_there_is_nothing_to_corrupt_in_a_refusal(scenes: list[Scene]) -> None:
     rng = random.Random(6)
     assert corrupt(rng, scenes[0], "I am not really sure.", "value") is None
     assert corrupt(rng, scenes[0], "I am not really sure.", "drop") is None
+
+
+def test_only_a_true_claim_is_made_false() -> None:
+    scene = read_scene("Notes: The lamp: aisle F, price 35, stock 6.\nCustomer: How much is the lamp?\nAssistant:")
+    false, true = "The lamp sells for 40 dollars.", "The lamp is in aisle F."
+    for seed in range(20):
+        assert corrupt(random.Random(seed), scene, false, "value") is None
+        copy = corrupt(random.Random(seed), scene, f"{false} {true}", "value")
+        assert copy is not None
+        assert copy.startswith(false)
+        assert true not in copy
