@@ -144,9 +144,11 @@ class LabelConfig(Section):
 class PreferencesConfig(Section):
     """From labelled pairs to a clean, balanced, split preference data set."""
 
-    duplicate_threshold: Share = Field(0.9, description="MinHash Jaccard at or above which two pairs are the same")
-    leakage_threshold: Share = Field(
-        0.95, description="Jaccard at or above which a training prompt counts as a held-out one"
+    duplicate_threshold: Annotated[float, Field(ge=0.5, le=1.0)] = Field(
+        0.9, description="Jaccard similarity of word triples at or above which two pairs are the same"
+    )
+    leakage_threshold: Annotated[float, Field(ge=0.5, le=1.0)] = Field(
+        0.95, description="the same at or above which a training prompt counts as a held-out one"
     )
     max_pairs_per_prompt: PositiveInt = Field(6, description="more pairs than this are thinned, strongest kept")
     balance_task: bool = Field(False, description="thin task types to at most `balance_ratio` times the rarest")

@@ -11,9 +11,11 @@ from pathlib import Path
 
 _STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;color:#1d2733;margin:2rem auto;max-width:70rem;padding:0 1rem}
-table{border-collapse:collapse;margin:.5rem 0;width:100%}td,th{border:1px solid #d5dbe1;padding:.35rem .6rem;text-align:left;vertical-align:top}
+table{border-collapse:collapse;margin:.5rem 0;width:100%}
+td,th{border:1px solid #d5dbe1;padding:.35rem .6rem;text-align:left;vertical-align:top}
 thead{background:#f2f5f7}h1,h2,h3,h4,h5{line-height:1.25;margin:1.2rem 0 .4rem}a{color:#0b5cad}
-.badge{background:#e8eef3;border-radius:.3rem;padding:0 .35rem}.text-danger,.fa-times{color:#b3261e}.text-success,.fa-check-circle{color:#1b7f3b}
+.badge{background:#e8eef3;border-radius:.3rem;padding:0 .35rem}
+.text-danger,.fa-times{color:#b3261e}.text-success,.fa-check-circle{color:#1b7f3b}
 .fa-times::before{content:"✗"}.fa-check-circle::before{content:"✓"}.fa-exclamation-triangle::before{content:"!"}
 ul{padding-left:1.2rem}.d-none,.navbar,.cooltip{display:none}
 """

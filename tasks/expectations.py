@@ -61,7 +61,7 @@ class Finding:
 
 @dataclass(kw_only=True, slots=True)
 class Checked:
-    """Findings by the position of the row, and the Data Docs page of the suite's result (HTML as the library makes it)."""
+    """Findings by the position of the row, and the Data Docs page of the result (HTML as the library makes it)."""
 
     findings: dict[int, list[Finding]] = field(default_factory=dict)
     page: str = ""
@@ -136,9 +136,7 @@ def suite(kind: Kind, config: ValidateConfig) -> Iterator[Check]:
     if kind in ("comparisons", "demonstrations"):
         yield Check(
             code="turns.alternate",
-            expectation=gxe.ExpectColumnValuesToBeInSet(
-                column="turns alternate", value_set=[True], severity="warning"
-            ),
+            expectation=gxe.ExpectColumnValuesToBeInSet(column="turns alternate", value_set=[True], severity="warning"),
             say=lambda _: "somebody speaks twice in a row, or the human does not speak first",
             warning=True,
         )
@@ -188,12 +186,12 @@ def _value_checks(name: str, config: ValidateConfig) -> Iterator[Check]:
             form = gxe.ExpectColumnValuesToMatchRegex(column=name, regex=ANNOTATOR)
             yield _value_check(name, form, "must be 1 to 64 letters, digits or . @ : + - _")
         case "strength":
-            low, high = STRENGTH
-            yield _value_check(name, between(min_value=low, max_value=high), f"must be from {low} to {high}")
+            yield _value_check(name, between(min_value=STRENGTH[0], max_value=STRENGTH[1]), "must be from 1 to 5")
         case "seconds":
             yield _value_check(name, between(min_value=0), "must not be negative")
         case "criterion":
-            yield _value_check(name, one_of(value_set=list(config.criteria)), f"must be one of {', '.join(config.criteria)}")
+            known = list(config.criteria)
+            yield _value_check(name, one_of(value_set=known), f"must be one of {', '.join(known)}")
         case "score" if config.score_range:
             low, high = config.score_range
             yield _value_check(name, between(min_value=low, max_value=high), f"must be from {low} to {high}")

@@ -178,7 +178,8 @@ def _sort_out(verdict: Verdict, candidates: list[Candidate], checked: Checked) -
 
 
 def _quarantined(verdict: Verdict, line: int, sha256: str, reason: str, codes: list[str]) -> dict[str, Any]:
-    return {"kind": verdict.kind, "file": verdict.file, "line": line, "reason": reason, "codes": codes, "sha256": sha256}
+    place = {"kind": verdict.kind, "file": verdict.file, "line": line}
+    return place | {"reason": reason, "codes": codes, "sha256": sha256}
 
 
 def _write_quarantine(path: Path, verdicts: Mapping[Kind, Verdict]) -> None:

@@ -75,9 +75,7 @@ def _prompts(records: Records, split: SplitRule) -> tuple[list[dict[str, Any]], 
         others = list(_derived_prompts(records))
     known = {prompt_group(row["prompt"]) for row in named}
     train = [row for row in others if split(row["prompt"]) == "train"]
-    hashed = [
-        row for row in others if split(row["prompt"]) == "heldout" and prompt_group(row["prompt"]) not in known
-    ]
+    hashed = [row for row in others if split(row["prompt"]) == "heldout" and prompt_group(row["prompt"]) not in known]
     return train, named + hashed
 
 
@@ -133,7 +131,7 @@ def _pick(values: Mapping[str, Any], *names: str) -> dict[str, Any]:
 
 def _refuse_nothing_to_do(rows: Mapping[str, Iterable[Mapping[str, Any]]]) -> None:
     if not any(row["split"] == "train" for row in rows["demonstrations"]):
-        raise DataError("data: no training demonstration. Fix: name demonstrations or comparisons with training prompts")
+        raise DataError("data: no training demonstration. Fix: name demonstrations, or comparisons to take them from")
     if not rows["prompts"]:
         raise DataError("data: no training prompt. Fix: name prompts, or lower data.heldout_share")
     if not rows["heldout_prompts"]:

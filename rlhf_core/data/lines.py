@@ -37,7 +37,7 @@ def read_lines(path: Path, max_line_bytes: int = MAX_LINE_BYTES) -> Iterator[Raw
         DataError: the file is missing, changes while it is read, is UTF-16 or UTF-32, is a broken gzip stream,
             or expands like a bomb.
     """
-    before = _fingerprint(path)
+    before = fingerprint(path)
     number, pending = 1, _Pending(max_line_bytes)
     try:
         for index, chunk in enumerate(_chunks(path)):
@@ -51,11 +51,16 @@ def read_lines(path: Path, max_line_bytes: int = MAX_LINE_BYTES) -> Iterator[Raw
                 number, pending = number + 1, _Pending(max_line_bytes)
             pending.add(rest)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise DataError(f"{path}:{number}: gzip stream is broken ({error}). Fix: fetch or compress the file again") from None
+        raise DataError(f"{path}:{number}: broken gzip stream ({error}). Fix: fetch or compress it again") from None
     if pending.size:
         yield pending.line(number, ended=False)
-    if _fingerprint(path) != before:
-        raise DataError(f"{path}: the file changed while it was read. Fix: run again when nothing writes to it")
+    if fingerprint(path) != before:
+        raise changed(path)
+
+
+def changed(path: Path) -> DataError:
+    """What to raise when a file is not what it was when reading began."""
+    return DataError(f"{path}: the file changed while it was read. Fix: run again when nothing writes to it")
 
 
 class _Pending:
@@ -88,11 +93,16 @@ class _Pending:
         return RawLine(number=number, content=content, size=size, sha256=self._hash.hexdigest(), ended=ended)
 
 
-def _fingerprint(path: Path) -> tuple[int, int]:
+def fingerprint(path: Path) -> tuple[int, int]:
+    """Size and time of last change of a file, by which a change while it is read shows.
+
+    Raises:
+        DataError: there is no such file.
+    """
     try:
         status = path.stat()
     except FileNotFoundError:
-        raise DataError(f"{path}: no such file. Fix: name an existing file in params.yaml, section data, or `dvc pull`") from None
+        raise DataError(f"{path}: no such file. Fix: name an existing one in section data, or `dvc pull`") from None
     if not path.is_file():
         raise DataError(f"{path}: not a file. Fix: name one file, not a folder")
     return status.st_size, status.st_mtime_ns

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rlhf_core.data.lines import MAX_LINE_BYTES, RawLine, read_lines
+from rlhf_core.data.lines import MAX_LINE_BYTES, RawLine, changed, fingerprint, read_lines
 from rlhf_core.data.strict_json import StrictDecoder, content_fault
 from rlhf_core.errors import DataError
 
@@ -81,7 +81,7 @@ def _read_json(path: Path, cap: int) -> Iterator[Row | Refused]:
     for line in read_lines(path, MAX_JSON_BYTES):
         size += line.size
         if size > MAX_JSON_BYTES:
-            raise DataError(f"{path}: larger than {MAX_JSON_BYTES >> 20} MiB. Fix: convert it to .jsonl, which is streamed")
+            raise DataError(f"{path}: larger than {MAX_JSON_BYTES >> 20} MiB. Fix: use .jsonl, which is streamed")
         pieces.append(line.content)
     text = b"\n".join(pieces).decode("utf-8", errors="surrogateescape")
     yield from _json_items(path, text, cap)
@@ -98,7 +98,7 @@ def _json_items(path: Path, text: str, cap: int) -> Iterator[Row | Refused]:
         try:
             value, end, fault = decoder.decode(text, position)
         except ValueError as error:
-            raise DataError(f"{path}:{line}: not JSON: {error}. Fix: repair the array; no row after this one can be read") from None
+            raise DataError(f"{path}:{line}: not JSON: {error}. Fix: repair the array from here on") from None
         raw = text[position:end].encode("utf-8", errors="surrogateescape")
         if len(raw) > cap:
             fault = _too_long(len(raw), cap)
@@ -133,8 +133,10 @@ class _CsvLines:
         line = next(self._lines)
         self.taken.append(line)
         if sum(taken.size for taken in self.taken) > self._cap:
-            start = self.taken[0].number
-            raise DataError(f"{self._path}:{start}: {_too_long(line.size, self._cap)}. Fix: close the quoted cell, or shorten the row")
+            place = f"{self._path}:{self.taken[0].number}"
+            raise DataError(
+                f"{place}: a row is longer than {self._cap} bytes. Fix: close its quoted cell, or shorten it"
+            )
         return line.content.decode("utf-8", errors="surrogateescape") + "\n"
 
 
@@ -177,8 +179,7 @@ def _read_parquet(path: Path, cap: int) -> Iterator[Row | Refused]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    if not path.is_file():
-        raise DataError(f"{path}: no such file. Fix: name an existing file in params.yaml, section data, or `dvc pull`")
+    before = fingerprint(path)
     line = 0
     try:
         with pq.ParquetFile(path) as file:
@@ -189,8 +190,10 @@ def _read_parquet(path: Path, cap: int) -> Iterator[Row | Refused]:
                     fault = _too_long(len(raw), cap) if len(raw) > cap else content_fault(value)
                     yield _row(line, hashlib.sha256(raw).hexdigest(), value, fault)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        first_line = str(error).splitlines()[0]
-        raise DataError(f"{path}:{line + 1}: not readable as Parquet ({first_line}). Fix: write the file again") from None
+        problem = str(error).splitlines()[0]
+        raise DataError(f"{path}:{line + 1}: not readable as Parquet ({problem}). Fix: write it again") from None
+    if fingerprint(path) != before:
+        raise changed(path)
 
 
 def _decode_utf8(line: RawLine, cap: int) -> tuple[str, str | None]:

@@ -136,9 +136,7 @@ def to_record(kind: Kind, row: Row) -> Record:
     value = row.value
     if isinstance(value, str) and kind in ("prompts", "heldout_prompts"):
         value = {"prompt": value}
-    record = Record(
-        line=row.line, sha256=row.sha256, values=dict.fromkeys(spec), types=dict.fromkeys(spec, "missing")
-    )
+    record = Record(line=row.line, sha256=row.sha256, values=dict.fromkeys(spec), types=dict.fromkeys(spec, "missing"))
     if not isinstance(value, dict):
         record.problem = f"a row must be an object, this is {type_name(value)}"
         return record
@@ -221,7 +219,8 @@ def _plan(kind: Kind, names: frozenset[str]) -> _Plan:
             continue
         near = difflib.get_close_matches(name, sorted(unknown), n=1, cutoff=0.6 if spec.required else 0.8)
         if spec.required:
-            have = f"the nearest name is {near[0]!r}" if near else f"the row has {', '.join(sorted(names)) or 'nothing'}"
+            there = ", ".join(sorted(names)) or "nothing"
+            have = f"the nearest name is {near[0]!r}" if near else f"the row has {there}"
             hints[name] = f"missing ({have})"
         elif near:
             problem = f"unknown field {near[0]!r}; the nearest known one is {name!r}"
