@@ -26,7 +26,7 @@ from rlhf_core.evaluation.samples import side_by_side
 from rlhf_core.evaluation.verdict import SFT, evaluation_metrics
 from rlhf_core.models.policy import load_policy
 from rlhf_core.models.reward import RewardModel
-from rlhf_core.models.tokenizer import encode_prompt, load_tokenizer
+from rlhf_core.models.tokenizer import encode_prompts, load_tokenizer
 from rlhf_core.state.atomic import write_json
 from tasks import paths
 from tasks.stage import Stage
@@ -69,7 +69,7 @@ def run(stage: Stage) -> dict[str, Any]:
         _require_demo_world(prompts)
     models = {name: _load(stage, name) for name in (SFT, *stage.params.align.algorithms)}
     tokenizer = load_tokenizer(stage.root / paths.SFT / "model")
-    encoded = [encode_prompt(tokenizer, prompt, stage.params.model.max_prompt_tokens) for prompt in prompts]
+    encoded = encode_prompts(tokenizer, prompts, stage.params.model.max_prompt_tokens)
     sets = _sample_all(stage, models, tokenizer, encoded)
     judged = _judge_all(stage, prompts, encoded, sets, tokenizer.pad_token_id)
     drift = _drift_all(stage, models, encoded, sets, tokenizer.pad_token_id)

@@ -52,10 +52,13 @@ def reward_card(
 
     Raises ValueError for lists of unequal length and for scores that are not finite.
     """
+    lengths = [len(chosen_scores), len(rejected_scores), len(chosen_chars), len(rejected_chars)]
+    if prompt_ids is not None:
+        lengths.append(len(prompt_ids))
+    if len(set(lengths)) > 1:
+        raise ValueError(f"scores, characters and prompt ids of the pairs differ in number: {lengths}")
     chosen, rejected = _finite("chosen_scores", chosen_scores), _finite("rejected_scores", rejected_scores)
     chars = np.asarray(chosen_chars, dtype=np.float64) - np.asarray(rejected_chars, dtype=np.float64)
-    if not len(chosen) == len(rejected) == len(chars) or (prompt_ids is not None and len(prompt_ids) != len(chosen)):
-        raise ValueError("scores, characters and prompt ids of the pairs differ in number")
     card = _pair_figures(chosen - rejected, chars, prompt_ids, confidence, margin_scale)
     undefined = card.pop("undefined")
     if graded is None or not len(graded[0]):

@@ -1,0 +1,215 @@
+"""The report page: self-contained, escaped, the same bytes each time, honest, whole when parts are missing."""
+
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from rlhf_core.config import AlignConfig, EvaluateConfig, LabelConfig, Params
+from rlhf_core.state.atomic import digest_of, tree_digest
+from tasks.report_html.page import render
+from tasks.report_html.sources import read_run
+from tasks.report_html.svg import nice_ticks, number, tag, tick_label
+from tasks.report_html.words import p_text, verdict_sentence, visible
+
+PAYLOADS = (
+    "<script>alert(1)</script>",
+    "<img src=x onerror=alert(1)>",
+    "</pre></article><svg/onload=alert(1)>",
+    "</style><iframe src=javascript:alert(1)>",
+    '"><a href="javascript:alert(1)" style="position:fixed">x</a>',
+    "{{ 7 * 7 }}{% include 'style.css' %}",
+    "![x](https://example.com/leak.png)",
+    "<meta http-equiv=refresh content='0;url=https://example.com'>",
+    "a\u202eb\u200bc\x1b[31md\x00e",
+)
+VOID = {"meta", "link", "br", "img", "input", "hr"}
+
+
+class Page(HTMLParser):
+    """Collects elements, attributes and text, and checks that tags close in order."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.text: list[str] = []
+        self.open: list[str] = []
+        self.feed(html)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] != "style":
+            self.text.append(data)
+
+
+def page_of(root: Path, params: Params) -> str:
+    return render(read_run(root, params.align.algorithms), params, root)
+
+
+def words_of(html: str) -> str:
+    return " ".join(" ".join(Page(html).text).split())
+
+
+def test_the_page_is_well_formed_and_shows_every_part(make_run):
+    params = Params()
+    page = Page(page_of(make_run(params), params))
+    assert page.open == []
+    ids = {attributes.get("id") for name, attributes in page.elements if name == "section"}
+    assert ids == {"ab", "reward", "curves", "data", "samples", "figures", "lineage"}
+    links = {attributes["href"] for name, attributes in page.elements if name == "a"}
+    assert links == {f"#{name}" for name in ids}
+    assert sum(name == "svg" for name, _ in page.elements) >= 12
+    assert all(attributes.get("aria-label") for name, attributes in page.elements if name == "svg")
+
+
+def test_nothing_is_fetched_and_nothing_runs(make_run):
+    params = Params()
+    page = Page(page_of(make_run(params), params))
+    names = {name for name, _ in page.elements}
+    assert not names & {"script", "img", "iframe", "link", "object", "embed", "form", "video", "audio", "base", "use"}
+    for name, attributes in page.elements:
+        assert not {"src", "srcset", "xlink:href", "action", "style"} & attributes.keys(), name
+        assert not any(key.startswith("on") for key in attributes), name
+        assert attributes.get("href", "#").startswith("#")
+    policy = next(a["content"] for _, a in page.elements if a.get("http-equiv") == "Content-Security-Policy")
+    assert policy.startswith("default-src 'none'")
+
+
+def test_the_style_fetches_nothing(make_run):
+    params = Params()
+    style = re.search(r"<style>(.*?)</style>", page_of(make_run(params), params), re.DOTALL)
+    assert style is not None
+    assert not re.search(r"@import|url\(|https?:", style.group(1))
+
+
+def test_model_text_stays_text(make_run):
+    params = Params()
+    plain, hostile = Params(), page_of(make_run(params, texts=PAYLOADS), params)
+    page, shown = Page(hostile), words_of(hostile)
+    allowed = {name for name, _ in Page(page_of(make_run(plain), plain)).elements}
+    assert {name for name, _ in page.elements} == allowed
+    for payload in PAYLOADS[:-1]:
+        assert payload in shown
+    assert "a⟨U+202E⟩b⟨U+200B⟩c⟨U+001B⟩[31md⟨U+0000⟩e" in shown
+    assert not any(key.startswith("on") for _, attributes in page.elements for key in attributes)
+
+
+def test_the_same_run_gives_the_same_bytes(make_run):
+    params = Params()
+    root = make_run(params)
+    assert page_of(root, params) == page_of(root, params)
+
+
+def test_the_page_names_no_place_or_time(make_run):
+    params = Params()
+    root = make_run(params)
+    html = page_of(root, params)
+    assert str(root) not in html
+    assert not re.search(r"20\d\d-\d\d-\d\d|\d\d:\d\d:\d\d", html)
+
+
+def test_simulated_is_said_wherever_it_matters(make_run):
+    params = Params()
+    shown = words_of(page_of(make_run(params), params))
+    assert "Simulated data. In this run preferences come from simulated annotators" in shown
+    assert "No person judged anything on this page." in shown
+    assert "Judge: gold scorer (simulated)" in shown
+    assert "Who labelled (simulated annotators)" in shown
+    assert shown.count("gold scorer (simulated)") >= 3
+
+
+def test_a_run_on_peoples_votes_is_not_called_simulated(make_run):
+    params = Params(
+        label=LabelConfig(source="file"),
+        align=AlignConfig(algorithms=("dpo",)),
+        evaluate=EvaluateConfig(judges=("reward_model",), temperatures=(1.0,)),
+    )
+    html = page_of(make_run(params, graded=False), params)
+    shown = words_of(html)
+    assert not re.search(r"Simulated data|simulated annotators|gold scorer", shown)
+    assert "verdict.simulated no" in shown
+    assert "PPO" not in shown
+    assert "DPO beats the SFT model" in shown
+    assert re.search(r"Undefined here:.* spearman \(no graded responses\)", shown)
+    assert "DPO drift" in shown
+
+
+def test_missing_stages_leave_their_sections_out(make_run):
+    params = Params()
+    root = make_run(params)
+    for name in (
+        "reports/metrics/evaluate.json",
+        "artifacts/evaluate/samples.json",
+        "artifacts/preferences/funnel.json",
+    ):
+        (root / name).unlink()
+    (root / "artifacts/reward/heldout_scores.parquet").unlink()
+    (root / "artifacts/reward/calibration.json").unlink()
+    page = Page(page_of(root, params))
+    ids = {attributes.get("id") for name, attributes in page.elements if name == "section"}
+    assert ids == {"reward", "curves", "data", "figures", "lineage"}
+    assert "No comparison with the SFT model in this run." in " ".join(page.text)
+    assert "No held-out pairs were scored in this run." in " ".join(page.text)
+
+
+def test_lineage_digests_are_those_of_the_files(make_run):
+    params = Params()
+    root = make_run(params)
+    html = page_of(root, params)
+    for folder in ("artifacts/reward", "artifacts/evaluate", "artifacts/align/ppo"):
+        files = tree_digest(root / folder)
+        assert f'title="{digest_of(files)}"' in html
+        assert all(digest in html for digest in files.values())
+    (root / "artifacts/sft/model/config.json").write_text("{ }")
+    assert page_of(root, params) != html
+
+
+def test_every_figure_and_parameter_is_there(make_run):
+    params = Params()
+    shown = words_of(page_of(make_run(params), params))
+    for name in ("judges.gold.T=1.win_rate", "pairwise_accuracy_low", "rows.demonstrations", "ppo.kl_coef", "seed"):
+        assert name in shown
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "finding"),
+    [(0.55, 0.7, "PPO beats"), (0.45, 0.6, "PPO cannot be told from"), (0.2, 0.4, "the best, PPO, loses")],
+)
+def test_the_verdict_claims_no_more_than_its_interval(low: float, high: float, finding: str):
+    figures = {"best": "ppo", "win_rate": (low + high) / 2, "win_rate_low": low, "win_rate_high": high}
+    assert finding in verdict_sentence(figures | {"n": 500, "p_value": 0.2})
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(None, "–"), (0.0412, "0.041"), (1.0, "1.000"), (3.2e-27, "3×10⁻²⁷"), (0.0, "<10⁻³⁰⁰")]
+)
+def test_p_values(value: float | None, text: str):
+    assert p_text(value) == text
+
+
+def test_visible_keeps_what_people_write():
+    assert visible("naïve – 日本語\n\ttab 👩‍🚀") == "naïve – 日本語\n\ttab 👩‍🚀"
+
+
+def test_svg_escapes_text_and_attributes():
+    drawn = tag("text", '<b>"&', class_='a" onload="x', text_anchor=None)
+    assert drawn == '<text class="a&#34; onload=&#34;x">&lt;b&gt;&#34;&amp;</text>'
+    assert number(-0.001) == "0"
+    assert number(1 / 3) == "0.33"
+
+
+def test_ticks_are_round_and_inside():
+    assert nice_ticks(0.0, 1.0, 5) == pytest.approx([0.0, 0.2, 0.4, 0.6, 0.8, 1.0])
+    assert nice_ticks(-3.7, 3.9, 4) == [-2.0, 0.0, 2.0]
+    assert nice_ticks(5.0, 5.0) == [5.0]
+    assert [tick_label(value, 0.05) for value in (0.0, 0.05, 1.0)] == ["0", "0.05", "1.00"]
+    assert tick_label(12000.0, 1000.0) == "12,000"
