@@ -20,6 +20,9 @@ FAULT_POINTS = frozenset(
         "stage.before_publish",
         "stage.during_publish",
         "stage.after_publish",
+        "delivery.sent",
+        "promotion.noted",
+        "promotion.champion_moved",
     }
 )
 

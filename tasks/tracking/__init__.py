@@ -8,10 +8,12 @@ Recording, while a pipeline runs; nothing of this raises because the store is aw
         recorder.start_stage("sft", tags={…}, params={…})                # a child run
         recorder.metrics("sft", [{"step": 1, "time": 1.7e9, "metrics": {"loss/train": 4.1}}])
         recorder.artifact("sft", Path("reports/plots/sft.csv"), "plots")
-        version = recorder.register("sft", Path("artifacts/sft/model"), {"heldout_loss": 1.2})
         recorder.finish_stage("sft", "FINISHED", {"heldout_loss": 1.2})
-        recorder.attach("rlhf-policy", outputs_hash, {"win_rate_low": 0.7}, {"evaluation/responses.parquet": path})
-        recorder.set_candidate("rlhf-policy", outputs_hash)
+        key = recorder.register("align@ppo", Path("artifacts/align/ppo/model"), {})  # outputs hash
+        recorder.attach("align@ppo", key, {"win_rate_low": 0.7, "kl_to_sft": 3.0})   # after evaluate: what gates judge
+        recorder.attach_responses("align@ppo", key, Path("artifacts/evaluate/responses.parquet"), rows_of="ppo")
+        recorder.set_candidate("align@ppo", key)
+        version = recorder.version(key)        # ModelVersion, waits until sent; None while the store is away
     recorder.delivery                                                    # what was sent, what is pending and why
     flush(root)                                                          # sends later what is pending, once
 
@@ -20,7 +22,7 @@ Registry, from the command line and the promotion flow; these need the store and
     list_versions(root)                     -> list[ModelVersion]
     resolve_version(root, "rlhf-policy@candidate" | "rlhf-policy/3")   -> ModelVersion
     compare_versions(root, a, b, judge="gold", confidence=0.95)        -> Comparison
-    promote(root, reference, gates=params.gates, judge="gold", confidence=0.95)   -> Promotion, or GateRefused
+    promote(root, reference, params=load_params(root / "params.yaml")) -> Promotion, or GateRefused
     rollback(root, "rlhf-policy")           -> Promotion
     read_audit(root)                        -> list[AuditRow]
 """
@@ -31,7 +33,7 @@ from tasks.tracking.delivery import Delivery, flush, pending
 from tasks.tracking.names import MODEL_NAMES, ModelVersion, model_name
 from tasks.tracking.promotion import Promotion, promote, rollback
 from tasks.tracking.recorder import Recorder
-from tasks.tracking.registry import download_version, list_versions, resolve_version, set_candidate
+from tasks.tracking.registry import download_version, list_versions, resolve_version
 from tasks.tracking.store import Store, open_store, run_link, tracking_uri
 
 __all__ = [
@@ -55,6 +57,5 @@ __all__ = [
     "resolve_version",
     "rollback",
     "run_link",
-    "set_candidate",
     "tracking_uri",
 ]

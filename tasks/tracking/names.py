@@ -15,8 +15,10 @@ STAGE = "stage"
 METRICS = "metrics"
 UPSTREAM_METRICS = "upstream_metrics"
 GIT_DIRTY_FILES = "git_dirty_files"
-RESPONSES = "evaluation/responses.parquet"
-MANIFEST = "lineage/manifest.json"
+CANDIDATE_TIME = "candidate_time_ms"
+RESPONSES = "responses.parquet"
+MANIFEST = "artifacts/lineage/manifest.json"  # within the logged model
+WEIGHTS = "artifacts/model"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,3 +69,8 @@ def parse_reference(reference: str) -> tuple[str, str | int]:
             f"such as rlhf-policy@candidate or rlhf-policy/3; names are {', '.join(MODEL_NAMES)}"
         )
     return name, int(rest) if separator == "/" else rest
+
+
+def evidence_folder(version: ModelVersion) -> str:
+    """Folder among the run's artifacts that holds what a version was judged by."""
+    return f"evaluation/{version.outputs_hash[:16]}"

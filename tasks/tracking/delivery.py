@@ -1,0 +1,127 @@
+"""Taking events from the spool to the store, each once, whatever dies in between.
+
+A position is noted after the store has taken an event, so a kill in between sends that event a second time. Every
+kind of event is therefore such that the store ends the same: runs are found by key before they are made, a metric
+with equal time, step and value is one row in MLflow, tags and files are overwritten with themselves, and a model
+version is found by its content before it is registered.
+"""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from rlhf_core.errors import EnvironmentProblem
+from rlhf_core.state.faults import faultpoint
+from tasks import paths
+from tasks.tracking.sender import METRICS_A_BATCH, Sender, will_never_be_taken
+from tasks.tracking.spool import Event, Spool, spools
+from tasks.tracking.store import first_line, lock, open_store
+
+SENDER_PATIENCE_S = 5.0
+KEEP_SENT_DAYS = 30
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Delivery:
+    """What became of recorded events.
+
+    Attributes:
+        sent: events that the store took now.
+        pending: events that still wait.
+        refused: events that the store will never take, set aside in `.rlhf/spool/<run>.refused`.
+        problem: why events wait, in one line; None when none does.
+    """
+
+    sent: int = 0
+    pending: int = 0
+    refused: int = 0
+    problem: str | None = None
+
+    def __add__(self, other: "Delivery") -> "Delivery":
+        return Delivery(
+            sent=self.sent + other.sent,
+            pending=self.pending + other.pending,
+            refused=self.refused + other.refused,
+            problem=self.problem or other.problem,
+        )
+
+
+def pending(root: Path) -> int:
+    """Number of recorded events that the store has not taken yet. Cheap: opens no store."""
+    return sum(spool.pending() for spool in spools(paths.home(root)))
+
+
+def flush(root: Path) -> Delivery:
+    """Send everything that waits, oldest run first; safe to repeat and to run beside a recorder.
+
+    The store being away is no error here: the delivery says so and the events wait on.
+    """
+    home = paths.home(root)
+    waiting = [spool for spool in spools(home) if spool.pending()]
+    total = Delivery()
+    if waiting:
+        try:
+            store = open_store(root)
+        except EnvironmentProblem as error:
+            return Delivery(pending=sum(spool.pending() for spool in waiting), problem=str(error))
+        for spool in waiting:
+            total += deliver(Sender(store, spool))
+    _remove_old(home)
+    return total
+
+
+def deliver(sender: Sender) -> Delivery:
+    """Send what waits in one spool, up to the first event that cannot be sent now."""
+    spool, total = sender.spool, Delivery()
+    try:
+        with lock(sender.store.home, f"spool-{spool.run_key}", patience_s=SENDER_PATIENCE_S):
+            for position, events in _batches(spool):
+                total += _hand_over(sender, events)
+                if total.problem:
+                    return total + Delivery(pending=spool.pending())
+                faultpoint("delivery.sent")
+                spool.advance(position)
+                for event in events:
+                    if "kept" in event:
+                        spool.drop(event["kept"])
+    except EnvironmentProblem as error:
+        return total + Delivery(pending=spool.pending(), problem=str(error))
+    return total
+
+
+def _hand_over(sender: Sender, events: list[Event]) -> Delivery:
+    """Send events of one kind together; where one of them is at fault, one by one, setting that one aside."""
+    try:
+        sender.send(events)
+    except Exception as error:  # every library between here and a database has its own kinds
+        if not will_never_be_taken(error):
+            return Delivery(problem=first_line(error))
+        if len(events) == 1:
+            sender.spool.refuse(events[0], first_line(error))
+            return Delivery(refused=1)
+        return sum((_hand_over(sender, [event]) for event in events), Delivery())
+    return Delivery(sent=len(events))
+
+
+def _batches(spool: Spool) -> Iterator[tuple[int, list[Event]]]:
+    """Group waiting events: metrics of one run that follow each other go together, anything else alone."""
+    batch: list[Event] = []
+    end, size = spool.position, 0
+    for position, event in spool.events(end):
+        rows = len(event["metrics"]) if event["kind"] == "metrics" else METRICS_A_BATCH
+        joins = batch and batch[0]["kind"] == event["kind"] == "metrics" and batch[0]["run"] == event["run"]
+        if batch and not (joins and size + rows <= METRICS_A_BATCH):
+            yield end, batch
+            batch, size = [], 0
+        batch.append(event)
+        end, size = position, size + rows
+    if batch:
+        yield end, batch
+
+
+def _remove_old(home: Path) -> None:
+    oldest = time.time() - KEEP_SENT_DAYS * 86_400
+    for spool in spools(home):
+        if spool.path.stat().st_mtime < oldest and not spool.pending():
+            spool.remove()

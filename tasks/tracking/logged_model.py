@@ -1,0 +1,131 @@
+"""A model folder as an MLflow model that loads anywhere: code, weights, lineage, requirements, signature, example.
+
+Written by MLflow's client calls alone, without the process-wide current run, so that it works in any thread; and
+without loading the weights, so that the process which records needs no torch.
+"""
+
+import shutil
+import tempfile
+from collections.abc import Mapping
+from importlib.metadata import version as installed
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rlhf_core.state.atomic import write_json
+from tasks.tracking.names import OUTPUTS_HASH
+from tasks.tracking.store import Store
+
+if TYPE_CHECKING:
+    from mlflow.entities.model_registry import ModelVersion as MlflowVersion
+    from mlflow.models import Model
+    from mlflow.types import ParamSpec
+
+HERE = Path(__file__).parent
+CODE = HERE.parents[1] / "rlhf_core"
+REQUIREMENTS = ("mlflow", "torch", "transformers", "tokenizers", "safetensors", "pydantic", "numpy")
+
+
+def log(
+    store: Store,
+    run_id: str,
+    *,
+    name: str,
+    folder: Path,
+    content: str,
+    manifest: Mapping[str, Any],
+    example: Mapping[str, str],
+) -> str:
+    """Log a model folder to a run and return the id of the logged model.
+
+    Args:
+        name: registered model that it is for; decides what the model can do.
+        content: outputs hash; a logged model with the same one is used again rather than made twice.
+        manifest: lineage, kept as `lineage/manifest.json` among the model's artifacts.
+        example: one input.
+    """
+    from mlflow.entities import LoggedModelOutput
+    from mlflow.models import Model
+
+    standing = store.client.search_logged_models(
+        [store.experiment_id], filter_string=f"tags.{OUTPUTS_HASH} = '{content}' AND status = 'READY'"
+    )
+    if standing:
+        return standing[0].model_id
+    logged = store.client.create_logged_model(
+        store.experiment_id, name=name, source_run_id=run_id, tags={OUTPUTS_HASH: content}, model_type="pyfunc"
+    )
+    with tempfile.TemporaryDirectory() as scratch:
+        local = Path(scratch) / "model"
+        described = Model(
+            artifact_path=logged.artifact_location, run_id=run_id, model_id=logged.model_id, model_uuid=logged.model_id
+        )
+        save(described, local, name, folder, manifest, example, Path(scratch))
+        store.client.log_model_artifacts(logged.model_id, str(local))
+    store.client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step=0)])
+    store.client.finalize_logged_model(logged.model_id, "READY")
+    return logged.model_id
+
+
+def save(
+    described: "Model",
+    local: Path,
+    name: str,
+    folder: Path,
+    manifest: Mapping[str, Any],
+    example: Mapping[str, str],
+    scratch: Path,
+) -> None:
+    """Write the MLflow model folder `local`."""
+    from mlflow import pyfunc
+    from mlflow.models.model import MLMODEL_FILE_NAME
+    from mlflow.models.utils import _Example
+    from mlflow.types import ColSpec, DataType, ParamSchema, Schema
+
+    scores = name == "rlhf-reward"
+    write_json(scratch / "lineage" / "manifest.json", manifest)
+    pyfunc.save_model(
+        str(local),
+        mlflow_model=described,
+        python_model=str(HERE / ("pyfunc_reward.py" if scores else "pyfunc_policy.py")),
+        artifacts={"model": str(folder), "lineage": str(scratch / "lineage")},
+        code_paths=[str(CODE)],
+        pip_requirements=requirements(),
+    )
+    for bytecode in local.rglob("__pycache__"):
+        shutil.rmtree(bytecode)
+    # Handing the example to save_model would load the weights and run them here; its file and entry are all that is
+    # wanted, and MLflow has no public call for that.
+    saved = _Example([dict(example)])
+    saved.save(str(local))
+    described.saved_input_example_info = saved.info
+    described.signature.outputs = Schema([ColSpec(DataType.double if scores else DataType.string)])
+    if not scores:
+        described.signature.params = ParamSchema(_sampling_params())
+    described.save(str(local / MLMODEL_FILE_NAME))
+
+
+def log_metrics(store: Store, run_id: str, model_id: str, metrics: Mapping[str, float | None], time_ms: int) -> None:
+    """Show figures on the logged model's page; undefined ones cannot be shown."""
+    for key, value in sorted(metrics.items()):
+        if value is not None:
+            store.client.log_metric(run_id, key, value, timestamp=time_ms, step=0, model_id=model_id)
+
+
+def model_id(version: "MlflowVersion") -> str:
+    """Logged model behind a version. SQLite stores do not fill the field, but the source address has it."""
+    return version.model_id or version.source.removeprefix("models:/").partition("/")[0]
+
+
+def requirements() -> list[str]:
+    """What an environment needs to load the model, at the versions that made it; local builds such as +cpu dropped."""
+    return [f"{name}=={installed(name).partition('+')[0]}" for name in REQUIREMENTS]
+
+
+def _sampling_params() -> "list[ParamSpec]":
+    from mlflow.types import DataType, ParamSpec
+
+    return [
+        ParamSpec("temperature", DataType.double, 0.0),
+        ParamSpec("max_new_tokens", DataType.long, 64),
+        ParamSpec("seed", DataType.long, 0),
+    ]

@@ -1,0 +1,270 @@
+"""Telling the store about a pipeline run while it goes on: written to the spool first, sent in the background.
+
+Nothing here fails or waits long because the store is away. What it could not take is sent later by this recorder, by
+the next one or by `flush`, and is then in the store once.
+"""
+
+import contextlib
+import json
+import math
+import re
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import pyarrow.parquet as pq
+
+from rlhf_core.errors import ConfigError
+from tasks import paths
+from tasks.manifest import build_manifest, lineage_tags
+from tasks.tracking.background import BackgroundSender
+from tasks.tracking.delivery import Delivery
+from tasks.tracking.names import RESPONSES, UPSTREAM_METRICS, ModelVersion, model_name
+from tasks.tracking.registry import find_version, outputs_hash
+from tasks.tracking.spool import Event, Spool
+from tasks.tracking.store import tracking_uri
+
+EXAMPLE = {"prompt": "Please write one sentence that thanks a colleague.", "response": "Thank you for your help today."}
+POINTS_AN_EVENT = 500
+UNTAKEN = re.compile(r"[^\w./: -]")  # characters that MLflow refuses in the name of a metric
+CLOSING_PATIENCE_S = 60.0
+
+
+class Recorder:
+    """One pipeline run (the parent in MLflow) with its stages (child runs), from the process that runs them.
+
+    A context manager: leaving it ends the parent run (FINISHED, or FAILED after an exception, KILLED after an
+    interrupt), tries once more to send what waits, and leaves `delivery`. Methods may be called from several threads.
+    A recorder with the key of an earlier run goes on with that run; figures it has already are not recorded again.
+
+    Args:
+        root: checkout or worktree of the run.
+        run_key: names the run for good; letters, digits, dot, dash, underscore.
+        name: shown in MLflow.
+        tags: of the parent run and of every model version, such as `prefect_flow_run_id`.
+        params: of the parent run; nested mappings become dotted keys.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        run_key: str,
+        *,
+        name: str = "pipeline",
+        tags: Mapping[str, str] | None = None,
+        params: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.root = root
+        self.run_key = run_key
+        self.delivery = Delivery()
+        tracking_uri(root)  # an address that can never do is refused now, not in the background
+        self._tags = {key: str(value) for key, value in (tags or {}).items()}
+        self._spool = Spool(paths.home(root), run_key)
+        self._recorded: set[tuple[str, str, int]] = set()
+        self._stage_time: dict[str, int] = {}
+        self._writing = threading.Lock()
+        self._closed = False
+        for _, event in self._spool.events():
+            if event["kind"] == "metrics":
+                self._recorded |= {(event["run"], name, step) for name, _, step, _ in event["metrics"]}
+        self._background = BackgroundSender(root, self._spool)
+        self._begin(run_key, None, name, self._tags, params)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        status = "FINISHED" if kind is None else "FAILED" if issubclass(kind, Exception) else "KILLED"
+        self.close(status)
+
+    def start_stage(
+        self, stage: str, *, tags: Mapping[str, str] | None = None, params: Mapping[str, Any] | None = None
+    ) -> None:
+        """Begin the child run of a stage, or take it up again."""
+        self._stage_time[stage] = _now_ms()
+        self._begin(self._key(stage), self.run_key, stage, {"stage": stage, **(tags or {})}, params)
+
+    def metrics(self, stage: str, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Record curves: rows `{"step": int, "time": seconds since 1970, "metrics": {name: number}}`.
+
+        A name at a step that is recorded already is left out, so rows may be given again after a resume. Give many
+        rows at once: each call waits for the disk.
+        """
+        points = []
+        for row in rows:
+            time_ms = int(row["time"] * 1000) if "time" in row else _now_ms()
+            points += [(name, float(value), int(row["step"]), time_ms) for name, value in row["metrics"].items()]
+        self._points(self._key(stage), points)
+
+    def artifact(self, stage: str | None, path: Path, folder: str = "") -> None:
+        """Record a file or folder as it stands now, below `folder` of the stage's run; None is the parent run."""
+        source = path if path.is_absolute() else self.root / path
+        self._record({"kind": "artifact", "run": self._key(stage), "folder": folder, "kept": self._spool.keep(source)})
+
+    def register(
+        self,
+        stage: str,
+        folder: Path,
+        metrics: Mapping[str, float | None],
+        *,
+        example: Mapping[str, str] | None = None,
+    ) -> str:
+        """Ask for the stage's model folder to be registered, once for all times; return its outputs hash.
+
+        Args:
+            folder: `save_pretrained` folder, relative to the root or absolute.
+            metrics: headline figures; None for an undefined one. What is no number is left out.
+            example: `prompt` (and `response` for a reward model) shown as the version's input example.
+
+        Raises:
+            ConfigError: the stage makes no model.
+            EnvironmentProblem: no git checkout, or `dvc.lock` does not know the stage.
+        """
+        source = folder if folder.is_absolute() else self.root / folder
+        name = _model_of(stage)
+        manifest = build_manifest(self.root, stage)
+        content = outputs_hash(stage, source)
+        example = example or EXAMPLE
+        upstream = {other: _numbers(figures) for other, figures in manifest["metrics"].items() if other != stage}
+        request = {
+            "name": name,
+            "stage": stage,
+            "content": content,
+            "manifest": manifest,
+            "tags": self._tags | lineage_tags(manifest) | {UPSTREAM_METRICS: json.dumps(upstream, sort_keys=True)},
+            "metrics": _numbers(metrics),
+            "example": dict(example) if name == "rlhf-reward" else {"prompt": example["prompt"]},
+        }
+        self._record(
+            {
+                "kind": "register",
+                "run": self._key(stage),
+                "kept": self._spool.keep(source),
+                "time_ms": self._stage_time.get(stage, _now_ms()),
+                "request": request,
+            }
+        )
+        return content
+
+    def attach(self, stage: str, content: str, metrics: Mapping[str, float | None]) -> None:
+        """Add figures that were measured later to the version with outputs hash `content`; gates judge by them."""
+        self._record({**_of(stage, content), "kind": "attach", "metrics": _numbers(metrics), "time_ms": _now_ms()})
+
+    def attach_responses(self, stage: str, content: str, table: Path, *, rows_of: str) -> None:
+        """Keep beside a version what it answered to the evaluation prompts, for later comparisons.
+
+        Args:
+            table: the evaluation's `responses.parquet`.
+            rows_of: value of its column `model`: `sft`, `ppo`, `dpo`.
+        """
+        rows = pq.read_table(self.root / table, filters=[("model", "==", rows_of)])
+        kept, path = self._spool.new_file(RESPONSES)
+        pq.write_table(rows, path)
+        self._record({**_of(stage, content), "kind": "evidence", "kept": kept})
+
+    def set_candidate(self, stage: str, content: str) -> None:
+        """Point the alias `candidate` at the version with outputs hash `content`."""
+        self._record({**_of(stage, content), "kind": "candidate", "time_ms": _now_ms()})
+
+    def finish_stage(self, stage: str, status: str = "FINISHED", metrics: Mapping[str, Any] | None = None) -> None:
+        """End a stage's run with its headline figures. `status`: FINISHED, FAILED or KILLED."""
+        key, when = self._key(stage), self._stage_time.get(stage, _now_ms())
+        self._points(
+            key, [(name, value, 0, when) for name, value in _numbers(metrics or {}).items() if value is not None]
+        )
+        self._record({"kind": "end", "run": key, "status": status, "time_ms": _now_ms()})
+
+    def version(self, content: str, patience_s: float = CLOSING_PATIENCE_S) -> ModelVersion | None:
+        """The registered version with this outputs hash, once everything recorded so far is sent.
+
+        None when the store is away or takes longer than `patience_s` seconds.
+        """
+        self._background.settle(patience_s)
+        sender = self._background.sender
+        known = sender.versions.get(content) if sender else None
+        if sender is None or known is None:
+            return None
+        with contextlib.suppress(Exception):  # the store may go away at any moment; its last answer will do
+            return find_version(sender.store, known.name, content)
+        return known
+
+    def run_id(self, stage: str | None = None) -> str | None:
+        """MLflow's id of a stage's run, or of the parent's; None while the store has not taken it."""
+        sender = self._background.sender
+        with contextlib.suppress(Exception):  # a link is worth nothing more than this try
+            return sender.run_id(self._key(stage)) if sender else None
+        return None
+
+    def close(self, status: str = "FINISHED", patience_s: float = CLOSING_PATIENCE_S) -> Delivery:
+        """End the parent run, try once more to send what waits, stop. Calling it again does nothing."""
+        if not self._closed:
+            self._closed = True
+            self._record({"kind": "end", "run": self.run_key, "status": status, "time_ms": _now_ms()})
+            self.delivery = self._background.stop(patience_s)
+        return self.delivery
+
+    def _key(self, stage: str | None) -> str:
+        return f"{self.run_key}/{stage}" if stage else self.run_key
+
+    def _begin(
+        self, key: str, parent: str | None, name: str, tags: Mapping[str, str], params: Mapping[str, Any] | None
+    ) -> None:
+        tags = {tag: str(value) for tag, value in tags.items()}
+        self._record({"kind": "run", "run": key, "parent": parent, "name": name, "tags": tags, "time_ms": _now_ms()})
+        if params:
+            self._record({"kind": "params", "run": key, "params": dict(_dotted(params))})
+
+    def _points(self, key: str, points: list[tuple[str, float, int, int]]) -> None:
+        with self._writing:
+            fresh = []
+            for name, value, step, time_ms in points:
+                if (key, name, step) not in self._recorded:
+                    self._recorded.add((key, name, step))
+                    fresh.append((name, value, step, time_ms))
+        for start in range(0, len(fresh), POINTS_AN_EVENT):
+            self._record({"kind": "metrics", "run": key, "metrics": fresh[start : start + POINTS_AN_EVENT]})
+
+    def _record(self, event: Event) -> None:
+        with self._writing:
+            self._spool.append([event])
+        self._background.wake()
+
+
+def _of(stage: str, content: str) -> dict[str, str]:
+    return {"model": _model_of(stage), "outputs_hash": content}
+
+
+def _model_of(stage: str) -> str:
+    name = model_name(stage)
+    if name is None:
+        raise ConfigError(f"stage {stage}: makes no model. Fix: register sft, reward or align@<algorithm>")
+    return name
+
+
+def _numbers(metrics: Mapping[str, Any]) -> dict[str, float | None]:
+    """The figures of a metrics document under names that MLflow takes; nested keys are joined by a slash."""
+    plain: dict[str, float | None] = {}
+    for key, value in metrics.items():
+        name = UNTAKEN.sub("-", key)
+        if isinstance(value, Mapping):
+            plain |= {f"{name}/{inner}": figure for inner, figure in _numbers(value).items()}
+        elif value is None or (isinstance(value, int | float) and not isinstance(value, bool)):
+            plain[name] = value if value is None or math.isfinite(value) else None
+    return plain
+
+
+def _dotted(params: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, str]]:
+    for key, value in params.items():
+        if isinstance(value, Mapping):
+            yield from _dotted(value, f"{before}{key}.")
+        else:
+            yield f"{before}{key}", value if isinstance(value, str) else json.dumps(value, default=str)
+
+
+def _now_ms() -> int:
+    return int(time.time() * 1000)

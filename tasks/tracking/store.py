@@ -1,0 +1,160 @@
+"""Where runs and models are recorded: one MLflow store for a checkout and all its worktrees.
+
+The address is `MLFLOW_TRACKING_URI` where it is set, else a SQLite file in the main checkout's `.rlhf`. A fresh
+SQLite store breaks for good when several processes create it at once, so opening happens under a file lock.
+"""
+
+import os
+import threading
+import urllib.parse
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from filelock import FileLock, Timeout
+
+from rlhf_core.errors import ConfigError, EnvironmentProblem
+from tasks import paths
+from tasks.tracking.names import EXPERIMENT
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+DATABASE = paths.STATE / "mlflow.db"
+ARTIFACTS = paths.STATE / "mlartifacts"
+LOCK_PATIENCE_S = 60.0
+_DEFAULT = threading.Lock()
+
+# A store that is away must be noticed in seconds: what could not be sent waits in the spool anyway.
+SAFE_ENVIRONMENT = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_RECORD_ENV_VARS_IN_MODEL_LOGGING": "false",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_LOGGING_LEVEL": "WARNING",
+    "GIT_PYTHON_REFRESH": "quiet",
+}
+
+
+@dataclass(frozen=True)
+class Store:
+    """An open store.
+
+    Attributes:
+        uri: its address, with any password.
+        home: main checkout, which holds the locks, the spool and the audit trail.
+        experiment_id: MLflow experiment that every run belongs to.
+    """
+
+    uri: str
+    home: Path
+    experiment_id: str
+
+    @cached_property
+    def client(self) -> "MlflowClient":
+        """MLflow's client for this store; does not touch the process-wide tracking address."""
+        from mlflow import MlflowClient
+
+        return MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
+
+
+def tracking_uri(root: Path) -> str:
+    """Address of the store that a checkout or worktree records to. Cheap: imports nothing.
+
+    Raises:
+        ConfigError: `MLFLOW_TRACKING_URI` names a plain folder, which MLflow no longer keeps a registry in.
+    """
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{paths.home(root) / DATABASE}"
+    if urllib.parse.urlparse(uri).scheme in ("", "file"):
+        raise ConfigError(
+            f"MLFLOW_TRACKING_URI={uri}: a folder holds no model registry. "
+            "Fix: unset it, or give sqlite:///…, postgresql://… or http(s)://…"
+        )
+    return uri
+
+
+def public_uri(uri: str) -> str:
+    """An address as it may be shown: without user name and password."""
+    parts = urllib.parse.urlsplit(uri)
+    if "@" not in parts.netloc:
+        return uri
+    return urllib.parse.urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+
+
+def open_store(root: Path) -> Store:
+    """Open the store, creating it and its experiment when they are not there.
+
+    Raises:
+        ConfigError: the address cannot hold a registry.
+        EnvironmentProblem: the store does not answer.
+    """
+    uri, home = tracking_uri(root), paths.home(root)
+    for name, value in SAFE_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    with lock(home, "mlflow-store"):
+        try:
+            store = Store(uri, home, experiment_id="")
+            experiment = store.client.get_experiment_by_name(EXPERIMENT)
+            if experiment is None:
+                place = str(home / ARTIFACTS) if uri.startswith("sqlite:") else None
+                return Store(uri, home, store.client.create_experiment(EXPERIMENT, artifact_location=place))
+            return Store(uri, home, experiment.experiment_id)
+        except Exception as error:  # whatever kept the store from answering, the cure is the same
+            raise EnvironmentProblem(
+                f"{public_uri(uri)}: the MLflow store does not answer ({first_line(error)}). "
+                "Fix: start it (rlhf up) or correct MLFLOW_TRACKING_URI"
+            ) from error
+
+
+@contextmanager
+def lock(home: Path, name: str, patience_s: float = LOCK_PATIENCE_S) -> Iterator[None]:
+    """Hold the file lock `.rlhf/locks/<name>.lock`.
+
+    Raises:
+        EnvironmentProblem: another process holds it longer than `patience_s` seconds.
+    """
+    path = home / paths.LOCKS / f"{name}.lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    held = FileLock(path)
+    try:
+        held.acquire(timeout=patience_s)
+    except Timeout:
+        raise EnvironmentProblem(
+            f"{path}: held by another process for more than {patience_s:.0f} s. Fix: wait for it or end it"
+        ) from None
+    try:
+        yield
+    finally:
+        held.release()
+
+
+@contextmanager
+def as_default(store: Store) -> Iterator[None]:
+    """Make a store the process's default one for a moment: registering a logged model looks it up there."""
+    with _DEFAULT:
+        before = os.environ.get("MLFLOW_TRACKING_URI")
+        os.environ["MLFLOW_TRACKING_URI"] = store.uri
+        try:
+            yield
+        finally:
+            if before is None:
+                del os.environ["MLFLOW_TRACKING_URI"]
+            else:
+                os.environ["MLFLOW_TRACKING_URI"] = before
+
+
+def run_link(store: Store, run_id: str, server: str) -> str:
+    """Page of a run in the MLflow UI that `server` (such as http://127.0.0.1:5000) serves."""
+    return f"{server.rstrip('/')}/#/experiments/{store.experiment_id}/runs/{run_id}"
+
+
+def first_line(error: BaseException) -> str:
+    """First line of an error, short enough for a one-line message."""
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0][:200]
