@@ -1,0 +1,94 @@
+"""Token lists to padded tensors, and which rows share a batch.
+
+Shape suffixes: B = rows, P = prompt tokens, R = response tokens, S = P + R.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+CHUNK_BATCHES = 16  # rows are sorted by length inside chunks of so many batches, so that an epoch stays well mixed
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SequenceBatch:
+    """Prompts padded on the left, responses on the right: one column separates them in every row.
+
+    Attributes:
+        ids_BS: token ids (int64).
+        mask_BS: 1 for tokens, 0 for padding (int64). Made from lengths: the padding id may be a real token elsewhere.
+        prompt_width: P; every response begins in this column.
+    """
+
+    ids_BS: Tensor
+    mask_BS: Tensor
+    prompt_width: int
+
+    @property
+    def response_ids_BR(self) -> Tensor:
+        """Token ids of the responses."""
+        return self.ids_BS[:, self.prompt_width :]
+
+    @property
+    def response_mask_BR(self) -> Tensor:
+        """1.0 for response tokens, 0.0 for padding (float32)."""
+        return self.mask_BS[:, self.prompt_width :].float()
+
+    @property
+    def position_ids_BS(self) -> Tensor:
+        """Place of each token in its own row, from 0; padding before the prompt has 0 too."""
+        return (self.mask_BS.cumsum(1) - 1).clamp_min(0)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that are not padding."""
+        return int(self.mask_BS.sum())
+
+    def to(self, device: torch.device | str) -> "SequenceBatch":
+        """The batch on another device."""
+        return SequenceBatch(
+            ids_BS=self.ids_BS.to(device), mask_BS=self.mask_BS.to(device), prompt_width=self.prompt_width
+        )
+
+
+def collate(prompts: Sequence[list[int]], responses: Sequence[list[int]], pad_id: int) -> SequenceBatch:
+    """Pad rows of tokens to one batch.
+
+    Raises:
+        ValueError: no rows, not one response a prompt, or a prompt without tokens.
+    """
+    if not prompts or len(prompts) != len(responses):
+        raise ValueError(f"{len(prompts)} prompts and {len(responses)} responses; one response a prompt is needed")
+    if not all(prompts):
+        raise ValueError("a prompt has no tokens: its response's first token could not be predicted")
+    width = max(map(len, prompts))
+    room = max(map(len, responses))
+    ids, mask = [], []
+    for prompt, response in zip(prompts, responses, strict=True):
+        left, right = width - len(prompt), room - len(response)
+        ids.append([pad_id] * left + prompt + response + [pad_id] * right)
+        mask.append([0] * left + [1] * (len(prompt) + len(response)) + [0] * right)
+    return SequenceBatch(ids_BS=torch.tensor(ids), mask_BS=torch.tensor(mask), prompt_width=width)
+
+
+def length_buckets(lengths: Sequence[Any], batch_size: int, generator: torch.Generator) -> list[list[int]]:
+    """Row numbers of an epoch's batches: shuffled, yet rows of one batch are of similar length.
+
+    Rows are shuffled, sorted by length within chunks of 16 batches, cut, and the batches are shuffled. Every row
+    comes once; there are `ceil(rows / batch_size)` batches, and at most one of them is smaller than the others.
+
+    Args:
+        lengths: a number a row, or a tuple to sort by several lengths.
+        batch_size: rows of a batch.
+        generator: decides every choice, so an epoch's composition is addressed by its generator alone.
+    """
+    order = torch.randperm(len(lengths), generator=generator).tolist()
+    span = CHUNK_BATCHES * batch_size
+    batches = []
+    for start in range(0, len(order), span):
+        chunk = sorted(order[start : start + span], key=lambda row: lengths[row])
+        batches += [chunk[place : place + batch_size] for place in range(0, len(chunk), batch_size)]
+    return [batches[index] for index in torch.randperm(len(batches), generator=generator).tolist()]

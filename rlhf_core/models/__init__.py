@@ -1,0 +1,1 @@
+"""Policy, reward and value models: building, loading from local folders, saving."""

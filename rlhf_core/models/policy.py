@@ -1,0 +1,123 @@
+"""The language model: built from numbers or loaded from a folder, and its hidden states over a batch.
+
+Shape suffixes: B = rows, S = prompt and response tokens, D = hidden size.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    LlamaConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Qwen2Config,
+)
+
+from rlhf_core.config import ModelConfig
+from rlhf_core.data.batches import SequenceBatch
+from rlhf_core.errors import ConfigError
+from rlhf_core.models.folder import check_model_folder
+
+
+def build_policy(cfg: ModelConfig, vocab_size: int, pad_id: int, eos_id: int, seed: int) -> PreTrainedModel:
+    """Build a decoder from scratch, float32, input and output embedding tied; the same arguments give the same weights.
+
+    The random state of the process is left as it was.
+    """
+    shared: dict[str, Any] = {
+        "vocab_size": vocab_size,
+        "hidden_size": cfg.hidden_size,
+        "num_hidden_layers": cfg.layers,
+        "num_attention_heads": cfg.heads,
+        "num_key_value_heads": cfg.heads,
+        "intermediate_size": cfg.intermediate_size,
+        "initializer_range": cfg.init_std,
+        "max_position_embeddings": cfg.max_prompt_tokens + cfg.max_response_tokens,
+        "tie_word_embeddings": True,
+        "pad_token_id": pad_id,
+        "bos_token_id": None,
+        "eos_token_id": eos_id,
+    }
+    config = LlamaConfig(**shared) if cfg.family == "llama" else Qwen2Config(**shared)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="sdpa").eval()
+
+
+def load_policy(folder: Path | str) -> PreTrainedModel:
+    """Load a causal language model from a local folder: float32 weights, dropout off, evaluation mode.
+
+    Weights stay float32 because an optimiser's small steps vanish in bfloat16 weights.
+
+    Raises:
+        EnvironmentProblem: the folder or files in it are missing.
+        ConfigError: the folder asks for code of its own.
+    """
+    return load_pretrained(AutoModelForCausalLM, folder)
+
+
+def load_pretrained(auto_class: Any, folder: Path | str) -> PreTrainedModel:
+    """`load_policy` for any of the `AutoModel` classes."""
+    check_model_folder(folder)
+    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    _silence_dropout(config)
+    model = auto_class.from_pretrained(
+        folder,
+        config=config,
+        dtype=torch.float32,
+        attn_implementation="sdpa",
+        local_files_only=True,
+        use_safetensors=True,
+        trust_remote_code=False,
+    )
+    return model.eval()
+
+
+def save_policy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path | str) -> None:
+    """Write a folder that plain `transformers` loads; the same weights give the same bytes, whatever their history."""
+    model.config.name_or_path = ""  # where it was loaded from is no property of the model
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuse a tokenizer that can write tokens for which the model has no embedding.
+
+    Raises:
+        ConfigError: the two do not belong together.
+    """
+    rows = model.get_input_embeddings().weight.shape[0]
+    if len(tokenizer) > rows:
+        raise ConfigError(
+            f"params.yaml: model.path: its tokenizer has {len(tokenizer)} entries, its model {rows} embeddings. "
+            "Fix: use the tokenizer that was saved with the model"
+        )
+
+
+def eos_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """Every token that ends a response: the tokenizer's and those of the generation configuration, in order."""
+    declared = model.generation_config.eos_token_id if model.generation_config else None
+    more = declared if isinstance(declared, list) else [declared]
+    return tuple(sorted({tokenizer.eos_token_id, *(token for token in more if token is not None)}))
+
+
+def hidden_states(body: nn.Module, batch: SequenceBatch) -> Tensor:
+    """Last hidden states of a decoder without its output layer, hidden_BSD; padding is masked and not counted."""
+    return body(
+        input_ids=batch.ids_BS,
+        attention_mask=batch.mask_BS,
+        position_ids=batch.position_ids_BS,
+        use_cache=False,
+    ).last_hidden_state
+
+
+def _silence_dropout(config: PretrainedConfig) -> None:
+    """Set every dropout rate of a configuration to 0: with it, old and new log-probabilities would never agree."""
+    for key, value in config.to_dict().items():
+        if isinstance(value, float) and ("dropout" in key or key.endswith("_pdrop")):
+            setattr(config, key, 0.0)

@@ -1,0 +1,118 @@
+"""Text to tokens and back, the same way in every stage.
+
+Prompt and response are tokenised apart, so no merge crosses the border between them, and a response has the same
+tokens whatever it answers. Text never becomes a control token: `<eos>` typed by a user is spelled out in letters.
+"""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from rlhf_core.errors import ConfigError, DataError
+from rlhf_core.models.folder import check_model_folder
+
+PAD_TOKEN, EOS_TOKEN = "<pad>", "<eos>"  # noqa: S105 (vocabulary entries, not passwords)
+SMALLEST_VOCABULARY = 2 + 256
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
+    """Train a byte-level BPE tokenizer (Sennrich et al. 2016, on bytes): any text round-trips, nothing is unknown.
+
+    `<pad>` is 0, `<eos>` is 1.
+
+    Args:
+        texts: the corpus; the same texts in the same order give the same tokenizer.
+        vocab_size: the most entries there may be; a small corpus gives fewer.
+
+    Raises:
+        ConfigError: `vocab_size` has no room for the 256 bytes and the two control tokens.
+    """
+    if vocab_size < SMALLEST_VOCABULARY:
+        raise ConfigError(
+            f"params.yaml: model.vocab_size: {vocab_size} has no room for 256 bytes and 2 control tokens. "
+            f"Fix: at least {SMALLEST_VOCABULARY}"
+        )
+    core = Tokenizer(models.BPE())
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[PAD_TOKEN, EOS_TOKEN],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    core.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        pad_token=PAD_TOKEN,
+        eos_token=EOS_TOKEN,
+        padding_side="left",
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def load_tokenizer(folder: Path | str) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a local model folder.
+
+    One without a pad token pads with its end token: batches carry masks made from lengths, so the two are never
+    confused.
+
+    Raises:
+        EnvironmentProblem: files are missing.
+        ConfigError: the folder asks for code of its own, or its tokenizer has no end token.
+    """
+    check_model_folder(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    if tokenizer.eos_token_id is None:
+        raise ConfigError(
+            f"{Path(folder) / 'tokenizer_config.json'}: eos_token: there is none, so no response could end. "
+            "Fix: name the token that ends a response"
+        )
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def encode_prompt(tokenizer: PreTrainedTokenizerBase, text: str, max_tokens: int) -> list[int]:
+    """Tokens of a prompt; one longer than `max_tokens` loses its beginning, since the request stands at the end.
+
+    Raises:
+        DataError: there is no token at all; a response needs one to be predicted from.
+    """
+    return encode_prompts(tokenizer, [text], max_tokens)[0]
+
+
+def encode_prompts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_tokens: int) -> list[list[int]]:
+    """`encode_prompt` for many at once, which is faster."""
+    encoded = [ids[-max_tokens:] for ids in _plain_ids(tokenizer, texts)]
+    if not all(encoded):
+        place = [bool(ids) for ids in encoded].index(False)
+        raise DataError(f"prompt {place + 1} of {len(texts)}: it is empty. Fix: remove the row")
+    return encoded
+
+
+def encode_response(tokenizer: PreTrainedTokenizerBase, text: str, max_tokens: int) -> list[int]:
+    """Tokens of a response: a space and the stripped text, the end token; one cut to `max_tokens` has no end token."""
+    return encode_responses(tokenizer, [text], max_tokens)[0]
+
+
+def encode_responses(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_tokens: int) -> list[list[int]]:
+    """`encode_response` for many at once, which is faster."""
+    encoded = _plain_ids(tokenizer, [f" {text.strip()}" for text in texts])
+    return [[*ids, tokenizer.eos_token_id][:max_tokens] for ids in encoded]
+
+
+def decode_response(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
+    """Text of response tokens up to the end token, stripped."""
+    kept = list(ids)
+    if tokenizer.eos_token_id in kept:
+        kept = kept[: kept.index(tokenizer.eos_token_id)]
+    return tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False).strip()
+
+
+def _plain_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
+    if not texts:
+        return []
+    return tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True)["input_ids"]

@@ -1,0 +1,46 @@
+"""Value model: what the rest of a response is worth, seen from each position that predicts a token.
+
+Shape suffixes: B = rows, R = response tokens.
+"""
+
+import copy
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from rlhf_core.data.batches import SequenceBatch
+from rlhf_core.models.policy import hidden_states
+from rlhf_core.models.reward import RewardModel
+
+
+class ValueModel(nn.Module):
+    """A decoder with a scalar head that starts at zero.
+
+    Args:
+        body: decoder without output layer.
+    """
+
+    def __init__(self, body: PreTrainedModel) -> None:
+        super().__init__()
+        self.body = body
+        self.scalar = nn.Linear(body.config.hidden_size, 1)
+        nn.init.zeros_(self.scalar.weight)
+        nn.init.zeros_(self.scalar.bias)
+
+    @classmethod
+    def from_reward_model(cls, reward_model: RewardModel) -> "ValueModel":
+        """A value model on a copy of the reward model's body (Ouyang et al. 2022, appendix C.4), with a new head.
+
+        The head is not copied: a reward model's scalar speaks of a finished response (or of one token's share), a
+        value of what is still to come.
+        """
+        return cls(copy.deepcopy(reward_model.body)).to(reward_model.shift.device).eval()
+
+    def forward(self, batch: SequenceBatch) -> Tensor:
+        """Value before each response token is written, values_BR, float32; padding has 0.
+
+        The value of token t is read at the position that predicts it, so it knows nothing of the token itself.
+        """
+        hidden_BSD = hidden_states(self.body, batch)
+        values_BR = self.scalar(hidden_BSD[:, batch.prompt_width - 1 : -1])[..., 0].float()
+        return values_BR.masked_fill(batch.response_mask_BR == 0, 0.0)

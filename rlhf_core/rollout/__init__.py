@@ -1,0 +1,1 @@
+"""Sampling responses, and the log-probabilities of what was sampled."""

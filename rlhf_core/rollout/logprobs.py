@@ -1,0 +1,151 @@
+"""Log-probabilities of response tokens under a model.
+
+Logits exist only for the positions that predict a response token, a limited number of them at a time, and always in
+at least float32: a log-softmax in bfloat16 is off by more than a policy moves in a step.
+Shape suffixes: B = rows, R = response tokens, N = response tokens of all rows without padding, D = hidden, V = vocabulary.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel
+
+from rlhf_core.data.batches import SequenceBatch
+from rlhf_core.models.policy import hidden_states
+
+LOGITS_AT_ONCE = 2**25
+"""Most logits that are held at a time: 128 MiB in float32."""
+
+PLAIN_HEADS = frozenset({"llama", "mistral", "qwen2", "qwen3"})
+"""Architectures whose logits are the last hidden states times the output embedding and nothing else."""
+
+
+def response_logprobs(model: PreTrainedModel, batch: SequenceBatch, temperature: float = 1.0) -> Tensor:
+    """Log-probability of each response token given all before it, logprobs_BR; 0 where there is padding.
+
+    Args:
+        model: causal language model on the device of `batch`.
+        batch: prompts and responses.
+        temperature: logits are divided by it, as they were when the response was sampled.
+    """
+    return _logprobs_and_entropy(model, batch, temperature, with_entropy=False)[0]
+
+
+def response_logprobs_and_entropy(
+    model: PreTrainedModel, batch: SequenceBatch, temperature: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    """`response_logprobs`, and the entropy in nats of each distribution, entropy_BR, which carries no gradient."""
+    return _logprobs_and_entropy(model, batch, temperature, with_entropy=True)
+
+
+def token_logprobs(
+    hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, temperature: float = 1.0, *, with_entropy: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Log-probabilities of `targets_N` where the logits are `hidden_ND @ weight_VD.T`, and entropies (or zeros).
+
+    The logits of all N tokens stand in memory together only where they are few; otherwise each chunk's are made
+    again for its gradient.
+    """
+    chunk = max(1, LOGITS_AT_ONCE // weight_VD.shape[0])
+    if len(targets_N) <= chunk:
+        return _TokenLogprobs.apply(hidden_ND, weight_VD, targets_N, temperature, with_entropy)
+    pieces = [
+        checkpoint(_TokenLogprobs.apply, hidden, weight_VD, targets, temperature, with_entropy, use_reentrant=False)
+        for hidden, targets in zip(hidden_ND.split(chunk), targets_N.split(chunk), strict=True)
+    ]
+    logprobs, entropies = zip(*pieces, strict=True)
+    return torch.cat(logprobs), torch.cat(entropies)
+
+
+def _logprobs_and_entropy(
+    model: PreTrainedModel, batch: SequenceBatch, temperature: float, *, with_entropy: bool
+) -> tuple[Tensor, Tensor]:
+    real_BR = batch.mask_BS[:, batch.prompt_width :].bool()
+    targets_N = batch.response_ids_BR[real_BR]
+    # The token in column t is predicted at column t - 1.
+    before = slice(batch.prompt_width - 1, -1)
+    if model.config.model_type in PLAIN_HEADS:
+        hidden_ND = hidden_states(model.get_decoder(), batch)[:, before][real_BR]
+        weight_VD = model.get_output_embeddings().weight
+        values_N, entropy_N = token_logprobs(hidden_ND, weight_VD, targets_N, temperature, with_entropy=with_entropy)
+    else:
+        logits_NV = _logits(model, batch)[real_BR]
+        values_N, entropy_N = _from_logits(logits_NV, targets_N, temperature)
+    return _scatter(values_N, real_BR), _scatter(entropy_N, real_BR)
+
+
+def _scatter(values_N: Tensor, real_BR: Tensor) -> Tensor:
+    """Put values in row order to the real positions; the others get 0."""
+    return values_N.new_zeros(real_BR.shape).masked_scatter(real_BR, values_N)
+
+
+def _logits(model: PreTrainedModel, batch: SequenceBatch) -> Tensor:
+    """Logits that predict the response, through the model's own output layer, whatever it does (caps, scales, bias)."""
+    room = batch.ids_BS.shape[1] - batch.prompt_width
+    return model(
+        input_ids=batch.ids_BS,
+        attention_mask=batch.mask_BS,
+        position_ids=batch.position_ids_BS,
+        use_cache=False,
+        logits_to_keep=room + 1,
+    ).logits[:, :-1]
+
+
+def _from_logits(logits_NV: Tensor, targets_N: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    logprobs_NV = torch.log_softmax(_at_least_float32(logits_NV) / temperature, -1)
+    with torch.no_grad():
+        entropy_N = -(logprobs_NV.exp() * logprobs_NV).sum(-1)
+    return logprobs_NV.gather(1, targets_N[:, None])[:, 0], entropy_N
+
+
+def _at_least_float32(tensor: Tensor) -> Tensor:
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
+class _TokenLogprobs(torch.autograd.Function):
+    """Output layer, log-softmax and choice of the target in one: one [N, V] tensor instead of four.
+
+    With z = h W^T / T and p = softmax(z), the forward keeps p, and the gradient d log p_y / dz = onehot(y) - p is
+    written over it, so a second backward through the same graph is not possible.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, temperature: float, with_entropy: bool
+    ) -> tuple[Tensor, Tensor]:
+        probs_NV = _at_least_float32(hidden_ND @ weight_VD.to(hidden_ND.dtype).t())
+        if temperature != 1.0:
+            probs_NV.div_(temperature)
+        chosen_N = probs_NV.gather(1, targets_N[:, None])[:, 0]
+        largest_N = probs_NV.amax(1)
+        shifted_NV = probs_NV.sub_(largest_N[:, None])
+        entropy_N = torch.zeros_like(chosen_N)
+        if with_entropy:
+            probs_NV = shifted_NV.exp()
+        else:
+            probs_NV = shifted_NV.exp_()
+        total_N = probs_NV.sum(1)
+        probs_NV.div_(total_N[:, None])
+        if with_entropy:
+            # H = log sum exp(z - m) - sum p (z - m); p = 0 where z - m is -inf adds nothing
+            entropy_N = total_N.log() - (probs_NV * shifted_NV).nan_to_num_(0.0).sum(1)
+        ctx.save_for_backward(hidden_ND, weight_VD, targets_N, probs_NV)
+        ctx.temperature = temperature
+        ctx.mark_non_differentiable(entropy_N)
+        return chosen_N - largest_N - total_N.log(), entropy_N
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        hidden_ND, weight_VD, targets_N, grad_NV = ctx.saved_tensors
+        if ctx.temperature is None:
+            raise RuntimeError("log-probabilities were already differentiated once; call response_logprobs again")
+        grad_N = gradients[0] / ctx.temperature
+        ctx.temperature = None
+        grad_NV.mul_(-grad_N[:, None])
+        grad_NV.scatter_add_(1, targets_N[:, None], grad_N[:, None])
+        grad_NV = grad_NV.to(hidden_ND.dtype)
+        grad_hidden_ND = grad_NV @ weight_VD.to(hidden_ND.dtype) if ctx.needs_input_grad[0] else None
+        grad_weight_VD = (grad_NV.t() @ hidden_ND).to(weight_VD.dtype) if ctx.needs_input_grad[1] else None
+        return grad_hidden_ND, grad_weight_VD, None, None, None

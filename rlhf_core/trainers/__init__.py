@@ -1,0 +1,1 @@
+"""Training loops: one algorithm, one file, one loop."""

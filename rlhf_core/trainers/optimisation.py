@@ -1,0 +1,65 @@
+"""The optimiser step that all trainers share: AdamW, clipping by norm, and a guard against numbers that are not."""
+
+import math
+
+import torch
+from torch import nn
+
+from rlhf_core.errors import Diverged
+from rlhf_core.state.train_state import TrainState
+
+MOST_REFUSED_STEPS = 3  # in a row, before training is given up
+
+
+def make_optimizer(
+    module: nn.Module,
+    learning_rate: float,
+    weight_decay: float = 0.0,
+    betas: tuple[float, float] = (0.9, 0.98),
+    eps: float = 1e-8,
+) -> torch.optim.AdamW:
+    """AdamW (Loshchilov and Hutter 2019) over a module's trainable parameters; matrices decay, gains and biases not."""
+    trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(
+        [group for group in groups if group["params"]], lr=learning_rate, betas=betas, eps=eps, foreach=True
+    )
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Give every parameter group the rate of the step that comes."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+
+
+def apply_gradients(state: TrainState, name: str, loss: float, max_grad_norm: float) -> float | None:
+    """Take one step of `state.optimizers[name]` with the gradients that lie on its parameters, then clear them.
+
+    Gradients are scaled down to a norm of `max_grad_norm`. A step whose loss or gradient is not finite is refused:
+    no weight and no moment changes. `state.extra["refused_in_a_row/<name>"]` counts; a step that is taken sets it
+    back to 0.
+
+    Returns:
+        The norm before clipping; None where the step was refused.
+
+    Raises:
+        Diverged: three steps in a row were refused.
+    """
+    optimizer = state.optimizers[name]
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    norm = nn.utils.clip_grad_norm_(parameters, max_grad_norm, foreach=True).item()
+    counter = f"refused_in_a_row/{name}"
+    taken = math.isfinite(loss) and math.isfinite(norm)
+    if taken:
+        optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    state.extra[counter] = 0 if taken else state.extra.get(counter, 0) + 1
+    if state.extra[counter] >= MOST_REFUSED_STEPS:
+        raise Diverged(
+            f"{name}: step {state.step + 1}: loss {loss}, gradient norm {norm}, not finite {MOST_REFUSED_STEPS} times "
+            "in a row; the last good checkpoint is kept. Fix: lower learning_rate, or look at the data of this step"
+        )
+    return norm if taken else None
