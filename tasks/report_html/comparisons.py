@@ -1,4 +1,4 @@
-"""Figures that set things side by side: the forest plot of win rates, gold criteria by model, the data funnel."""
+"""Figures that set things side by side: the forest plot of win rates, gold criteria by model, shares of a whole."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -85,27 +85,8 @@ def dot_plot(title: str, criteria: Mapping[str, Mapping[str, float]], colors: Ma
     return figure(width, height, f"{title}: {', '.join(criteria)} by model", *parts)
 
 
-class FunnelStep(NamedTuple):
-    """What one step let through, and in words what it took away."""
-
-    name: str
-    kept: int
-    note: str
-
-
-def funnel_chart(steps: Sequence[FunnelStep]) -> Markup:
-    """Return a bar a step, as long as the share that is left of the first, with counts and losses in words."""
-    width, left, right = 1000.0, 230.0, 640.0
-    height = 8 + ROW * len(steps)
-    scale = Scale(0.0, float(max(1, *(step.kept for step in steps))), left, right)
-    parts: list[Markup] = []
-    for index, step in enumerate(steps):
-        y = 4 + ROW * index
-        bar = max(1.0, scale(step.kept) - left)
-        parts += [
-            text(2, y + 16, step.name, "t"),
-            tag("rect", x=left, y=y + 4, width=bar, height=ROW - 8, rx=2, class_="bar c-main"),
-            text(left + bar + 6, y + 16, f"{step.kept:,}", "t num"),
-            text(right + 70, y + 16, step.note, "tick"),
-        ]
-    return figure(width, height, "What each step of the data preparation kept", *parts)
+def share_bar(share: float) -> Markup:
+    """Return a bar for a table cell, as long as a share of the whole."""
+    width, height = 220.0, 14.0
+    bar = tag("rect", x=0, y=1, width=max(1.0, share * width), height=height - 2, rx=2, class_="bar c-main")
+    return figure(width, height, f"{share:.1%} left", bar)

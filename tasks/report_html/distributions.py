@@ -1,4 +1,4 @@
-"""Figures of one quantity: training curves, score histograms, the reliability diagram."""
+"""Figures of one quantity: training curves, score histograms, the reliability diagram, scores by given grade."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -93,8 +93,8 @@ def histogram(
 
 def calibration_plot(bins: Sequence[Mapping[str, Any]], ece: float | None) -> Markup:
     """Return the reliability diagram: accuracy against confidence with intervals, and the pairs a bin holds."""
-    width, height = 340.0, 300.0
-    left, right, top, bottom, floor = 46.0, width - 14.0, 34.0, 220.0, 276.0
+    width, height = 460.0, 310.0
+    left, right, top, bottom, floor = 46.0, width - 14.0, 34.0, 218.0, 274.0
     lowest = min([0.5, *(entry["accuracy_low"] for entry in bins)])
     x_scale, y_scale = Scale(0.5, 1.0, left, right), Scale(lowest - lowest % 0.1, 1.0, bottom, top)
     most = max(entry["count"] for entry in bins)
@@ -120,5 +120,34 @@ def calibration_plot(bins: Sequence[Mapping[str, Any]], ece: float | None) -> Ma
                 "rect", tag("title", tip), x=start, y=floor - tall, width=end - start, height=tall, class_="bar c-main"
             ),
         ]
-    parts.append(text((left + right) / 2, height - 2, "confidence of the reward model", "tick", "middle"))
+    parts.append(text((left + right) / 2, height - 4, "confidence of the reward model", "tick", "middle"))
     return figure(width, height, "Reliability diagram of the reward model", *parts)
+
+
+def grade_plot(given: Sequence[float], scores: Sequence[float]) -> Markup:
+    """Return the model's scores over ten equal steps of the given grade: median, middle half, 5 to 95 per cent."""
+    width, height = 460.0, 310.0
+    left, right, top, bottom = 46.0, width - 14.0, 34.0, 274.0
+    grades, values = np.asarray(given, dtype=np.float64), np.asarray(scores, dtype=np.float64)
+    low, high = float(grades.min()), float(grades.max())
+    place = np.clip(((grades - low) / ((high - low) or 1.0) * 10).astype(np.int64), 0, 9)
+    columns = [(float(grades[place == step].mean()), values[place == step]) for step in np.unique(place)]
+    spread = [np.quantile(column, [0.05, 0.25, 0.5, 0.75, 0.95]) for _, column in columns]
+    x_scale = Scale(low, high, left + 8, right - 8)
+    y_scale = Scale(*_padded(float(min(row[0] for row in spread)), float(max(row[4] for row in spread))), bottom, top)
+    parts = [
+        text(2, 13, "Scores by given grade", "head"),
+        vertical_axis(y_scale, left, right),
+        horizontal_axis(x_scale, bottom, 5),
+    ]
+    for (grade, column), row in zip(columns, spread, strict=True):
+        x = x_scale(grade)
+        y5, y25, y50, y75, y95 = (y_scale(float(value)) for value in row)
+        tip = f"grade {grade:.2f}: median score {row[2]:.2f}, {len(column)} responses"
+        parts += [
+            line(x, y5, x, y95, "interval c-main"),
+            line(x, y25, x, y75, "box c-main"),
+            tag("circle", tag("title", tip), cx=x, cy=y50, r=3.5, class_="fill c-main"),
+        ]
+    parts.append(text((left + right) / 2, height - 4, "given grade", "tick", "middle"))
+    return figure(width, height, "The reward model's scores over given grades", *parts)

@@ -9,8 +9,8 @@ from markupsafe import Markup
 
 from rlhf_core.config import Params
 from tasks.report_html import words
-from tasks.report_html.comparisons import FunnelStep, WinRate, dot_plot, forest_plot, funnel_chart
-from tasks.report_html.distributions import Series, calibration_plot, histogram, line_chart
+from tasks.report_html.comparisons import WinRate, dot_plot, forest_plot, share_bar
+from tasks.report_html.distributions import Series, calibration_plot, grade_plot, histogram, line_chart
 from tasks.report_html.lineage import lineage, parameter_rows
 from tasks.report_html.sources import RunFiles
 
@@ -53,7 +53,7 @@ def render(run: RunFiles, params: Params, root: Path) -> str:
         forest=_forest(evaluation, algorithms) if evaluation else None,
         criteria=list(_criteria(evaluation, algorithms)) if evaluation else [],
         writing=list(_writing(evaluation, algorithms)) if evaluation else [],
-        funnel=_funnel(run.funnel),
+        funnel=_funnel(run),
         annotators=(run.annotators or {}).get("annotators", {}),
         label_figures=run.metrics.get("label", {}),
         reward=run.metrics.get("reward"),
@@ -145,14 +145,21 @@ def _writing(evaluation: Mapping[str, Any], algorithms: Sequence[str]) -> Iterat
             yield {"model": words.ALGORITHMS[name], "temperature": label, "score": score, **lengths}
 
 
-def _funnel(funnel: Any) -> Markup | None:
-    if not funnel:
-        return None
-    steps = []
-    for entry in funnel["steps"]:
-        lost = entry["before"] - entry["after"]
-        steps.append(FunnelStep(entry["step"].replace("_", " "), entry["after"], f"{lost:,} out" if lost else ""))
-    return funnel_chart(steps)
+def _funnel(run: RunFiles) -> list[dict[str, Any]]:
+    """Return a row a step: what is left, as a bar too, what it took out and why; the split stands at the end."""
+    if not run.funnel:
+        return []
+    first = run.funnel[0]["pairs_in"]
+    rows = [{"step": "labelled pairs", "left": first, "out": 0, "reason": ""}]
+    for step in run.funnel:
+        name = step["step"].replace("_", " ")
+        rows.append({"step": name, "left": step["pairs_out"], "out": step["removed"], "reason": step["reason"]})
+    split = run.metrics.get("preferences", {})
+    for side in ("train", "heldout"):
+        if f"pairs_{side}" in split:
+            prompts = f"on {split[f'prompts_{side}']:,} prompts"
+            rows.append({"step": f"→ {side}", "left": split[f"pairs_{side}"], "out": 0, "reason": prompts})
+    return [row | {"bar": share_bar(row["left"] / max(1, first))} for row in rows]
 
 
 def _reward_figures(run: RunFiles) -> Iterator[Markup]:
@@ -162,7 +169,9 @@ def _reward_figures(run: RunFiles) -> Iterator[Markup]:
         yield histogram("Scores of held-out pairs", groups)
         yield histogram("Margins (chosen - rejected)", {"margin": ("c-main", scores["margin"])})
     if run.calibration and run.calibration["bins"]:
-        yield calibration_plot(run.calibration["bins"], run.metrics.get("reward", {}).get("ece"))
+        yield calibration_plot(run.calibration["bins"], run.calibration["ece"])
+    if run.graded_scores:
+        yield grade_plot(run.graded_scores["score"], run.graded_scores["model_score"])
 
 
 def _curves(rows: Sequence[Mapping[str, float]]) -> tuple[list[Markup], list[Markup]]:

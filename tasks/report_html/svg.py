@@ -101,7 +101,7 @@ def tick_label(value: float, step: float) -> str:
     if abs(value) >= 1e6 or abs(value) < 1e-4:
         return f"{value:.1e}".replace("e-0", "e-").replace("e+0", "e")
     decimals = max(0, -math.floor(math.log10(step) + 1e-9)) if step > 0 else 2
-    return f"{value:,.{decimals}f}"
+    return f"{value:,.{decimals}f}".replace("-", "−")
 
 
 def horizontal_axis(scale: Scale, y: float, count: int = 5, *, grid_to: float | None = None) -> Markup:

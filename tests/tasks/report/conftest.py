@@ -88,9 +88,20 @@ def _data_stages(root: Path) -> None:
     }
     _write_json(root, "artifacts/label/annotators.json", {"source": "simulated", "annotators": annotators})
     _write_json(root, "reports/metrics/label.json", {"num_pairs": 6100, "tie_share": 0.041, "fleiss_kappa": None})
-    counts = [("labelled pairs", 6100, 6100), ("ties", 6100, 5850), ("duplicates", 5850, 5702), ("capped", 5702, 5702)]
-    steps = [{"step": name, "before": before, "after": after} for name, before, after in counts]
-    _write_json(root, "artifacts/preferences/funnel.json", {"steps": steps})
+    counts = [("ties", 6100, 5850), ("near_duplicates", 5850, 5702), ("leakage", 5702, 5702)]
+    steps = [
+        {
+            "step": name,
+            "pairs_in": before,
+            "pairs_out": after,
+            "removed": before - after,
+            "reason": f"because of {name}",
+        }
+        for name, before, after in counts
+    ]
+    _write_json(root, "artifacts/preferences/funnel.json", steps)
+    split = {"pairs_train": 3502, "pairs_heldout": 2200, "prompts_train": 700, "prompts_heldout": 400}
+    _write_json(root, "reports/metrics/preferences.json", split)
 
 
 def _reward_stage(root: Path, rng: np.random.Generator, graded: bool) -> None:
@@ -112,7 +123,9 @@ def _reward_stage(root: Path, rng: np.random.Generator, graded: bool) -> None:
     _table(root, "artifacts/reward/heldout_scores.parquet", columns)
     kept = {"score": given.tolist(), "model_score": scores.tolist()} if graded else {"score": [], "model_score": []}
     _table(root, "artifacts/reward/graded_scores.parquet", kept)
-    _write_json(root, "artifacts/reward/calibration.json", {"bins": calibration_bins(chosen - rejected)})
+    _write_json(
+        root, "artifacts/reward/calibration.json", {"bins": calibration_bins(chosen - rejected), "ece": card["ece"]}
+    )
     _write_json(root, "reports/metrics/reward.json", card)
     rows = [
         {"step": step, "loss/train": 0.69 - 0.003 * step, "reward/accuracy": 0.5 + 0.003 * step}

@@ -152,8 +152,8 @@ def test_missing_stages_leave_their_sections_out(make_run):
         "artifacts/preferences/funnel.json",
     ):
         (root / name).unlink()
-    (root / "artifacts/reward/heldout_scores.parquet").unlink()
-    (root / "artifacts/reward/calibration.json").unlink()
+    for name in ("heldout_scores.parquet", "graded_scores.parquet", "calibration.json"):
+        (root / "artifacts/reward" / name).unlink()
     page = Page(page_of(root, params))
     ids = {attributes.get("id") for name, attributes in page.elements if name == "section"}
     assert ids == {"reward", "curves", "data", "figures", "lineage"}
@@ -171,6 +171,14 @@ def test_lineage_digests_are_those_of_the_files(make_run):
         assert all(digest in html for digest in files.values())
     (root / "artifacts/sft/model/config.json").write_text("{ }")
     assert page_of(root, params) != html
+
+
+def test_the_funnel_says_what_went_and_why(make_run):
+    params = Params()
+    shown = words_of(page_of(make_run(params), params))
+    assert "labelled pairs 6,100" in shown.replace("100.0% left ", "")
+    assert re.search(r"near duplicates .*?5,702 148 because of near_duplicates", shown)
+    assert re.search(r"→ heldout .*?2,200 on 400 prompts", shown)
 
 
 def test_every_figure_and_parameter_is_there(make_run):
