@@ -24,11 +24,12 @@ Registry, from the command line and the promotion flow; these need the store and
     compare_versions(root, a, b, judge="gold", confidence=0.95)        -> Comparison
     promote(root, reference, params=load_params(root / "params.yaml")) -> Promotion, or GateRefused
     rollback(root, "rlhf-policy")           -> Promotion
+    read_manifest(root, reference)          -> (ModelVersion, manifest); tasks.reproduce.reproduce rebuilds from it
     read_audit(root)                        -> list[AuditRow]
 """
 
 from tasks.tracking.audit import AuditRow, read_audit
-from tasks.tracking.compare import Comparison, compare_versions
+from tasks.tracking.compare import Comparison, compare_versions, read_manifest
 from tasks.tracking.delivery import Delivery, flush, pending
 from tasks.tracking.names import MODEL_NAMES, ModelVersion, model_name
 from tasks.tracking.promotion import Promotion, promote, rollback
@@ -54,6 +55,7 @@ __all__ = [
     "pending",
     "promote",
     "read_audit",
+    "read_manifest",
     "resolve_version",
     "rollback",
     "run_link",

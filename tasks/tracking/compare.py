@@ -74,6 +74,18 @@ def compare_versions(root: Path, a: str, b: str, *, judge: str, confidence: floa
     )
 
 
+def read_manifest(root: Path, reference: str) -> tuple[ModelVersion, dict[str, Any]]:
+    """Find a version and the lineage that it carries (see `tasks.manifest.build_manifest`).
+
+    Raises:
+        ConfigError: there is no such version.
+        EnvironmentProblem: the store is away.
+    """
+    store = open_store(root)
+    version = resolve(store, reference)
+    return version, manifest_of(store, version)
+
+
 def versus(
     store: Store, a: ModelVersion, b: ModelVersion, judge: str, confidence: float, temperature: float
 ) -> Mapping[str, Any]:

@@ -116,6 +116,8 @@ class Recorder:
     ) -> str:
         """Ask for the stage's model folder to be registered, once for all times; return its outputs hash.
 
+        SFT and reward models become candidates at once, a policy only by `set_candidate`.
+
         Args:
             folder: `save_pretrained` folder, relative to the root or absolute.
             metrics: headline figures; None for an undefined one. What is no number is left out.
@@ -149,6 +151,8 @@ class Recorder:
                 "request": request,
             }
         )
+        if name != "rlhf-policy":  # the evaluation decides which of several policies is proposed
+            self.set_candidate(stage, content)
         return content
 
     def attach(self, stage: str, content: str, metrics: Mapping[str, float | None]) -> None:

@@ -1,0 +1,134 @@
+"""Building a registered version again, from nothing but its manifest, and comparing every file."""
+
+import secrets
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rlhf_core.errors import EnvironmentProblem, RlhfError
+from rlhf_core.state.atomic import write_text
+from tasks import paths
+from tasks.manifest import DATA_FILE, LOCK, SCHEMA, bars_promotion, environment, output_digests
+from tasks.runner import Stop, run_stage_process
+from tasks.versioning import add_worktree, remove_run_worktree, restore_data
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Reproduction:
+    """What a rebuild found.
+
+    Attributes:
+        reference: what was rebuilt.
+        stages: stages that were run, in their order.
+        files: number of files that were compared.
+        stage: the first stage with a file that differs; None when all are identical.
+        differing: its files that differ, are missing or are new.
+        why: what is known to differ between then and now.
+        worktree: where the rebuild stands; None when it was identical and is gone.
+    """
+
+    reference: str
+    stages: tuple[str, ...]
+    files: int
+    stage: str | None = None
+    differing: tuple[str, ...] = ()
+    why: tuple[str, ...] = ()
+    worktree: Path | None = None
+
+    @property
+    def identical(self) -> bool:
+        """Whether every file came out the same to the byte."""
+        return self.stage is None
+
+    def __str__(self) -> str:
+        if self.identical:
+            return f"{self.reference}: identical ({self.files} files of {len(self.stages)} stages)"
+        shown = ", ".join(self.differing[:3]) + (
+            f" and {len(self.differing) - 3} more" if len(self.differing) > 3 else ""
+        )
+        why = (
+            "; ".join(self.why) or "code, data, parameters and environment are the same: the stage itself is not exact"
+        )
+        return f"{self.reference}: stage {self.stage} differs first: {shown}. Why: {why}. Kept in {self.worktree}"
+
+
+def reproduce(
+    root: Path,
+    reference: str,
+    manifest: Mapping[str, Any],
+    *,
+    stop: Stop | None = None,
+    on_line: Callable[[str], None] = lambda line: None,
+) -> Reproduction:
+    """Rebuild the version that a manifest describes in a clean worktree and compare the SHA-256 of every output file.
+
+    Every stage upstream runs anew (no lock, no run cache), each compared as soon as it is done, up to the first that
+    differs. The worktree is taken away when all are identical and kept otherwise.
+
+    Args:
+        root: any checkout of the project.
+        reference: name of the version, for messages.
+        manifest: see `tasks.manifest.build_manifest`.
+        stop: ends the rebuild, and the stage that runs, when requested.
+        on_line: gets each line that the stages print.
+
+    Raises:
+        EnvironmentProblem: the manifest is of another schema, its commit or data cannot be had, or a stage failed.
+    """
+    if manifest.get("schema") != SCHEMA:
+        raise EnvironmentProblem(
+            f"{reference}: its manifest has schema {manifest.get('schema')!r}, this program reads {SCHEMA}. "
+            "Fix: rebuild with the version of the program that made it"
+        )
+    home = paths.home(root)
+    name = f"rebuild-{reference.replace('/', '-').replace('@', '-')}-{secrets.token_hex(3)}"
+    worktree = _prepare(home, name, manifest)
+    expected: Mapping[str, Mapping[str, str]] = manifest["outputs"]
+    done: list[str] = []
+    for stage, files in expected.items():
+        result = run_stage_process(worktree, stage, stop=stop or Stop(), on_line=on_line, options=("--no-run-cache",))
+        if result.exit_code:
+            failure = RlhfError(f"{reference}: stage {stage} failed: {result.message}. Kept in {worktree}")
+            failure.exit_code = result.exit_code
+            raise failure
+        done.append(stage)
+        found = output_digests(worktree, (worktree / LOCK).read_text(), stage)
+        differing = tuple(sorted(path for path in {*files, *found} if files.get(path) != found.get(path)))
+        if differing:
+            return Reproduction(
+                reference=reference,
+                stages=tuple(done),
+                files=sum(len(expected[one]) for one in done),
+                stage=stage,
+                differing=differing,
+                why=tuple(reasons(manifest)),
+                worktree=worktree,
+            )
+    remove_run_worktree(home, name)
+    return Reproduction(reference=reference, stages=tuple(done), files=sum(map(len, expected.values())))
+
+
+def reasons(manifest: Mapping[str, Any]) -> list[str]:
+    """What differs between the making of a version and now, and may explain other bytes."""
+    then: Mapping[str, str] = manifest["environment"]
+    now = environment({"compute": {"threads": then.get("threads", ""), "device": then.get("device", "")}})
+    found = [f"{key} was {then.get(key, '?')}, is {now[key]}" for key in now if then.get(key) != now[key]]
+    barring = bars_promotion(manifest["git"]["files"])
+    if barring:
+        found.append(f"it was built with uncommitted changes of {', '.join(barring)}")
+    return found
+
+
+def _prepare(home: Path, name: str, manifest: Mapping[str, Any]) -> Path:
+    worktree = add_worktree(home, name, manifest["git"]["commit"])
+    try:
+        (worktree / LOCK).unlink(missing_ok=True)
+        write_text(worktree / paths.PARAMS, manifest["params"])
+        if manifest["data"]:
+            write_text(worktree / DATA_FILE, manifest["data"])
+            restore_data(worktree)
+    except BaseException:
+        remove_run_worktree(home, name)
+        raise
+    return worktree

@@ -1,0 +1,208 @@
+"""The edge to DVC and git worktrees: what has changed, and folders of their own for runs. Only this module imports dvc.
+
+A run that differs from the working copy gets a git worktree under `runs/<name>/` with its own `params.yaml` and data,
+sharing the main checkout's DVC cache, so that nobody's files are touched and two runs never meet.
+"""
+
+import io
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+
+from rlhf_core.errors import ConfigError, EnvironmentProblem
+from rlhf_core.state.atomic import write_text
+from tasks import paths
+from tasks.manifest import DATA_FILE, LOCK, data_hash, git_state
+
+__all__ = [
+    "add_worktree",
+    "changed_stages",
+    "create_run_worktree",
+    "data_target",
+    "git_state",
+    "lock_entry",
+    "remove_run_worktree",
+    "restore_data",
+    "tracked_data_hash",
+]
+
+NAME_FORM = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+FORMATS = frozenset({".jsonl", ".json", ".csv", ".parquet", ".gz"})
+
+
+def changed_stages(root: Path) -> set[str]:
+    """Stages that have to run: they, or one they read from, differ from `dvc.lock` in inputs, parameters or outputs.
+
+    Raises:
+        ConfigError: `dvc.yaml` is wrong.
+        EnvironmentProblem: `root` is no DVC repository, or another dvc command holds its lock.
+    """
+    from dvc.exceptions import DvcException
+    from dvc.lock import LockError
+    from dvc.repo import Repo
+
+    try:
+        with Repo(str(root)) as repo:
+            changed = set(repo.status())
+            graph = repo.index.graph
+            reads = {stage.addressing: {before.addressing for before in graph.successors(stage)} for stage in graph}
+    except LockError as error:
+        raise EnvironmentProblem(f"{root}: another dvc command is at work here ({error}). Fix: wait for it") from error
+    except DvcException as error:
+        raise ConfigError(
+            f"{root / 'dvc.yaml'}: {_first_line(error)}. Fix: correct it; dvc status shows more"
+        ) from error
+    return {name for name in _downstream(changed, reads) if not name.endswith(".dvc")}
+
+
+def _downstream(changed: set[str], reads: Mapping[str, set[str]]) -> set[str]:
+    """`changed` and whatever reads from it, directly or not."""
+    reached = set(changed)
+    while True:
+        more = {name for name, before in reads.items() if name not in reached and before & reached}
+        if not more:
+            return reached
+        reached |= more
+
+
+def lock_entry(root: Path, stage: str) -> dict[str, Any] | None:
+    """What `dvc.lock` records of a stage; None where it never ran."""
+    path = root / LOCK
+    stages = (YAML(typ="safe").load(path.read_text()) or {}).get("stages", {}) if path.exists() else {}
+    entry = stages.get(stage)
+    return dict(entry) if entry is not None else None
+
+
+def tracked_data_hash(root: Path) -> str:
+    """DVC's hash of the data that `data.dvc` names; empty where there is none."""
+    path = root / DATA_FILE
+    return data_hash(path.read_text()) if path.exists() else ""
+
+
+def data_target(kind: str, source: Path) -> Path:
+    """Where a run keeps a data file that a person gave: `data/comparisons.jsonl.gz`."""
+    return paths.DATA / (kind + "".join(suffix for suffix in source.suffixes if suffix in FORMATS))
+
+
+def create_run_worktree(home: Path, name: str, params_text: str, data: Mapping[str, Path]) -> Path:
+    """Make `runs/<name>/` from the last commit, with parameters and data of its own, and return it.
+
+    Uncommitted changes of the main checkout are not part of it.
+
+    Args:
+        home: main checkout.
+        params_text: resolved `params.yaml`; its `data` section is made to name the files of `data`.
+        data: record kind -> file; copied to `data_target`. When they are all that the run reads, nothing else is put
+            there; else the committed data is restored first.
+
+    Raises:
+        ConfigError: the name is no plain name or is taken.
+        EnvironmentProblem: git or DVC failed; nothing is left behind.
+    """
+    worktree = add_worktree(home, name, "HEAD")
+    try:
+        document = YAML(typ="rt").load(params_text)
+        targets = {kind: data_target(kind, source) for kind, source in data.items()}
+        section = document.setdefault("data", {}) if targets else document.get("data", {})
+        for kind, target in targets.items():
+            section[kind] = target.as_posix()
+        named = {value for value in section.values() if isinstance(value, str)}
+        if named - {target.as_posix() for target in targets.values()} and (worktree / DATA_FILE).exists():
+            restore_data(worktree)
+        for kind, source in data.items():
+            (worktree / targets[kind]).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, worktree / targets[kind])
+        if data:
+            _dvc(worktree, "add", "--quiet", paths.DATA.as_posix())
+        write_text(worktree / paths.PARAMS, _dump(document) if targets else params_text)
+    except BaseException:
+        remove_run_worktree(home, name)
+        raise
+    return worktree
+
+
+def add_worktree(home: Path, name: str, commit: str) -> Path:
+    """Check `commit` out at `runs/<name>/`, sharing the main checkout's DVC cache and its local remotes.
+
+    Raises:
+        ConfigError: the name is no plain name or is taken.
+        EnvironmentProblem: git failed, for one because it does not know the commit.
+    """
+    if not NAME_FORM.fullmatch(name):
+        raise ConfigError(
+            f"run name {name!r}: not a plain name. Fix: letters, digits, dot, dash, underscore; at most 64"
+        )
+    worktree = home / paths.RUNS / name
+    if worktree.exists():
+        raise ConfigError(f"{worktree}: a run of this name is there. Fix: choose another name, or rlhf resume {name}")
+    _run(home, "git", "worktree", "prune")
+    _run(home, "git", "worktree", "add", "--quiet", "--detach", str(worktree), commit)
+    _share_cache(home, worktree)
+    return worktree
+
+
+def remove_run_worktree(home: Path, name: str) -> None:
+    """Take `runs/<name>/` away with all that is in it; what is not there is no error."""
+    worktree = home / paths.RUNS / name
+    if worktree.exists():
+        shutil.rmtree(worktree)
+    _run(home, "git", "worktree", "prune")
+
+
+def restore_data(worktree: Path) -> None:
+    """Bring `data/` to what `data.dvc` says, from the cache or else from the remote.
+
+    Raises:
+        EnvironmentProblem: neither has it.
+    """
+    try:
+        _dvc(worktree, "checkout", "--quiet", "--force", DATA_FILE.as_posix())
+    except EnvironmentProblem:
+        _dvc(worktree, "pull", "--quiet", "--force", DATA_FILE.as_posix())
+
+
+def _share_cache(home: Path, worktree: Path) -> None:
+    """Give a worktree the main checkout's cache, and the settings of its `.dvc/config.local`."""
+    from dvc.exceptions import DvcException
+    from dvc.repo import Repo
+
+    try:
+        with Repo(str(home)) as repo:
+            local, cache = repo.config.read("local"), repo.cache.local.path
+        with Repo(str(worktree)) as repo, repo.config.edit("local") as config:
+            config.merge(local)
+            # `cache.local.path` ends in the folder of DVC's file layout; the setting names the folder above it
+            config["cache"]["dir"] = str(Path(cache).parents[1])
+    except DvcException as error:
+        raise EnvironmentProblem(f"{worktree}: DVC cannot be set up ({_first_line(error)}). Fix: dvc doctor") from error
+
+
+def _dvc(root: Path, *arguments: str) -> None:
+    _run(root, sys.executable, "-m", "dvc", *arguments)
+
+
+def _run(root: Path, *command: str) -> None:
+    environment = os.environ | {"DVC_NO_ANALYTICS": "1"}
+    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        said = [line for line in (done.stderr or done.stdout).splitlines() if line.strip()]
+        errors = [line for line in said if line.startswith(("ERROR:", "fatal:"))] or said or ["no message"]
+        shown = " ".join(word for word in command if word != sys.executable)
+        raise EnvironmentProblem(f"{root}: {shown}: {errors[-1]}. Fix: run it by hand there; dvc doctor shows more")
+
+
+def _dump(document: Any) -> str:
+    text = io.StringIO()
+    YAML(typ="rt").dump(document, text)
+    return text.getvalue()
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
