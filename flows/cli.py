@@ -1,0 +1,106 @@
+"""The `rlhf` command. The modules of commands import nothing heavy at their top, so help and status answer at once."""
+
+import sys
+import traceback
+from importlib.metadata import PackageNotFoundError, version
+
+from cyclopts import App, CycloptsError, Parameter
+
+from rlhf_core.errors import ConfigError, RlhfError
+
+HELP = """Train a language model from human preferences: validate, SFT, reward model, PPO and DPO, evaluation, registry.
+
+Results go to stdout, progress to stderr. Exit codes: 0 ok · 1 bug · 2 usage or configuration · 3 a gate said no ·
+4 data refused · 5 waiting for people · 6 training diverged · 7 environment · 130/143 interrupted (`rlhf resume`).
+"""
+
+COMMANDS = {
+    "run": "flows.cli_run:run",
+    "resume": "flows.cli_run:resume",
+    "status": "flows.cli_look:status",
+    "report": "flows.cli_look:report",
+    "ui": "flows.cli_servers:ui",
+    "up": "flows.cli_servers:up",
+    "down": "flows.cli_servers:down",
+    "deploy": "flows.cli_servers:deploy",
+    "sync": "flows.cli_look:sync",
+    "doctor": "flows.cli_look:doctor",
+    "schema": "flows.cli_look:schema",
+}
+MODEL_COMMANDS = {
+    "list": "flows.cli_models:list_models",
+    "compare": "flows.cli_models:compare",
+    "promote": "flows.cli_models:promote",
+    "rollback": "flows.cli_models:rollback",
+    "reproduce": "flows.cli_models:reproduce",
+}
+
+
+def build_app() -> App:
+    """The command tree; a command's module is imported when it is called or described."""
+    app = App(
+        name="rlhf",
+        help=HELP,
+        version=_version,
+        result_action="return_value",
+        help_format="plaintext",
+        default_parameter=Parameter(negative="", show_default=False),
+    )
+    for name, target in COMMANDS.items():
+        app.command(target, name=name)
+    models = App(name="models", help="Registered models: list, compare, promote, rollback, reproduce.")
+    for name, target in MODEL_COMMANDS.items():
+        models.command(target, name=name)
+    app.command(models)
+    return app
+
+
+def main() -> None:
+    """Entry point: run the command line's command and exit with the documented code."""
+    sys.exit(run_command(sys.argv[1:]))
+
+
+def run_command(arguments: list[str]) -> int:
+    """Run one command and return its exit code; every failure that is no bug is one line on stderr."""
+    try:
+        app = build_app()
+        if not set(arguments) - {"-h", "--help", "models"}:
+            _describe(app)
+        result = app(arguments, exit_on_error=False, print_error=False)
+    except CycloptsError as error:
+        problem = " ".join(str(error).split())
+        print(f"rlhf: {problem} Fix: rlhf --help", file=sys.stderr)
+        return ConfigError.exit_code
+    except RlhfError as error:
+        print(" ".join(str(error).split("\n")), file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 0
+    except Exception:
+        traceback.print_exc()
+        print("rlhf: this is a bug of the program; the lines above say where", file=sys.stderr)
+        return 1
+    return result if isinstance(result, int) else 0
+
+
+def _describe(app: App) -> None:
+    """Import every command of a list that is about to be shown: its line is the first of the function's docstring."""
+    for name in COMMANDS:
+        app[name]
+    for name in MODEL_COMMANDS:
+        app["models"][name]
+
+
+def _version() -> str:
+    try:
+        return version("rlhf-pipeline")
+    except PackageNotFoundError:
+        return "not installed"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,166 @@
+"""`rlhf run` and `rlhf resume`."""
+
+import os
+import sys
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import Parameter
+from pydantic import ValidationError
+
+from flows.progress import watch
+from flows.result import print_result
+from flows.runs import PreparedRun, RunRequest, find_root, pipeline_stages, prepare_run
+from flows.servers import Server, ensure_prefect
+from flows.settings import client_settings, prefect_settings, users_server
+from flows.status import interrupted_runs
+from flows.summary import RunSummary
+from rlhf_core.errors import ConfigError
+from tasks import paths
+from tasks.locks import RunLock
+from tasks.runner import Stop
+
+if TYPE_CHECKING:
+    from flows.execution import PipelineRun
+
+LEAVE_WITHIN_SECONDS = 4.7
+
+
+def run(
+    *,
+    profile: str | None = None,
+    set: Annotated[tuple[str, ...], Parameter(name="--set", negative="", consume_multiple=False)] = (),
+    data: Annotated[tuple[str, ...], Parameter(name="--data", negative="", consume_multiple=False)] = (),
+    name: str | None = None,
+    timeout: int | None = None,
+    json: bool = False,
+) -> int:
+    """Run the whole pipeline, or what has changed of it.
+
+    Without options it works in place, on params.yaml and data/ as they stand. With any of profile, set, data or name
+    it works in a git worktree of its own, runs/NAME/, and your files stay as they are.
+
+    Parameters
+    ----------
+    profile:
+        A file of profiles/, without .yaml, laid over params.yaml.
+    set:
+        section.key=value; may be given several times.
+    data:
+        kind=path, such as comparisons=pairs.jsonl.gz; may be given several times.
+    name:
+        Name of the run and of its folder.
+    timeout:
+        Minutes after which a stage is ended.
+    json:
+        Print the summary as JSON.
+    """
+    return _execute(prepare_run(find_root(Path.cwd()), read_request(profile, set, data, name, timeout)), as_json=json)
+
+
+def resume(name: str | None = None, /, *, json: bool = False) -> int:
+    """Go on with a run that was interrupted or failed.
+
+    Parameters
+    ----------
+    name:
+        A run below runs/; without it, the latest that can be gone on with.
+    json:
+        Print the summary as JSON.
+    """
+    root = find_root(Path.cwd())
+    home = paths.home(root)
+    found = [folder for folder, _ in interrupted_runs(root) if name is None or folder == home / paths.RUNS / name]
+    if not found:
+        which = f"runs/{name}" if name else "any run"
+        raise ConfigError(f"{which}: nothing to go on with. Fix: rlhf status shows the runs, rlhf run starts one")
+    return _execute(prepare_run(found[0], RunRequest()), as_json=json)
+
+
+def read_request(
+    profile: str | None, overrides: tuple[str, ...], data: tuple[str, ...], name: str | None, timeout: int | None
+) -> RunRequest:
+    """Check the options of `rlhf run` against the form that the Prefect UI shows.
+
+    Raises:
+        ConfigError: one of them is not of its form.
+    """
+    files = {}
+    for entry in data:
+        kind, separator, path = entry.partition("=")
+        if not separator or not kind or not path:
+            raise ConfigError(f"--data {entry}: not of the form kind=path. Fix: e.g. --data votes=my-votes.jsonl")
+        files[kind] = path
+    try:
+        return RunRequest(profile=profile, overrides=overrides, data=files, name=name, stage_timeout_minutes=timeout)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        option = {"overrides": "set", "stage_timeout_minutes": "timeout"}.get(str(first["loc"][0]), first["loc"][0])
+        cure = "section.key=value" if option == "set" else "see rlhf run --help"
+        raise ConfigError(f"--{option} {first['input']}: {first['msg']}. Fix: {cure}") from None
+
+
+def _execute(prepared: PreparedRun, *, as_json: bool) -> int:
+    with RunLock(prepared.root, prepared.name):
+        summary = _run_flow(prepared)
+    if as_json:
+        print(summary.model_dump_json(indent=2))
+    elif summary.status == "done":
+        print_result(summary, sys.stdout)
+    if summary.status != "done":
+        again = "rlhf resume" if prepared.root == prepared.home else f"rlhf resume {prepared.root.name}"
+        print(f"{summary.message}\nTo go on: {again}", file=sys.stderr)
+    return summary.exit_code or 0
+
+
+def _run_flow(prepared: PreparedRun) -> RunSummary:
+    stop = Stop()
+    with ThreadPoolExecutor(max_workers=1) as pool:  # the server takes seconds to answer; look at the files meanwhile
+        print("starting or finding the Prefect server", file=sys.stderr)
+        server = pool.submit(_server, prepared.home)
+        from tasks.versioning import changed_stages
+
+        changed = changed_stages(prepared.root)
+        _use(prepared.home, server)
+    from flows.execution import PipelineRun
+    from flows.pipeline import CURRENT, pipeline
+
+    with watch(pipeline_stages(prepared.root), sys.stderr) as view:
+        current = PipelineRun(prepared, changed, stop=stop, observer=view)
+        _leave_in_time(current)
+        token = CURRENT.set(current)
+        try:
+            pipeline(prepared.request, return_state=True)
+        finally:
+            CURRENT.reset(token)
+    return current.summary
+
+
+def _server(home: Path) -> Server | None:
+    return None if users_server() else ensure_prefect(home)
+
+
+def _use(home: Path, server: "Future[Server | None]") -> None:
+    """Point this process at the server, before prefect is imported and reads its settings."""
+    found = server.result()
+    os.environ.update(prefect_settings(home, found.port) if found else client_settings())
+
+
+def _leave_in_time(current: "PipelineRun", leave: Callable[[int], None] = os._exit) -> None:
+    """Once the run is told to end, leave within seconds even where a library waits for something.
+
+    Whatever is cut off is safe: outputs appear whole or not at all, records lie in the spool, and the stage's
+    processes die with this one.
+    """
+
+    def guard() -> None:
+        current.stop.wait()
+        threading.Event().wait(LEAVE_WITHIN_SECONDS)
+        name = "" if current.root == current.prepared.home else f" {current.root.name}"
+        print(f"ended ({current.stop.reason}). To go on: rlhf resume{name}", file=sys.stderr, flush=True)
+        leave(current.stop.exit_code)
+
+    threading.Thread(target=guard, name="leave-in-time", daemon=True).start()

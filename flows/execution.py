@@ -1,0 +1,277 @@
+"""A run, stage by stage: run or skip, record, register, note. Knows the tracking record, but nothing of Prefect."""
+
+import time
+import uuid
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Protocol
+
+from flows.runs import PreparedRun, pipeline_stages
+from flows.summary import (
+    LIVE_FILE,
+    RunStatus,
+    RunSummary,
+    StageSummary,
+    read_metrics,
+    read_summary,
+    verdict_of,
+    write_live,
+    write_summary,
+)
+from tasks import paths
+from tasks.runner import Event, ProgressFollower, StageResult, Stop, run_stage_process
+
+if TYPE_CHECKING:
+    from tasks.tracking import Recorder
+
+CURVE_SECONDS = 3.0
+CLOSING_PATIENCE_S = 60.0
+HURRIED_PATIENCE_S = 0.3
+MODEL_STAGES = ("sft", "reward", "align")
+
+
+class Observer(Protocol):
+    """Someone who watches a run: a live table, plain lines, or nobody."""
+
+    def stage_started(self, stage: str) -> None:
+        """A stage's turn has come."""
+
+    def stage_event(self, stage: str, event: Event) -> None:
+        """An event of the stage's progress stream."""
+
+    def stage_finished(self, stage: StageSummary) -> None:
+        """A stage is settled, or failed."""
+
+
+class Nobody:
+    """Watches nothing."""
+
+    def stage_started(self, stage: str) -> None:
+        """Nothing."""
+
+    def stage_event(self, stage: str, event: Event) -> None:
+        """Nothing."""
+
+    def stage_finished(self, stage: StageSummary) -> None:
+        """Nothing."""
+
+
+def makes_model(stage: str) -> bool:
+    """Whether a stage's output is a registered model."""
+    return stage.partition("@")[0] in MODEL_STAGES
+
+
+class PipelineRun:
+    """One run in one checkout; the caller holds its lock.
+
+    Args:
+        prepared: what to run and where.
+        changed: stages that are not up to date.
+        stop: ends the run when requested.
+        observer: is told what happens.
+    """
+
+    def __init__(
+        self, prepared: PreparedRun, changed: Iterable[str], *, stop: Stop, observer: Observer | None = None
+    ) -> None:
+        self.prepared, self.root, self.stop = prepared, prepared.root, stop
+        self.observer: Observer = observer or Nobody()
+        self.changed = set(changed)
+        names = pipeline_stages(self.root)
+        self._before = read_summary(self.root / LIVE_FILE)
+        resumed = self._before is not None and self._before.status in ("running", "interrupted")
+        key = self._before.run_key if self._before and resumed else f"{prepared.name}-{uuid.uuid4().hex[:8]}"
+        self.summary = RunSummary(
+            run=prepared.name, run_key=key, started=time.time(), stages=[StageSummary(name=name) for name in names]
+        )
+        self.recorder: Recorder | None = None
+
+    def open(self, tags: Mapping[str, str]) -> None:
+        """Note that the run goes on, and open the tracking record unless there is nothing to tell it."""
+        if tags.get("prefect_flow_run_url"):
+            self.summary.flow_run_url = tags["prefect_flow_run_url"]
+        write_live(self.root, self.summary)
+        if self.changed or not all(self._settled(stage.name) for stage in self.summary.stages):
+            from tasks.tracking import Recorder
+
+            params = self.prepared.params.model_dump(mode="json", by_alias=True)
+            self.recorder = Recorder(
+                self.root, self.summary.run_key, name=self.prepared.name, tags=dict(tags), params=params
+            )
+
+    def run_stage(self, name: str, on_line: Callable[[str], None]) -> StageSummary:
+        """Bring one stage up to date and have it recorded; returns its summary, whose status says how it went."""
+        started = time.monotonic()
+        stage = self.summary.stage(name)
+        stage.status = "running"
+        write_live(self.root, self.summary)
+        self.observer.stage_started(name)
+        if name in self.changed:
+            self._execute(stage, on_line)
+        else:
+            stage.status = "unchanged"
+        if stage.status in ("done", "unchanged"):
+            stage.metrics = read_metrics(self.root, name)
+            self._record(stage)
+            if stage.name == "evaluate":
+                self.summary.verdict = verdict_of(stage.metrics)
+        stage.wall_s = time.monotonic() - started
+        stage.overhead_s = None if stage.compute_s is None else stage.wall_s - stage.compute_s
+        write_live(self.root, self.summary)
+        self.observer.stage_finished(stage)
+        return stage
+
+    def close(self, status: RunStatus, exit_code: int, message: str = "") -> RunSummary:
+        """End the run: send what waits, learn the version numbers, write the summary."""
+        hurried = self.stop.requested
+        if self.recorder is not None:
+            if not hurried:
+                self._learn_versions(self.recorder)
+            run_state = {"done": "FINISHED", "failed": "FAILED"}.get(status, "KILLED")
+            patience = HURRIED_PATIENCE_S if hurried else CLOSING_PATIENCE_S
+            delivery = self.recorder.close(run_state, patience_s=patience)
+            if delivery.pending:
+                why = f" ({delivery.problem})" if delivery.problem else ""
+                self.summary.tracking = f"{delivery.pending} records wait to be sent{why}. Fix: rlhf sync"
+        self.summary.model_versions = {
+            stage.name: stage.model_version for stage in self.summary.stages if stage.model_version
+        }
+        self.summary.message = message
+        self.summary.close(status, exit_code, time.time())
+        write_summary(self.root, self.summary)
+        return self.summary
+
+    def _execute(self, stage: StageSummary, on_line: Callable[[str], None]) -> None:
+        minutes = self.prepared.request.stage_timeout_minutes
+        curves = Curves(self.recorder, stage.name)
+        if self.recorder:
+            self.recorder.start_stage(stage.name)
+
+        def on_event(event: Event) -> None:
+            curves.add(event)
+            self.observer.stage_event(stage.name, event)
+
+        result = run_stage_process(
+            self.root,
+            stage.name,
+            stop=self.stop,
+            on_line=on_line,
+            on_event=on_event,
+            timeout_s=minutes * 60.0 if minutes else None,
+        )
+        curves.send()
+        _take_over(stage, result, interrupted=self.stop.requested)
+        if result.exit_code and self.recorder:
+            self.recorder.finish_stage(stage.name, "KILLED" if self.stop.requested else "FAILED")
+
+    def _settled(self, name: str) -> StageSummary | None:
+        """The stage's entry of the run before, if all there is to record about it is recorded."""
+        if name in self.changed or self._before is None:
+            return None
+        known = {stage.name: stage for stage in self._before.stages}.get(name)
+        if known is None or not known.recorded or (makes_model(name) and known.outputs_hash is None):
+            return None
+        return known
+
+    def _record(self, stage: StageSummary) -> None:
+        before = self._settled(stage.name) if stage.status == "unchanged" else None
+        if before is not None:
+            stage.recorded, stage.outputs_hash, stage.model_version = True, before.outputs_hash, before.model_version
+        elif self.recorder is not None:
+            if stage.status == "unchanged":  # done by a run that was ended before it could record this
+                self.recorder.start_stage(stage.name)
+                curves = Curves(self.recorder, stage.name)
+                self._replay(stage.name, curves)
+            self._tell(self.recorder, stage)
+            stage.recorded = True
+
+    def _replay(self, name: str, curves: "Curves") -> None:
+        follower = ProgressFollower(self.root / paths.progress_file(name))
+        for event in follower.read():
+            curves.add(event)
+        follower.close()
+        curves.send()
+
+    def _tell(self, recorder: "Recorder", stage: StageSummary) -> None:
+        figures = numbers(stage.metrics)
+        recorder.artifact(stage.name, paths.metrics_file(stage.name))
+        for extra in (paths.plots_file(stage.name), paths.stage_output(stage.name) / "samples.json"):
+            if (self.root / extra).is_file():
+                recorder.artifact(stage.name, extra)
+        if makes_model(stage.name):
+            stage.outputs_hash = recorder.register(stage.name, paths.stage_output(stage.name) / "model", figures)
+        if stage.name == "evaluate":
+            self._tell_evaluation(recorder, stage.metrics)
+        if stage.name == "report":
+            recorder.artifact(None, paths.REPORT)
+        recorder.finish_stage(stage.name, "FINISHED", figures)
+
+    def _tell_evaluation(self, recorder: "Recorder", metrics: Mapping[str, Any]) -> None:
+        """Give every policy its figures and answers, and make the best by the first judge the candidate."""
+        responses = paths.EVALUATE / "responses.parquet"
+        best = (metrics.get("verdict") or {}).get("best")
+        for stage in self.summary.stages:
+            kind, _, algorithm = stage.name.partition("@")
+            if stage.outputs_hash is None or kind not in ("sft", "align"):
+                continue
+            of = algorithm or kind
+            figures = numbers(metrics.get(of, {}))
+            if figures:
+                recorder.attach(stage.name, stage.outputs_hash, figures)
+                recorder.attach_responses(stage.name, stage.outputs_hash, responses, rows_of=of)
+            if algorithm and algorithm == best:
+                recorder.set_candidate(stage.name, stage.outputs_hash)
+
+    def _learn_versions(self, recorder: "Recorder") -> None:
+        patience = CLOSING_PATIENCE_S
+        for stage in self.summary.stages:
+            if stage.outputs_hash and stage.recorded and not stage.model_version:
+                version = recorder.version(stage.outputs_hash, patience_s=patience)
+                if version is None:
+                    patience = HURRIED_PATIENCE_S  # the store is away; do not wait again for each model
+                else:
+                    stage.model_version = str(version)
+
+
+def _take_over(stage: StageSummary, result: StageResult, *, interrupted: bool) -> None:
+    stage.compute_s, stage.peak_memory_mb, stage.tokens = result.compute_s, result.peak_memory_mb, result.tokens
+    if result.compute_s and result.tokens:
+        stage.tokens_per_s = result.tokens / result.compute_s
+    stage.message = result.message
+    if result.exit_code == 0:
+        stage.status = "done" if result.ran else "unchanged"
+    else:
+        stage.status = "interrupted" if interrupted else "failed"
+    stage.exit_code = result.exit_code
+
+
+class Curves:
+    """Collects figures of a stage and hands them on in batches, since each hand-over waits for the disk."""
+
+    def __init__(self, recorder: "Recorder | None", stage: str) -> None:
+        self._recorder, self._stage = recorder, stage
+        self._rows: list[dict[str, Any]] = []
+        self._sent = time.monotonic()
+
+    def add(self, event: Event) -> None:
+        """Keep a `progress` event."""
+        if event["event"] != "progress":
+            return
+        self._rows.append({"step": event["step"], "time": event["time"], "metrics": event["metrics"]})
+        if time.monotonic() - self._sent > CURVE_SECONDS:
+            self.send()
+
+    def send(self) -> None:
+        """Hand on what is kept."""
+        self._sent = time.monotonic()
+        if self._rows and self._recorder:
+            self._recorder.metrics(self._stage, self._rows)
+        self._rows = []
+
+
+def numbers(metrics: Mapping[str, Any]) -> dict[str, float | None]:
+    """The figures among a stage's metrics that are numbers, or undefined (None), at the top level."""
+    return {
+        key: value
+        for key, value in metrics.items()
+        if value is None or (isinstance(value, int | float) and not isinstance(value, bool))
+    }

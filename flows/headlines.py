@@ -1,0 +1,59 @@
+"""The few figures of each stage that a person wants to see first, as text."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from flows.summary import StageSummary
+
+# Per stage: (label, dotted key in its metrics file). What a file lacks is left out.
+HEADLINES: Mapping[str, tuple[tuple[str, str], ...]] = {
+    "validate": (("rows", "rows"), ("bad", "bad")),
+    "sft": (("held-out loss", "heldout_loss"), ("steps", "steps")),
+    "generate": (("responses", "responses"), ("finished", "finished_share")),
+    "label": (("pairs", "pairs"), ("votes", "votes")),
+    "preferences": (("train", "train"), ("held out", "heldout")),
+    "reward": (("pairwise accuracy", "pairwise_accuracy"), ("Spearman", "spearman"), ("ECE", "ece")),
+    "evaluate": (("win rate", "verdict.win_rate"), ("KL to SFT", "verdict.kl_to_sft")),
+}
+FALLBACK_FIGURES = 3
+
+
+def headline(stage: StageSummary) -> str:
+    """`held-out loss 1.234 · steps 550`: the stage's first figures, or what went wrong with it."""
+    if stage.message and stage.status in ("failed", "interrupted"):
+        return stage.message
+    name = stage.name.partition("@")[0]
+    pairs = [(label, _find(stage.metrics, key)) for label, key in HEADLINES.get(name, ())]
+    shown = [f"{label} {number(value)}" for label, value in pairs if _is_number(value)]
+    if not shown:
+        flat = [(key, value) for key, value in stage.metrics.items() if _is_number(value)]
+        shown = [f"{key} {number(value)}" for key, value in flat[:FALLBACK_FIGURES]]
+    return " · ".join(shown)
+
+
+def number(value: float) -> str:
+    """A figure in at most four significant digits; counts in full."""
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+
+
+def seconds(value: float | None) -> str:
+    """`4.2 s`, `3 min 05 s`, `1 h 02 min`; a dash for None."""
+    if value is None:
+        return "–"
+    if value < 60:
+        return f"{value:.1f} s"
+    minutes, rest = divmod(round(value), 60)
+    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def _find(metrics: Mapping[str, Any], key: str) -> Any:
+    value: Any = metrics
+    for part in key.split("."):
+        if not isinstance(value, Mapping):
+            return None
+        value = value.get(part)
+    return value
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -1,0 +1,186 @@
+"""The pipeline as a Prefect flow: one task run a stage, streamed logs, artifacts, cancelling.
+
+Everything that decides what happens lies elsewhere (`dvc.yaml`, `flows/execution.py`); this file shows it to Prefect
+and listens to it. Called from the command line the run is prepared already and stands in `CURRENT`; called by a
+worker, a worktree is made here.
+"""
+
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from pathlib import Path
+from uuid import UUID
+
+from prefect import flow, get_run_logger, task
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import State
+from prefect.runtime import flow_run
+from prefect.states import Cancelled, Completed, Failed
+
+from flows.artifacts import publish_stage, publish_summary
+from flows.execution import PipelineRun
+from flows.runs import RunRequest, find_root, prepare_run
+from flows.settings import GPU_TAG
+from flows.summary import RunStatus, StageSummary
+from rlhf_core.errors import RlhfError
+from tasks.locks import RunLock
+from tasks.runner import Stop
+
+FLOW_NAME = "rlhf-pipeline"
+CANCEL_POLL_SECONDS = 1.0
+GPU_STAGES = ("sft", "generate", "reward", "align", "evaluate")
+
+CURRENT: ContextVar[PipelineRun | None] = ContextVar("current_run", default=None)
+
+
+def _run_name() -> str:
+    """The run's own name; a scheduled run keeps the one that Prefect gave it, and names its folder after it."""
+    current = CURRENT.get()
+    return current.prepared.name if current else str(flow_run.get_name() or FLOW_NAME)
+
+
+@flow(name=FLOW_NAME, flow_run_name=_run_name, persist_result=False, validate_parameters=True, retries=0)
+def pipeline(run: RunRequest = RunRequest()) -> State:  # noqa: B008 - it is frozen
+    """Run every stage that is not up to date, in the order of `dvc.yaml`, and record what it made.
+
+    Args:
+        run: what to run. Empty, it is the checkout as it stands; a scheduled run always has a worktree of its own.
+    """
+    current = CURRENT.get()
+    if current is not None:
+        return _run_stages(current)
+    try:
+        own_name = run.name and f"{run.name}-{time.strftime('%Y%m%d-%H%M%S')}"  # a schedule runs more than once
+        request = run.model_copy(update={"name": own_name or flow_run.get_name()})
+        prepared = prepare_run(find_root(Path.cwd()), request, own_worktree=True)
+        with RunLock(prepared.root, prepared.name):
+            from tasks.versioning import changed_stages
+
+            current = PipelineRun(prepared, changed_stages(prepared.root), stop=Stop())
+            CURRENT.set(current)
+            return _run_stages(current)
+    except RlhfError as error:
+        return Failed(message=str(error))
+
+
+@task(name="stage", persist_result=False, retries=0)
+def run_stage(name: str) -> State:
+    """Bring one stage up to date."""
+    current = CURRENT.get()
+    if current is None:
+        raise RuntimeError("a stage runs inside the pipeline flow only")
+    logger = get_run_logger()
+    stage = current.run_stage(name, on_line=lambda line: logger.info("%s", line))
+    if stage.status in ("done", "unchanged"):
+        publish_stage(current, stage)
+    return _state_of(stage)
+
+
+def _state_of(stage: StageSummary) -> State:
+    match stage.status:
+        case "unchanged":
+            return Completed(name="Unchanged", message="inputs, code and parameters are as they were")
+        case "interrupted":
+            return Cancelled(message=stage.message)
+        case "failed":
+            return Failed(message=f"exit code {stage.exit_code}: {stage.message}")
+    return Completed(message=f"{stage.compute_s:.1f} s" if stage.compute_s is not None else None)
+
+
+def _run_stages(current: PipelineRun) -> State:
+    run_id = flow_run.get_id()
+    tags = {"prefect_flow_run_id": str(run_id or ""), "prefect_flow_run_url": str(flow_run.get_ui_url() or "")}
+    status: RunStatus = "interrupted"
+    exit_code, message = 1, "ended by an error of the program"
+    try:
+        with _signals(current.stop), _cancel_watch(run_id, current.stop):
+            current.open(tags)
+            failed = next((stage for stage in _in_order(current) if stage.status in ("failed", "interrupted")), None)
+        if current.stop.requested:
+            status, exit_code, message = "interrupted", current.stop.exit_code, f"ended ({current.stop.reason})"
+        elif failed is not None:
+            status, exit_code, message = "failed", failed.exit_code or 1, failed.message
+        else:
+            status, exit_code, message = "done", 0, ""
+    except RlhfError as error:
+        status, exit_code, message = "failed", error.exit_code, str(error)
+        get_run_logger().error("%s", error)
+    finally:
+        summary = current.close(status, exit_code, message)
+    publish_summary(summary)
+    match status:
+        case "done":
+            return Completed(message=f"{len(summary.stages)} stages, {summary.wall_s:.0f} s")
+        case "interrupted":
+            return Cancelled(message=f"{message}; `rlhf resume` goes on from here")
+    return Failed(message=message)
+
+
+def _in_order(current: PipelineRun) -> Iterator[StageSummary]:
+    """Run the stages one after the other until one fails or the run is to end."""
+    for stage in current.summary.stages:
+        if current.stop.requested:
+            return
+        wants_gpu = current.prepared.params.compute.device != "cpu" and stage.name.partition("@")[0] in GPU_STAGES
+        named = run_stage.with_options(
+            name=stage.name, task_run_name=stage.name, tags={GPU_TAG} if wants_gpu else set()
+        )
+        named(stage.name, return_state=True)
+        yield stage
+
+
+@contextmanager
+def _signals(stop: Stop) -> Iterator[None]:
+    """Turn Ctrl-C and SIGTERM into an orderly end; a second one ends at once.
+
+    Under a worker Prefect's own handling stays, since the worker tells by it whether a run was cancelled.
+    """
+    if threading.current_thread() is not threading.main_thread() or flow_run.get_id() is None or _under_worker():
+        yield
+        return
+
+    def on_signal(number: int, frame: object) -> None:
+        if stop.requested:
+            raise KeyboardInterrupt
+        stop.request(signal.Signals(number).name)
+
+    before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _under_worker() -> bool:
+    from prefect.runtime import deployment
+
+    return deployment.get_id() is not None
+
+
+@contextmanager
+def _cancel_watch(run_id: str | None, stop: Stop) -> Iterator[None]:
+    """Ask the server every second whether somebody cancelled this flow run."""
+    over = threading.Event()
+
+    def watch() -> None:
+        with get_client(sync_client=True) as client:
+            while not over.wait(CANCEL_POLL_SECONDS):
+                try:
+                    state = client.read_flow_run(UUID(run_id)).state
+                except Exception:  # noqa: S112 - a server that is away cancels nothing; ask again
+                    continue
+                if state is not None and (state.is_cancelling() or state.is_cancelled()):
+                    stop.request("cancelled")
+                    return
+
+    thread = threading.Thread(target=watch, name="cancel-watch", daemon=True)
+    if run_id:
+        thread.start()
+    try:
+        yield
+    finally:
+        over.set()

@@ -1,0 +1,70 @@
+"""The table that a run ends with."""
+
+from typing import IO
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from flows.headlines import headline, seconds
+from flows.summary import RunSummary, Verdict
+
+NEXT_COMMANDS = (
+    ("rlhf ui", "flow runs, logs, curves and models in the browser"),
+    ("rlhf report", "the whole run on one page"),
+    ("rlhf models compare rlhf-policy@candidate rlhf-sft@candidate", "what differs between two versions"),
+)
+PLAIN_WIDTH = 120
+
+
+def print_result(summary: RunSummary, stream: IO[str]) -> None:
+    """Print stages, times, versions, verdict, and what to do next."""
+    console = Console(file=stream, highlight=False, width=None if stream.isatty() else PLAIN_WIDTH)
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, title=f"run {summary.run}", title_justify="left")
+    table.add_column("stage", no_wrap=True)
+    table.add_column("status", no_wrap=True)
+    table.add_column("figures", ratio=1)
+    for title in ("time", "overhead", "peak memory"):
+        table.add_column(title, justify="right", no_wrap=True)
+    table.add_column("model", no_wrap=True)
+    for stage in summary.stages:
+        memory = f"{stage.peak_memory_mb:,.0f} MB" if stage.peak_memory_mb is not None else ""
+        waiting = "waits to be sent" if stage.outputs_hash and not stage.model_version else ""
+        overhead = "" if stage.overhead_s is None else seconds(stage.overhead_s)
+        took = "" if stage.wall_s is None else seconds(stage.wall_s)
+        model = stage.model_version or waiting
+        table.add_row(stage.name, stage.status, headline(stage), took, overhead, memory, model)
+    console.print(table)
+    console.print(_times(summary))
+    if summary.verdict:
+        console.print(verdict_line(summary.verdict))
+    if summary.tracking:
+        console.print(f"tracking: {summary.tracking}")
+    if summary.status == "done":
+        console.print("\nnext:")
+        width = max(len(command) for command, _ in NEXT_COMMANDS)
+        for command, meaning in NEXT_COMMANDS:
+            console.print(f"  {command:<{width}}  {meaning}")
+
+
+def verdict_line(verdict: Verdict) -> str:
+    """`A/B: ppo against SFT …: win rate 0.75 [0.71, 0.79], p = 1e-20: better`."""
+    judge = f"{verdict.judge} (simulated)" if verdict.simulated else verdict.judge
+    conclusion = "better than SFT" if verdict.better_than_sft else "not shown to be better"
+    drift = "" if verdict.kl_to_sft is None else f", KL to SFT {verdict.kl_to_sft:.2f} nats"
+    return (
+        f"A/B: {verdict.best} against SFT by {judge} at temperature {verdict.temperature:g}: "
+        f"win rate {verdict.win_rate:.3f} "
+        f"({verdict.confidence:.0%} interval {verdict.win_rate_low:.3f} to {verdict.win_rate_high:.3f}), "
+        f"p = {verdict.p_value:.2g}{drift}: {conclusion}"
+    )
+
+
+def _times(summary: RunSummary) -> str:
+    total = f"total {seconds(summary.wall_s)}"
+    if summary.overhead_per_stage_s is None:
+        return f"{total}: nothing had changed" if summary.status == "done" else total
+    return (
+        f"{total}: {seconds(summary.compute_s)} of computing, {seconds(summary.overhead_s)} around it "
+        f"({seconds(summary.overhead_per_stage_s)} a stage)"
+    )

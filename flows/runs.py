@@ -1,0 +1,195 @@
+"""What a run is asked for, and everything that is checked before anything starts."""
+
+import re
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from ruamel.yaml import YAML
+
+from rlhf_core.config import Params
+from rlhf_core.errors import ConfigError, DataError, EnvironmentProblem
+from tasks import paths
+from tasks.definition import DVC_FILE
+from tasks.params import load_params, resolve_params
+
+Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
+Override = Annotated[str, StringConstraints(pattern=r"^[a-z_0-9]+(\.[a-z_0-9]+)*=.+$")]
+RECORD_KINDS = ("demonstrations", "prompts", "heldout_prompts", "graded", "votes", "comparisons")
+LEAST_FREE_MIB = 500
+
+
+class RunRequest(BaseModel):
+    """What to run; empty, it is the checkout as it stands. Shown as a form in the Prefect UI."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    profile: Name | None = Field(default=None, description="a file of profiles/, without .yaml, laid over params.yaml")
+    overrides: tuple[Override, ...] = Field(default=(), description="section.key=value, such as sft.max_steps=100")
+    data: dict[str, str] = Field(
+        default_factory=dict,
+        description=f"a file of one's own for a record kind: {', '.join(RECORD_KINDS)}; the others are then unset",
+    )
+    name: Name | None = Field(
+        default=None, description="name of the run and of its folder under runs/; made up when empty"
+    )
+    stage_timeout_minutes: Annotated[int, Field(ge=1)] | None = Field(
+        default=None, description="a stage that takes longer is ended; the run can be resumed"
+    )
+
+    @property
+    def in_place(self) -> bool:
+        """Whether it can run in the checkout as it stands."""
+        return not (self.profile or self.overrides or self.data or self.name)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PreparedRun:
+    """A run whose configuration and files were checked.
+
+    Attributes:
+        home: main checkout, which holds servers and stores.
+        root: where the stages work: `home`, or a worktree below `runs/`.
+        name: shown everywhere.
+        params: parsed `params.yaml` of `root`.
+        request: what was asked for.
+    """
+
+    home: Path
+    root: Path
+    name: str
+    params: Params
+    request: RunRequest
+
+
+def find_root(start: Path) -> Path:
+    """The checkout or worktree that `start` lies in.
+
+    Raises:
+        ConfigError: it lies in none.
+    """
+    for folder in (start, *start.parents):
+        if (folder / DVC_FILE).is_file() and (folder / paths.PARAMS).is_file():
+            return folder
+    raise ConfigError(f"{start}: no {DVC_FILE} and {paths.PARAMS} here or above. Fix: cd into the project's folder")
+
+
+def prepare_run(root: Path, request: RunRequest, *, own_worktree: bool = False) -> PreparedRun:
+    """Check a request and make its worktree where it needs one.
+
+    Args:
+        root: checkout that the user stands in.
+        request: what to run.
+        own_worktree: make a worktree even for an empty request, as a schedule does.
+
+    Raises:
+        ConfigError: parameters, profile, override or name are wrong, or `dvc.yaml` is.
+        DataError: a data file is missing or empty.
+        EnvironmentProblem: the disk is nearly full, or the worktree cannot be made.
+    """
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    if request.in_place and not own_worktree:
+        params = load_params(root / paths.PARAMS)
+        name = root.name if root != paths.home(root) else f"run-{stamp}"
+    else:
+        home = paths.home(root)
+        name = request.name or f"{request.profile or ('scheduled' if own_worktree else 'run')}-{stamp}"
+        root = _make_worktree(home, name, request)
+        params = load_params(root / paths.PARAMS)
+    check_data(root, params)
+    free = shutil.disk_usage(root).free // 2**20
+    if free < LEAST_FREE_MIB:
+        raise EnvironmentProblem(f"{root}: {free} MiB free, {LEAST_FREE_MIB} needed. Fix: free some space")
+    return PreparedRun(home=paths.home(root), root=root, name=name, params=params, request=request)
+
+
+def check_request(home: Path, request: RunRequest) -> tuple[str, dict[str, Path]]:
+    """Check what a run with a worktree of its own would use; nothing is made.
+
+    Returns:
+        The text of its `params.yaml`, and its data files by record kind.
+
+    Raises:
+        ConfigError: profile or override is wrong.
+        DataError: a data file is missing.
+    """
+    profile = home / paths.PROFILES / f"{request.profile}.yaml" if request.profile else None
+    if profile and not profile.is_file():
+        known = ", ".join(sorted(path.stem for path in (home / paths.PROFILES).glob("*.yaml"))) or "none"
+        raise ConfigError(f"--profile {request.profile}: no such profile. Fix: one of {known}")
+    text = resolve_params(home / paths.PARAMS, profile, request.overrides)
+    return text, {kind: _data_file(kind, path) for kind, path in request.data.items()}
+
+
+def _make_worktree(home: Path, name: str, request: RunRequest) -> Path:
+    text, data = check_request(home, request)
+    if (home / paths.RUNS / name).exists():
+        raise ConfigError(f"--name {name}: runs/{name} is there already. Fix: rlhf resume {name}, or another name")
+    from tasks.versioning import create_run_worktree
+
+    return create_run_worktree(home, name, text, data)
+
+
+def _data_file(kind: str, given: str) -> Path:
+    if kind not in RECORD_KINDS:
+        raise ConfigError(f"--data {kind}={given}: unknown record kind. Fix: one of {', '.join(RECORD_KINDS)}")
+    path = Path(given).expanduser()
+    path = path if path.is_absolute() else Path.cwd() / path
+    if not path.is_file():
+        raise DataError(f"--data {kind}={given}: no such file. Fix: path of a JSONL, JSON, CSV or Parquet file")
+    return path.resolve()
+
+
+def check_data(root: Path, params: Params) -> None:
+    """Make sure that every file that `params.yaml` names is there and not empty.
+
+    Raises:
+        DataError: one is missing or empty, or none is named.
+    """
+    named = {kind: file for kind, file in params.data.model_dump().items() if kind in RECORD_KINDS and file}
+    if not named:
+        raise DataError(f"{paths.PARAMS}: data: no file is named. Fix: set data.demonstrations or data.comparisons")
+    for kind, file in named.items():
+        path = root / file
+        if not path.is_file():
+            tracked = (root / "data.dvc").is_file() and Path(file).parts[0] == paths.DATA.name
+            cure = "dvc pull data.dvc" if tracked else f"correct data.{kind}"
+            raise DataError(f"{paths.PARAMS}: data.{kind}: {file} is not there. Fix: {cure}")
+        if path.stat().st_size == 0:
+            raise DataError(f"{file}:1: {kind}: the file is empty. Fix: put one record on each line")
+
+
+def pipeline_stages(root: Path) -> list[str]:
+    """Stages of `dvc.yaml` in its order, a matrix stage once for each of its items.
+
+    The file lists a stage after all that it reads from; tests/flows hold it to that.
+
+    Raises:
+        ConfigError: a matrix names a parameter that is not there.
+    """
+    stages = YAML(typ="safe").load((root / DVC_FILE).read_text())["stages"]
+    names: list[str] = []
+    for name, body in stages.items():
+        matrix = body.get("matrix")
+        if matrix is None:
+            names.append(name)
+            continue
+        (items,) = matrix.values()
+        names += [f"{name}@{item}" for item in _items(root, items)]
+    return names
+
+
+def _items(root: Path, items: str | Sequence[str]) -> Sequence[str]:
+    if not isinstance(items, str):
+        return items
+    reference = re.fullmatch(r"\$\{([\w.]+)\}", items)
+    value: Any = YAML(typ="safe").load((root / paths.PARAMS).read_text())
+    for key in reference[1].split(".") if reference else ():
+        value = value.get(key) if isinstance(value, dict) else None
+    if not isinstance(value, list):
+        raise ConfigError(f"{DVC_FILE}: matrix: {items} is no list in {paths.PARAMS}. Fix: name a list there")
+    return value
