@@ -1,0 +1,161 @@
+"""The reward trainer: it learns, resumes to the bit, scores shared responses once and survives bad numbers."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from rlhf_core.config import RewardConfig
+from rlhf_core.data.batches import SequenceBatch
+from rlhf_core.data.pairs import PreferenceGroup, PreferencePair, group_pairs
+from rlhf_core.errors import Diverged, GateRefused
+from rlhf_core.models.reward import RewardModel
+from rlhf_core.state.train_state import TrainState
+from rlhf_core.trainers.optimisation import make_optimizer
+from rlhf_core.trainers.reward import collate_groups, group_batches, group_loss, standardise, train_reward
+
+PAD, EOS, GOOD, BAD = 0, 1, 5, 6
+
+
+def toy_pairs(count: int, seed: int) -> list[PreferencePair]:
+    """The chosen response holds GOOD somewhere and the rejected one BAD; the rest is noise of any length."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(low: int, high: int, number: int) -> list[int]:
+        return torch.randint(low, high, (number,), generator=generator).tolist()
+
+    pairs = []
+    for _ in range(count):
+        sides = []
+        for token in (GOOD, BAD):
+            noise = draw(7, 24, draw(1, 6, 1)[0])
+            place = draw(0, len(noise) + 1, 1)[0]
+            sides.append([*noise[:place], token, *noise[place:], EOS])
+        pairs.append(PreferencePair(prompt=draw(7, 24, draw(1, 7, 1)[0]), chosen=sides[0], rejected=sides[1]))
+    return pairs
+
+
+@pytest.fixture
+def make_state(tiny_policy: Callable[[], PreTrainedModel]) -> Callable[..., TrainState]:
+    def make(head: Any = "last") -> TrainState:
+        model = RewardModel.from_policy(tiny_policy(), head, seed=3)
+        return TrainState(modules={"reward": model}, optimizers={"reward": make_optimizer(model, 1e-3, 0.01)})
+
+    return make
+
+
+def accuracy(model: nn.Module, pairs: list[PreferencePair]) -> float:
+    batch, chosen_N, rejected_N = collate_groups(group_pairs(pairs), PAD)
+    with torch.no_grad():
+        scores_B = model(batch)
+    return (scores_B[chosen_N] > scores_B[rejected_N]).float().mean().item()
+
+
+@pytest.mark.parametrize("head", ["last", "mean", "sum", "gated"])
+def test_it_learns_a_preference_it_can_see(make_state: Callable[..., TrainState], sink: Any, head: str) -> None:
+    cfg = RewardConfig(epochs=3, prompts_per_step=16, learning_rate=5e-3, warmup_steps=5)
+    state = make_state(head)
+    groups = group_pairs(toy_pairs(240, seed=1))
+    train_reward(cfg, state, groups, seed=0, pad_id=PAD, log=sink, checkpoint=lambda state: None)
+    assert accuracy(state.modules["reward"], toy_pairs(200, seed=2)) > 0.9
+    assert state.history[-1]["loss/ranking"] < 0.3 < state.history[0]["loss/ranking"]
+    assert [row[0] for row in sink.rows] == list(range(1, sink.rows[-1][1] + 1))
+    assert [row["step"] for row in state.history] == [row[0] for row in sink.rows]
+
+
+@pytest.mark.parametrize("step", [1, 3, 4, 7])
+def test_broken_off_and_resumed_it_ends_with_the_same_bits(
+    make_state: Callable[..., TrainState], harness: Callable[..., Any], same_state: Callable[..., None], step: int
+) -> None:
+    cfg = RewardConfig(epochs=2, prompts_per_step=8, warmup_steps=2, save_every=1 if step == 1 else 3)
+    groups = group_pairs(toy_pairs(30, seed=4))
+
+    def train(state: TrainState, log: Any, checkpoint: Any) -> TrainState:
+        return train_reward(cfg, state, groups, seed=0, pad_id=PAD, log=log, checkpoint=checkpoint)
+
+    runs = harness(make_state, train)
+    same_state(runs.resumed_after(step), runs.unbroken())
+
+
+def test_every_group_comes_once_an_epoch_in_another_mixture() -> None:
+    groups = group_pairs(toy_pairs(50, seed=1))
+    epochs = [group_batches(groups, 8, seed=0, epoch=epoch) for epoch in (0, 0, 1)]
+    for batches in epochs:
+        assert sorted(index for batch in batches for index in batch) == list(range(len(groups)))
+    assert epochs[0] == epochs[1] != epochs[2]
+
+
+def test_shared_responses_are_scored_once() -> None:
+    pairs = [
+        PreferencePair(prompt=[7], chosen=[8, EOS], rejected=[9, EOS]),
+        PreferencePair(prompt=[7, 7], chosen=[9, EOS], rejected=[8, EOS]),
+        PreferencePair(prompt=[7], chosen=[8, EOS], rejected=[10, EOS]),
+        PreferencePair(prompt=[7], chosen=[10, EOS], rejected=[9, EOS]),
+    ]
+    groups = group_pairs(pairs)
+    assert groups == [
+        PreferenceGroup(prompt=[7], responses=[[8, EOS], [9, EOS], [10, EOS]], pairs=[(0, 1), (0, 2), (2, 1)]),
+        PreferenceGroup(prompt=[7, 7], responses=[[9, EOS], [8, EOS]], pairs=[(0, 1)]),
+    ]
+    batch, chosen_N, rejected_N = collate_groups(groups, PAD)
+    assert batch.response_ids_BR[:, 0].tolist() == [8, 9, 10, 9, 8]
+    assert (chosen_N.tolist(), rejected_N.tolist()) == ([0, 0, 2, 3], [1, 2, 1, 4])
+
+
+def test_the_loss_is_the_ranking_plus_the_centering() -> None:
+    cfg = RewardConfig(centering=0.5)
+    scores = torch.tensor([2.0, 0.0])
+    loss, figures = group_loss(cfg, scores, torch.tensor([0]), torch.tensor([1]))
+    ranking = torch.log1p(torch.exp(torch.tensor(-2.0))).item()
+    assert figures["loss/ranking"] == pytest.approx(ranking)
+    assert loss.item() == pytest.approx(ranking + 0.5 * 2.0)
+
+
+def test_three_bad_steps_in_a_row_end_the_run(make_state: Callable[..., TrainState], sink: Any) -> None:
+    class Broken(nn.Module):
+        def __init__(self, good: RewardModel) -> None:
+            super().__init__()
+            self.good, self.calls = good, 0
+
+        def forward(self, batch: SequenceBatch) -> Tensor:
+            self.calls += 1
+            return self.good(batch) * (float("nan") if self.calls in (2, 4, 5, 6) else 1.0)
+
+    state = make_state()
+    before = {}
+    state.modules["reward"] = Broken(state.modules["reward"])
+    cfg = RewardConfig(epochs=4, prompts_per_step=8)
+
+    def checkpoint(_: TrainState) -> None:
+        raise AssertionError("nothing is saved here")
+
+    def log(step: int, total: int, metrics: dict[str, float], tokens: int) -> None:
+        sink(step, total, metrics, tokens)
+        before[step] = state.modules["reward"].good.scalar.weight.detach().clone()
+
+    groups = group_pairs(toy_pairs(30, seed=4))
+    with pytest.raises(Diverged, match=r"step 6"):
+        train_reward(cfg, state, groups, seed=0, pad_id=PAD, log=log, checkpoint=checkpoint)
+    assert torch.equal(before[1], before[2]), "a step on a NaN is not taken"
+    assert not torch.equal(before[2], before[3])
+    assert "loss/train" not in sink.rows[1][2]
+    assert sink.rows[1][2]["optim/not_finite"] > 0
+    assert sink.rows[2][2]["optim/not_finite"] == 0
+
+
+def test_standardised_scores_have_mean_0_and_deviation_1(make_state: Callable[..., TrainState]) -> None:
+    model = make_state("sum").modules["reward"]
+    batch, _, _ = collate_groups(group_pairs(toy_pairs(40, seed=1)), PAD)
+    with torch.no_grad():
+        standardise(model, model(batch).tolist())
+        scores = model(batch)
+    assert scores.mean().item() == pytest.approx(0.0, abs=1e-5)
+    assert scores.std(correction=0).item() == pytest.approx(1.0, abs=1e-5)
+
+
+def test_a_model_that_tells_nothing_apart_is_refused(make_state: Callable[..., TrainState]) -> None:
+    with pytest.raises(GateRefused, match="same score"):
+        standardise(make_state("gated").modules["reward"], [0.0, 0.0, 0.0])
