@@ -71,7 +71,10 @@ def run(stage: Stage) -> dict[str, Any]:
     tokenizer = load_tokenizer(stage.root / paths.SFT / "model")
     encoded = encode_prompts(tokenizer, prompts, stage.params.model.max_prompt_tokens)
     sets = _sample_all(stage, models, tokenizer, encoded)
-    judged = _judge_all(stage, prompts, encoded, sets, tokenizer.pad_token_id)
+    compared_sets = {
+        address: responses for address, responses in sets.items() if address[1] in stage.params.evaluate.temperatures
+    }
+    judged = _judge_all(stage, prompts, encoded, compared_sets, tokenizer.pad_token_id)
     drift = _drift_all(stage, models, encoded, sets, tokenizer.pad_token_id)
     compared = {
         (name, temperature, judge): both_orders(

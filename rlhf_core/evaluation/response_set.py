@@ -7,6 +7,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_core.data.demo.gold import Grade
+from rlhf_core.models.policy import eos_token_ids
 from rlhf_core.models.tokenizer import decode_response
 from rlhf_core.rollout.sampler import sample_responses
 
@@ -60,7 +61,7 @@ def sample_response_set(
         max_new_tokens=max_new_tokens,
         temperature=temperature,
         generator=generator,
-        eos_ids={tokenizer.eos_token_id},
+        eos_ids=eos_token_ids(model, tokenizer),
         pad_id=tokenizer.pad_token_id,
         batch_size=batch_size,
     )

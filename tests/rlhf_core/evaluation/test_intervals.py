@@ -26,8 +26,9 @@ def test_wilson_is_that_of_statsmodels(count: int, share: float, confidence: flo
 
 
 def test_wilson_bounds_are_exact_at_the_ends():
-    assert wilson_interval(0, 10)[0] == 0.0
-    assert wilson_interval(10, 10)[1] == 1.0
+    for count in range(1, 300):
+        assert wilson_interval(0, count)[0] == 0.0
+        assert wilson_interval(count, count)[1] == 1.0
 
 
 @pytest.mark.parametrize(("successes", "count"), [(1, 0), (-1, 5), (6, 5)])

@@ -1,0 +1,152 @@
+"""Stage `evaluate` on tiny models: what it writes, that it repeats itself, that it refuses what it cannot judge."""
+
+import json
+import random
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from rlhf_core.config import AlignConfig, EvaluateConfig, ModelConfig, Params
+from rlhf_core.data.demo.world import draw_scenes
+from rlhf_core.errors import ConfigError, DataError
+from rlhf_core.evaluation.judges import reward_scores
+from rlhf_core.models.policy import build_policy, save_policy
+from rlhf_core.models.reward import RewardModel
+from rlhf_core.models.tokenizer import train_tokenizer
+from rlhf_core.state.atomic import tree_digest
+from tasks import evaluate, paths
+from tasks.definition import stage_definition
+from tasks.stage import Stage
+from tasks.tables import SCHEMAS, write_table
+
+REPOSITORY = Path(__file__).parents[2]
+PARAMS = Params(
+    model=ModelConfig(hidden_size=32, layers=1, heads=2, intermediate_size=32, vocab_size=300, max_response_tokens=8),
+    align=AlignConfig(algorithms=("ppo", "dpo")),
+    evaluate=EvaluateConfig(num_prompts=12, num_samples=4),
+)
+
+
+@dataclass
+class Log:
+    """Keeps what a stage reports."""
+
+    rows: list[tuple[int, int, int]] = field(default_factory=list)
+
+    def __call__(self, step: int, total: int, metrics: Any, tokens: int) -> None:
+        self.rows.append((step, total, tokens))
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A run whose `ppo` is the SFT model itself and whose `dpo` is another one."""
+    monkeypatch.chdir(tmp_path)
+    prompts = [scene.prompt() for scene in draw_scenes(random.Random(0), 16, "heldout")]
+    tokenizer = train_tokenizer(prompts, 300)
+    models = [
+        build_policy(PARAMS.model, len(tokenizer), tokenizer.pad_token_id, tokenizer.eos_token_id, seed)
+        for seed in (0, 1)
+    ]
+    for folder, model in (("sft", models[0]), ("align/ppo", models[0]), ("align/dpo", models[1])):
+        save_policy(model, tokenizer, tmp_path / "artifacts" / folder / "model")
+    RewardModel.from_policy(models[0], "last", 0).save(tmp_path / "artifacts/reward/model", tokenizer)
+    write_prompts(tmp_path, prompts)
+    return tmp_path
+
+
+def write_prompts(root: Path, prompts: list[str]) -> None:
+    rows = [{"id": str(row), "prompt": prompt, "task": "any"} for row, prompt in enumerate(prompts)]
+    write_table(root / paths.VALIDATE / "heldout_prompts.parquet", rows, SCHEMAS["heldout_prompts"])
+
+
+def run(root: Path, params: Params = PARAMS, out: str = "out") -> tuple[dict[str, Any], Path, Log]:
+    folder, log = root / out, Log()
+    folder.mkdir()
+    stage = Stage(stage_definition(REPOSITORY, "evaluate"), params, root, folder, log)
+    return evaluate.run(stage), folder, log
+
+
+def test_figures_tables_and_samples(root: Path):
+    metrics, out, log = run(root)
+    json.dumps(metrics, allow_nan=False)
+    assert metrics["num_prompts"] == 12
+    for name in ("ppo", "dpo"):
+        assert metrics[name]["win"] + metrics[name]["tie"] + metrics[name]["loss"] == 12
+        assert metrics[name]["win_rate_low"] <= metrics[name]["win_rate"] <= metrics[name]["win_rate_high"]
+        assert set(metrics[name]["judges"]) == {"gold", "reward_model"}
+        assert set(metrics[name]["judges"]["gold"]) == {"T=1", "T=0"}
+        assert metrics[name]["judges"]["reward_model"]["T=1"]["order_consistency"] == 1.0
+    responses = pq.read_table(out / "responses.parquet").to_pylist()
+    assert len(responses) == 3 * 2 * 12
+    assert {row["prompt"] for row in responses} == set(
+        pq.read_table(root / paths.VALIDATE / "heldout_prompts.parquet")["prompt"].to_pylist()[-12:]
+    )
+    comparisons = pq.read_table(out / "comparisons.parquet").to_pylist()
+    assert len(comparisons) == 2 * 2 * 2 * 12
+    won = [row for row in comparisons if (row["model"], row["temperature"], row["judge"]) == ("dpo", 1.0, "gold")]
+    assert sum(row["outcome"] == "win" for row in won) == metrics["dpo"]["win"]
+    assert all((row["score"] > row["sft_score"]) == (row["outcome"] == "win") for row in won)
+    samples = json.loads((out / "samples.json").read_text())
+    assert len(samples) == 4
+    assert all(set(sample["responses"]) == {"sft", "ppo", "dpo"} for sample in samples)
+    assert log.rows[-1] == (6, 6, sum(row["num_tokens"] for row in responses))
+
+
+def test_equal_weights_do_not_drift_and_draw_other_samples(root: Path):
+    metrics, out, _ = run(root)
+    assert metrics["ppo"]["kl_to_sft"] == 0.0
+    assert metrics["dpo"]["kl_to_sft"] > 0.01
+    assert metrics["ppo"]["judges"]["reward_model"]["T=0"]["tie"] == 12
+    rows = pq.read_table(out / "responses.parquet").to_pylist()
+    texts = {
+        name: [row["response"] for row in rows if (row["model"], row["temperature"]) == (name, 1.0)]
+        for name in ("sft", "ppo")
+    }
+    assert texts["sft"] != texts["ppo"]
+
+
+def test_the_same_run_writes_the_same_bytes(root: Path):
+    first, one, _ = run(root)
+    second, other, _ = run(root, out="again")
+    assert first == second
+    assert tree_digest(one) == tree_digest(other)
+
+
+def test_drift_is_measured_at_temperature_one_whatever_is_compared(root: Path):
+    full, _, _ = run(root)
+    greedy = PARAMS.model_copy(update={"evaluate": PARAMS.evaluate.model_copy(update={"temperatures": (0.0,)})})
+    metrics, out, _ = run(root, greedy, "greedy")
+    assert metrics["dpo"]["kl_to_sft"] == full["dpo"]["kl_to_sft"]
+    assert set(metrics["dpo"]["lengths"]) == {"T=0"}
+    assert {row["temperature"] for row in pq.read_table(out / "responses.parquet").to_pylist()} == {0.0}
+
+
+def test_other_data_is_judged_by_the_reward_model_and_not_by_gold(root: Path):
+    write_prompts(root, ["Human: how do I boil an egg?", "Human: what is the capital of France?"])
+    with pytest.raises(ConfigError, match=r"evaluate\.judges: 'gold'.*Fix: evaluate\.judges: \[reward_model\]"):
+        run(root)
+    settings = EvaluateConfig(judges=("reward_model",), num_samples=1)
+    metrics, out, _ = run(root, PARAMS.model_copy(update={"evaluate": settings}), "again")
+    assert metrics["verdict"]["judge"] == "reward_model"
+    assert metrics["verdict"]["simulated"] is False
+    assert metrics["dpo"]["gold"] is None
+    assert metrics["dpo"]["truthful_gain"] is None
+    assert all(row["gold"] is None for row in pq.read_table(out / "responses.parquet").to_pylist())
+
+
+def test_no_heldout_prompts_is_refused(root: Path):
+    write_prompts(root, [])
+    with pytest.raises(DataError, match=r"no held-out prompts\. Fix"):
+        run(root)
+
+
+def test_reward_scores_do_not_depend_on_the_batch(root: Path):
+    model = RewardModel.load(root / "artifacts/reward/model")
+    prompts, responses = [[5, 6, 7], [8], [9, 10], [11, 12, 13, 14]], [[20, 1], [21, 22, 23, 1], [24], [25, 26, 1]]
+    alone = [reward_scores(model, [p], [r], pad_id=0, batch_size=1)[0] for p, r in zip(prompts, responses, strict=True)]
+    together = reward_scores(model, prompts, responses, pad_id=0, batch_size=3)
+    assert together == pytest.approx(alone, abs=1e-5)
+    assert len(set(together)) == 4
