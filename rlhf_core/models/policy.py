@@ -17,11 +17,14 @@ from transformers import (
     PreTrainedTokenizerBase,
     Qwen2Config,
 )
+from transformers.utils import logging as transformers_logging
 
 from rlhf_core.config import ModelConfig
 from rlhf_core.data.batches import SequenceBatch
 from rlhf_core.errors import ConfigError
 from rlhf_core.models.folder import check_model_folder
+
+transformers_logging.disable_progress_bar()  # a bar a file does not belong in a log
 
 
 def build_policy(cfg: ModelConfig, vocab_size: int, pad_id: int, eos_id: int, seed: int) -> PreTrainedModel:

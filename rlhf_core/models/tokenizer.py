@@ -54,17 +54,22 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
 
 
 def load_tokenizer(folder: Path | str) -> PreTrainedTokenizerBase:
-    """Load the tokenizer of a local model folder.
+    """Load the tokenizer of a local model folder, as `tokenizer.json` defines it where there is one.
 
-    One without a pad token pads with its end token: batches carry masks made from lengths, so the two are never
-    confused.
+    `AutoTokenizer` would go by the architecture instead: for a folder of type `qwen2` it puts Qwen's own splitting
+    of text in the place of the file's, and the tokens are no longer those the model was trained on.
+    A tokenizer without a pad token pads with its end token: batches carry masks made from lengths, so the two are
+    never confused.
 
     Raises:
         EnvironmentProblem: files are missing.
         ConfigError: the folder asks for code of its own, or its tokenizer has no end token.
     """
     check_model_folder(folder)
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    loader = PreTrainedTokenizerFast if (Path(folder) / "tokenizer.json").is_file() else AutoTokenizer
+    tokenizer = loader.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    for how_it_was_loaded in ("is_local", "local_files_only", "trust_remote_code"):
+        tokenizer.init_kwargs.pop(how_it_was_loaded, None)  # would be saved with it
     if tokenizer.eos_token_id is None:
         raise ConfigError(
             f"{Path(folder) / 'tokenizer_config.json'}: eos_token: there is none, so no response could end. "

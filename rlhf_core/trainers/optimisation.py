@@ -63,3 +63,8 @@ def apply_gradients(state: TrainState, name: str, loss: float, max_grad_norm: fl
             "in a row; the last good checkpoint is kept. Fix: lower learning_rate, or look at the data of this step"
         )
     return norm if taken else None
+
+
+def finite(figures: dict[str, float]) -> dict[str, float]:
+    """The figures that are numbers: curves and checkpoints are JSON, which has no NaN."""
+    return {key: value for key, value in figures.items() if math.isfinite(value)}

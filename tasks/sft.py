@@ -1,0 +1,153 @@
+"""Stage `sft`: train the tokenizer and the language model on demonstrations, responses only.
+
+Reads artifacts/validate/demonstrations.parquet. Writes model/ (a folder that transformers loads) and samples.json.
+A share of the training demonstrations, by prompt group, is kept for the held-out loss that ends training early;
+demonstrations of held-out prompts are never read for that.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from rlhf_core.data.splits import is_heldout, prompt_group
+from rlhf_core.errors import ConfigError, DataError
+from rlhf_core.models.policy import build_policy, check_vocabulary, eos_token_ids, load_policy, save_policy
+from rlhf_core.models.tokenizer import (
+    decode_response,
+    encode_prompts,
+    encode_responses,
+    load_tokenizer,
+    train_tokenizer,
+)
+from rlhf_core.rollout.sampler import sample_responses
+from rlhf_core.state.atomic import write_json
+from rlhf_core.state.train_state import TrainState
+from rlhf_core.trainers.optimisation import make_optimizer
+from rlhf_core.trainers.sft import Example, train_sft
+from tasks import paths
+from tasks.stage import Stage
+from tasks.tables import read_table
+
+NUM_SAMPLES = 8
+Row = Mapping[str, Any]
+
+
+def run(stage: Stage) -> dict[str, Any]:
+    """Train, save and show a few responses; returns the figures of `reports/metrics/sft.json`.
+
+    Raises:
+        DataError: there is no demonstration to learn from.
+        ConfigError, EnvironmentProblem: the pretrained folder cannot be used.
+    """
+    train, kept = _demonstrations(stage)
+    model, tokenizer = _starting_point(stage, train)
+    model.to(stage.device)
+    cfg = stage.params.sft
+    optimizer = make_optimizer(model, cfg.learning_rate, cfg.weight_decay)
+    state = stage.restore(TrainState(modules={"policy": model}, optimizers={"policy": optimizer}))
+    train_sft(
+        cfg,
+        state,
+        _encode(stage, tokenizer, train),
+        _encode(stage, tokenizer, kept),
+        seed=stage.params.seed,
+        pad_id=tokenizer.pad_token_id,
+        log=stage.log,
+        checkpoint=stage.checkpoint,
+    )
+    save_policy(model, tokenizer, stage.out / "model")
+    write_json(stage.out / "samples.json", _samples(stage, model, tokenizer, kept))
+    return _figures(stage, state, model, tokenizer, len(train), len(kept))
+
+
+def _demonstrations(stage: Stage) -> tuple[list[Row], list[Row]]:
+    """Training rows, and those kept for the held-out loss; all rows of one prompt group are on one side."""
+    path = paths.VALIDATE / "demonstrations.parquet"
+    share = stage.params.sft.heldout_share
+    train: list[Row] = []
+    kept: list[Row] = []
+    for row in read_table(stage.root / path):
+        if row["split"] == "train":
+            # A name of its own keeps this choice independent of the split by `data.heldout_share`.
+            (kept if is_heldout(f"sft {prompt_group(row['prompt'])}", share) else train).append(row)
+    if not train:
+        raise DataError(f"{path}: no training row. Fix: give data.demonstrations or data.comparisons")
+    return train, kept
+
+
+def _starting_point(stage: Stage, train: Sequence[Row]) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    cfg = stage.params.model
+    if cfg.source == "folder":
+        folder = stage.root / Path(cfg.path or "")
+        tokenizer, model = load_tokenizer(folder), load_policy(folder)
+        check_vocabulary(model, tokenizer)
+        room, needed = model.config.max_position_embeddings, cfg.max_prompt_tokens + cfg.max_response_tokens
+        if needed > room:
+            raise ConfigError(
+                f"params.yaml: model: max_prompt_tokens and max_response_tokens make {needed}, {cfg.path} reads {room}. "
+                "Fix: smaller limits"
+            )
+        return model, tokenizer
+    corpus = (text for row in train for text in (row["prompt"], f" {row['response'].strip()}"))
+    tokenizer = train_tokenizer(corpus, cfg.vocab_size)
+    seed = stage.rng().integer("weights")
+    return build_policy(cfg, len(tokenizer), tokenizer.pad_token_id, tokenizer.eos_token_id, seed), tokenizer
+
+
+def _encode(stage: Stage, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row]) -> list[Example]:
+    cfg = stage.params.model
+    prompts = encode_prompts(tokenizer, [row["prompt"] for row in rows], cfg.max_prompt_tokens)
+    responses = encode_responses(tokenizer, [row["response"] for row in rows], cfg.max_response_tokens)
+    return list(zip(prompts, responses, strict=True))
+
+
+def _samples(
+    stage: Stage, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, kept: Sequence[Row]
+) -> list[dict[str, str]]:
+    """What the model writes, greedily, to prompts it was not trained on, beside the demonstrated response."""
+    rows = {row["prompt"]: row for row in kept}
+    shown = list(rows.values())[:NUM_SAMPLES]
+    cfg = stage.params.model
+    samples = sample_responses(
+        model,
+        encode_prompts(tokenizer, [row["prompt"] for row in shown], cfg.max_prompt_tokens),
+        max_new_tokens=cfg.max_response_tokens,
+        temperature=0.0,
+        generator=stage.rng()("samples"),
+        eos_ids=eos_token_ids(model, tokenizer),
+        pad_id=tokenizer.pad_token_id,
+        batch_size=NUM_SAMPLES,
+    )
+    return [
+        {"prompt": row["prompt"], "reference": row["response"], "response": decode_response(tokenizer, ids)}
+        for row, ids in zip(shown, samples.response_ids, strict=True)
+    ]
+
+
+def _figures(
+    stage: Stage,
+    state: TrainState,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    num_train: int,
+    num_kept: int,
+) -> dict[str, Any]:
+    """Headline figures. `loss` is the mean over the last `eval_every` steps; null stands for what was not measured."""
+    losses = [row["loss/train"] for row in state.history[-stage.params.sft.eval_every :] if "loss/train" in row]
+    heldout = state.extra.get("best_heldout_loss")
+    return {
+        "loss": sum(losses) / len(losses) if losses else None,
+        "heldout_loss": heldout,
+        "heldout_perplexity": None if heldout is None else math.exp(heldout),
+        "best_step": state.extra.get("best_step", state.step),
+        "num_demonstrations": num_train,
+        "num_heldout": num_kept,
+        "vocab_size": len(tokenizer),
+        "pad_is_eos": tokenizer.pad_token_id == tokenizer.eos_token_id,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "steps": state.step,
+        "stopped_early": bool(state.extra.get("stopped_early", False)),
+    }
