@@ -17,6 +17,7 @@ import great_expectations as gx
 import great_expectations.expectations as gxe
 import pandas as pd
 from great_expectations.core.run_identifier import RunIdentifier
+from great_expectations.data_context.types.base import DataContextConfig, InMemoryStoreBackendDefaults
 from great_expectations.render.renderer import ValidationResultsPageRenderer
 from great_expectations.render.view import DefaultJinjaPageView
 
@@ -206,7 +207,10 @@ def _value_check(name: str, expectation: gxe.Expectation, words: str) -> Check:
 
 
 def _validate(kind: Kind, frame: pd.DataFrame, checks: dict[str, Check]) -> Any:
-    context = gx.get_context(mode="ephemeral")
+    # The default context would leave a folder for its own docs site in the system's temporary directory.
+    memory = InMemoryStoreBackendDefaults(init_temp_docs_sites=False)
+    config = DataContextConfig(store_backend_defaults=memory, analytics_enabled=False)
+    context = gx.get_context(mode="ephemeral", project_config=config)
     context.variables.progress_bars = {"globally": False}
     asset = context.data_sources.add_pandas("data").add_dataframe_asset(kind)
     batch = asset.add_batch_definition_whole_dataframe("all rows")

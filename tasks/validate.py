@@ -44,7 +44,7 @@ class Verdict:
     reasons: Counter[str] = field(default_factory=Counter)
     warnings: Counter[str] = field(default_factory=Counter)
     unknown: set[str] = field(default_factory=set)
-    page: str = ""
+    page: str = ""  # empty where no row could be read, so that none was checked
 
     @property
     def bad(self) -> int:
@@ -91,7 +91,8 @@ def run(stage: Stage) -> dict[str, Any]:
         verdicts[kind] = judge(stage, kind, file)
         stage.log(step, len(named), {"validate/rows": verdicts[kind].rows, "validate/bad": verdicts[kind].bad}, 0)
     _write_quarantine(stage.out / "quarantine.jsonl", verdicts)
-    write_data_docs(stage.out / "data_docs", {kind: verdict.page for kind, verdict in verdicts.items()})
+    pages = {kind: verdict.page for kind, verdict in verdicts.items() if verdict.page}
+    write_data_docs(stage.out / "data_docs", pages)
     refused = stage.root / REFUSED
     shutil.rmtree(refused, ignore_errors=True)
     try:

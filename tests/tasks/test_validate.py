@@ -1,0 +1,334 @@
+"""The validate stage on small dirty files: what is set aside, why, where; what stops it; what it hands on."""
+
+import gzip
+import hashlib
+import json
+import re
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from rlhf_core.config import Params
+from rlhf_core.data.splits import is_heldout, prompt_group
+from rlhf_core.errors import DataError
+from tasks import validate
+from tasks.definition import StageDefinition
+from tasks.stage import Progress, Stage
+from tasks.tables import SCHEMAS
+
+REAL = Path(__file__).parents[3] / "shared/data"
+TABLES = ("demonstrations", "prompts", "heldout_prompts", "graded", "criteria", "votes", "comparisons")
+DEMONSTRATIONS = [{"prompt": f"Ask {i}?", "response": f"Reply {i}."} for i in range(6)]
+HELDOUT = [{"prompt": f"Held-out {i}?"} for i in range(3)]
+COMPARISON = {"prompt": "Ask?", "chosen": "Good.", "rejected": "Bad."}
+VOTE = {"prompt": "Ask?", "response_a": "x", "response_b": "y", "annotator": "anna", "choice": "a"}
+
+
+def transcript(*turns):
+    return "".join(f"\n\n{('Human', 'Assistant')[i % 2]}: {turn}" for i, turn in enumerate(turns))
+
+
+class Project:
+    """Files by record kind, and the stage run on them."""
+
+    def __init__(self, root):
+        self.root = root
+        self.data = {}
+        self.write("demonstrations", DEMONSTRATIONS)
+        self.write("heldout_prompts", HELDOUT)
+
+    def write(self, kind, rows, name=None):
+        path = self.root / (name or f"{kind}.jsonl")
+        lines = [row if isinstance(row, str) else json.dumps(row) for row in rows]
+        path.write_text("".join(line + "\n" for line in lines))
+        self.data[kind] = path.name
+
+    def run(self, out="out", max_bad_share=1.0, heldout_share=0.0, **settings):
+        params = Params.model_validate(
+            {
+                "data": {**self.data, "heldout_share": heldout_share},
+                "validate": {"max_bad_share": max_bad_share, **settings},
+            }
+        )
+        (self.root / out).mkdir()
+        definition = StageDefinition(name="validate", deps=(), params=(), outs=())
+        stage = Stage(definition, params, self.root, self.root / out, Progress(self.root / "progress.jsonl"))
+        metrics = validate.run(stage)
+        json.dumps(metrics, allow_nan=False)
+        return metrics
+
+    def table(self, name, out="out"):
+        table = pq.read_table(self.root / out / f"{name}.parquet")
+        assert table.schema == SCHEMAS[name]
+        return table.to_pylist()
+
+    def quarantine(self, out="out"):
+        return [json.loads(line) for line in (self.root / out / "quarantine.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return Project(tmp_path)
+
+
+def test_good_rows_reach_their_tables_and_every_table_is_there(project):
+    metrics = project.run()
+    assert metrics["rows_in"] == metrics["rows_kept"] == 9
+    assert metrics["tables"] == {name: len(project.table(name)) for name in TABLES}
+    assert [row["response"] for row in project.table("demonstrations")] == [row["response"] for row in DEMONSTRATIONS]
+    assert [row["prompt"] for row in project.table("heldout_prompts")] == [row["prompt"] for row in HELDOUT]
+    assert project.quarantine() == []
+
+
+def test_comparisons_dirty_like_real_ones(project):
+    shared = ("Hi", "Hello", "Tell me more")
+    rows = [
+        {"chosen": transcript(*shared, "Sure."), "rejected": transcript(*shared, "No.")},
+        {"chosen": transcript(*shared, ""), "rejected": transcript(*shared, "No.")},
+        {"chosen": transcript("Hi", "Hullo", "More", "a"), "rejected": transcript("Hi", "Hello", "More", "b")},
+        COMPARISON | {"chosen": True},
+        COMPARISON,
+        {"prompt": "Ask?", "chosen": "Same ", "rejected": "SAME"},
+        COMPARISON,
+        '{"prompt": "Ask?", "chosen": "a", "chosen": "b", "rejected": "c"}',
+        {"prompt": "Ask?", "choosen": "Good.", "rejected": "Bad."},
+        {"chosen": "\n\nHuman: a\n\nHuman: b\n\nAssistant: c", "rejected": "\n\nHuman: a\n\nHuman: b\n\nAssistant: d"},
+    ]
+    project.write("comparisons", rows)
+    metrics = project.run()["kinds"]["comparisons"]
+    found = {entry["line"]: (entry["codes"], entry["reason"]) for entry in project.quarantine()}
+    assert {line: codes for line, (codes, _) in found.items()} == {
+        2: ["chosen.empty"],
+        3: ["transcripts.part_early"],
+        4: ["chosen.type"],
+        6: ["responses.same"],
+        7: ["row.duplicate"],
+        8: ["row.unreadable"],
+        9: ["chosen.type"],
+    }
+    assert found[4][1] == "chosen: is boolean, must be text"
+    assert found[7][1] == "the same item stands at line 5"
+    assert "nearest name is 'choosen'" in found[9][1]
+    assert metrics["warnings"] == {"turns.alternate": 1}
+    assert (metrics["rows_in"], metrics["rows_kept"], metrics["rows_bad"], metrics["rows_duplicate"]) == (10, 3, 6, 1)
+    assert metrics["reasons"]["chosen.type"] == 2
+    raw = (project.root / "comparisons.jsonl").read_text().split("\n")
+    for entry in project.quarantine():
+        assert entry["file"] == "comparisons.jsonl"
+        assert entry["sha256"] == hashlib.sha256(raw[entry["line"] - 1].encode()).hexdigest()
+
+
+BAD_VOTES = [
+    ({"choice": "c"}, "choice.value", "choice: is 'c', must be one of a, b, tie"),
+    ({"strength": 0}, "strength.value", "strength: is '0', must be from 1 to 5"),
+    ({"strength": 6}, "strength.value", "strength: is '6', must be from 1 to 5"),
+    ({"strength": True}, "strength.type", "strength: is boolean, must be a whole number"),
+    ({"strength": "3"}, "strength.type", "strength: is text, must be a whole number"),
+    ({"seconds": -0.5}, "seconds.value", "seconds: is '-0.5', must not be negative"),
+    ({"annotator": "an na"}, "annotator.value", "annotator: is 'an na', must be 1 to 64 letters"),
+    ({"annotator": None}, "annotator.type", "annotator: is null, must be text"),
+    ({"annotator": "<img src=x onerror=alert(1)>"}, "annotator.value", "annotator"),
+    ({"response_b": " X "}, "responses.same", "response_a equals response_b"),
+    ({"response_a": "\t"}, "response_a.empty", "response_a: is empty"),
+    ({"prompt": "\n "}, "prompt.empty", "prompt: is empty"),
+    ({"prompt": "p" * 101}, "prompt.long", "prompt: is longer than 100 characters"),
+    ({"response_a": "r" * 51}, "response_a.long", "response_a: is longer than 50 characters"),
+    ({"strenght": 3}, "row.form", "unknown field 'strenght'; the nearest known one is 'strength'"),
+    ({"task": 3.5}, "task.type", "task: is number, must be text"),
+]
+
+
+def test_votes_hold_known_values_only(project):
+    project.write(
+        "votes", [VOTE] + [VOTE | {"annotator": f"a{i}"} | change for i, (change, _, _) in enumerate(BAD_VOTES)]
+    )
+    project.run(max_prompt_chars=100, max_response_chars=50)
+    found = project.quarantine()
+    assert [entry["line"] for entry in found] == list(range(2, len(BAD_VOTES) + 2))
+    for entry, (change, code, reason) in zip(found, BAD_VOTES, strict=True):
+        assert entry["codes"] == [code], change
+        assert reason in entry["reason"]
+    assert len(project.table("votes")) == 1
+
+
+def test_votes_get_ids_that_gather_a_pair_in_either_order(project):
+    swapped = VOTE | {"annotator": "ben", "response_a": "y", "response_b": "x"}
+    project.write("votes", [VOTE, swapped, VOTE | {"annotator": "cleo", "response_b": "z"}, VOTE | {"choice": "tie"}])
+    project.run()
+    first, second, third = project.table("votes")
+    assert first["pair_id"] == second["pair_id"] != third["pair_id"]
+    assert (first["strength"], first["seconds"], first["task"]) == (1, None, "")
+    assert project.quarantine()[0]["codes"] == ["row.duplicate"], "an annotator votes once on what was shown"
+
+
+def test_an_id_says_one_thing_only(project):
+    rows = [DEMONSTRATIONS[0] | {"id": "x"}, DEMONSTRATIONS[1] | {"id": "x"}, DEMONSTRATIONS[2] | {"id": 7}]
+    project.write("demonstrations", rows)
+    votes = [VOTE | {"pair_id": "v"}, VOTE | {"pair_id": "v", "annotator": "ben"}]
+    project.write("votes", [*votes, VOTE | {"pair_id": "v", "response_b": "z"}])
+    project.run()
+    assert [row["id"] for row in project.table("demonstrations")] == ["x", "7"]
+    assert [(entry["kind"], entry["line"], entry["codes"]) for entry in project.quarantine()] == [
+        ("demonstrations", 2, ["id.taken"]),
+        ("votes", 3, ["id.taken"]),
+    ]
+
+
+def test_a_good_row_takes_the_place_of_a_bad_one_of_the_same_item(project):
+    project.write("votes", [VOTE | {"strength": 9}, VOTE | {"strength": 2}, VOTE | {"strength": 3}])
+    metrics = project.run()["kinds"]["votes"]
+    assert [row["strength"] for row in project.table("votes")] == [2]
+    assert (metrics["rows_bad"], metrics["rows_duplicate"], metrics["rows_kept"]) == (1, 1, 1)
+
+
+def test_grades_by_criterion_go_to_a_table_of_their_own(project):
+    grade = {"prompt": "Ask?", "response": "x", "score": 0.5}
+    rows = [
+        grade,
+        grade | {"criterion": "tone"},
+        grade | {"criterion": "smell"},
+        grade | {"response": "y", "score": 1.5},
+        grade | {"response": "z", "score": "0.5"},
+        '{"prompt": "Ask?", "response": "w", "score": 1e999}',
+    ]
+    project.write("graded", rows)
+    project.run(criteria=["overall", "tone"], score_range=[0.0, 1.0])
+    assert [row["score"] for row in project.table("graded")] == [0.5]
+    assert [row["criterion"] for row in project.table("criteria")] == ["tone"]
+    assert [entry["codes"] for entry in project.quarantine()] == [
+        ["criterion.value"],
+        ["score.value"],
+        ["score.type"],
+        ["row.unreadable"],
+    ]
+
+
+def test_above_the_share_of_bad_rows_it_stops_and_leaves_the_quarantine_to_look_at(project):
+    project.write("demonstrations", [*DEMONSTRATIONS, {"prompt": "p", "response": ""}])
+    with pytest.raises(DataError, match=r"^demonstrations\.jsonl:7: response: is empty; 1 of 7 rows .*Fix: ") as raised:
+        project.run(max_bad_share=0.1)
+    assert raised.value.exit_code == 4
+    assert len(project.quarantine(".rlhf/refused")) == 1
+    project.run(out="again", max_bad_share=0.2)
+    assert not (project.root / ".rlhf/refused").exists()
+
+
+def test_duplicates_do_not_count_as_bad(project):
+    project.write("demonstrations", [*DEMONSTRATIONS, *DEMONSTRATIONS])
+    metrics = project.run(max_bad_share=0.0)
+    assert (metrics["bad_share"], metrics["rows_duplicate"]) == (0.0, 6)
+
+
+def test_training_prompts_that_are_held_out_are_listed_and_refused(project):
+    leaked = [{"prompt": "  HELD-OUT  1? "}, {"prompt": "fine"}, {"prompt": "Held-out 2?"}]
+    project.write("prompts", leaked)
+    message = r"^prompts\.jsonl:1: prompt: 2 prompts .*line 1 = heldout_prompts\.jsonl:2, line 3 = heldout_prompts"
+    with pytest.raises(DataError, match=message):
+        project.run()
+    project.write("prompts", [{"prompt": "fine"}])
+    project.write("demonstrations", [*DEMONSTRATIONS, {"prompt": "Held-Out 1?", "response": "x"}])
+    with pytest.raises(DataError, match=r"^demonstrations\.jsonl:7: prompt: 1 prompts are held-out ones too"):
+        project.run(out="again")
+
+
+def test_comparisons_on_held_out_prompts_are_split_not_refused(project):
+    project.write("comparisons", [COMPARISON, COMPARISON | {"prompt": "held-out 1?"}])
+    project.run()
+    assert [row["split"] for row in project.table("comparisons")] == ["train", "heldout"]
+
+
+def test_comparisons_alone_give_every_table_a_run_needs(project):
+    project.data = {}
+    rows = [COMPARISON | {"prompt": f"Ask {i}?", "task": "t"} for i in range(40)]
+    project.write("comparisons", [*rows, COMPARISON | {"prompt": "ask  3?", "rejected": "Worse."}])
+    project.run(heldout_share=0.3)
+    heldout = {f"Ask {i}?" for i in range(40) if is_heldout(prompt_group(f"Ask {i}?"), 0.3)}
+    assert 5 < len(heldout) < 20
+    assert {row["prompt"] for row in project.table("heldout_prompts")} == heldout
+    assert {row["prompt"] for row in project.table("prompts")} == {f"Ask {i}?" for i in range(40)} - heldout
+    demonstrations = project.table("demonstrations")
+    assert {prompt_group(row["prompt"]) for row in demonstrations}.isdisjoint(map(prompt_group, heldout))
+    found = {(row["response"], row["source"], row["split"]) for row in demonstrations}
+    assert found == {("Good.", "comparisons", "train")}
+    assert {row["split"] for row in project.table("comparisons")} == {"train", "heldout"}
+
+
+@pytest.mark.parametrize(
+    ("data", "share", "message"),
+    [
+        ({}, 0.0, "names no file"),
+        ({"prompts": [{"prompt": "x"}]}, 0.0, "no training demonstration"),
+        ({"demonstrations": DEMONSTRATIONS}, 0.0, "no held-out prompt"),
+        ({"demonstrations": [], "heldout_prompts": HELDOUT}, 0.0, "demonstrations.jsonl: data.demonstrations: no rows"),
+        ({"demonstrations": ["{}"], "heldout_prompts": HELDOUT}, 0.0, "1 of 1 rows of data.demonstrations are bad"),
+    ],
+)
+def test_nothing_to_work_on_is_said_at_once(project, data, share, message):
+    project.data = {}
+    for kind, rows in data.items():
+        project.write(kind, rows)
+    with pytest.raises(DataError, match=re.escape(message)):
+        project.run(heldout_share=share)
+
+
+def test_csv_and_gzipped_files_are_read_by_the_same_rules(project):
+    (project.root / "votes.csv").write_text(
+        "prompt,response_a,response_b,annotator,choice,strength,seconds\nAsk?,x,y,anna,a,2,\nAsk?,x,y,ben,b,2.5,1\n"
+    )
+    project.data["votes"] = "votes.csv"
+    text = "".join(json.dumps(row) + "\n" for row in [*DEMONSTRATIONS, {"prompt": "", "response": "x"}])
+    (project.root / "d.jsonl.gz").write_bytes(gzip.compress(text.encode()))
+    project.data["demonstrations"] = "d.jsonl.gz"
+    project.run()
+    (vote,) = project.table("votes")
+    assert (vote["strength"], vote["seconds"]) == (2, None)
+    places = [(entry["file"], entry["line"], entry["codes"]) for entry in project.quarantine()]
+    assert places == [("d.jsonl.gz", 7, ["prompt.empty"]), ("votes.csv", 3, ["strength.type"])]
+
+
+def test_the_same_data_gives_the_same_bytes_and_pages_that_run_and_load_nothing(project):
+    payload = "<script>alert(1)</script><img src=x onerror=alert(1)>"
+    project.write("votes", [VOTE, VOTE | {"choice": payload, "annotator": payload}])
+    project.write("comparisons", [COMPARISON | {payload: 1, "chosen": payload}, {"prompt": payload, payload: 1}])
+    for out in ("one", "two"):
+        project.run(out=out)
+    one = project.root / "one"
+    files = sorted(path.relative_to(one) for path in one.rglob("*") if path.is_file())
+    assert {path.name for path in files} >= {f"{name}.parquet" for name in TABLES} | {"quarantine.jsonl", "index.html"}
+    for path in files:
+        assert (one / path).read_bytes() == (project.root / "two" / path).read_bytes(), path
+        if path.suffix == ".html":
+            page = (one / path).read_text()
+            assert not re.search(r"<script|<img|<link|<iframe|onerror|https?://|alert\(1\)", page), path
+    page = (one / "data_docs/votes.html").read_text()
+    assert "values must belong to this set" in page
+    assert "50% unexpected" in page
+
+
+@pytest.mark.skipif(not REAL.exists(), reason="the shared real data are not on this machine")
+def test_hh_rlhf_shows_its_known_dirt(project):
+    project.data = {"comparisons": str(REAL / "hh-rlhf/harmless-base.test.jsonl.gz")}
+    metrics = project.run(max_bad_share=0.01, heldout_share=0.2)
+    found = [(entry["line"] - 1, entry["codes"]) for entry in project.quarantine()]
+    empty = [(row, ["chosen.empty"]) for row in (86, 516, 925, 1103)]
+    assert found == empty + [(row, ["transcripts.part_early"]) for row in (1254, 1688, 1950, 1952, 2036)]
+    assert metrics["kinds"]["comparisons"]["warnings"] == {"turns.alternate": 9}
+    assert metrics["rows_kept"] == 2303
+
+
+@pytest.mark.skipif(not REAL.exists(), reason="the shared real data are not on this machine")
+def test_pandalm_shows_its_known_dirt(project):
+    items = json.loads(gzip.decompress((REAL / "pandalm/testset-v1.json.gz").read_bytes()))
+    names = {"chosen": "response1", "rejected": "response2"}
+    rows = [
+        {"prompt": f"{item['instruction']}\n\n{item['input']}", **{name: item[old] for name, old in names.items()}}
+        for item in items
+    ]
+    project.data = {}
+    project.write("comparisons", rows)
+    reasons = project.run(heldout_share=0.2)["kinds"]["comparisons"]["reasons"]
+    assert reasons["chosen.type"] + reasons["rejected.type"] == 6
+    assert reasons["chosen.empty"] + reasons["rejected.empty"] == 54
+    assert reasons["row.duplicate"] == 99
