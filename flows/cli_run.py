@@ -18,7 +18,7 @@ from flows.servers import Server, ensure_prefect
 from flows.settings import client_settings, prefect_settings, users_server
 from flows.status import interrupted_runs
 from flows.summary import RunSummary
-from rlhf_core.errors import ConfigError
+from rlhf_core.errors import ConfigError, EnvironmentProblem
 from tasks import paths
 from tasks.locks import RunLock
 from tasks.runner import Stop
@@ -133,9 +133,11 @@ def _run_flow(prepared: PreparedRun) -> RunSummary:
         _leave_in_time(current)
         token = CURRENT.set(current)
         try:
-            pipeline(prepared.request, return_state=True)
+            state = pipeline(prepared.request, return_state=True)
         finally:
             CURRENT.reset(token)
+    if current.summary.status == "running":  # Prefect itself failed, before or between the stages
+        raise EnvironmentProblem(f"the flow run ended as {state.name}: {state.message}. Fix: rlhf doctor")
     return current.summary
 
 

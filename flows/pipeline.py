@@ -39,7 +39,7 @@ CURRENT: ContextVar[PipelineRun | None] = ContextVar("current_run", default=None
 def _run_name() -> str:
     """The run's own name; a scheduled run keeps the one that Prefect gave it, and names its folder after it."""
     current = CURRENT.get()
-    return current.prepared.name if current else str(flow_run.get_name() or FLOW_NAME)
+    return current.prepared.name if current else str(flow_run.name or FLOW_NAME)
 
 
 @flow(name=FLOW_NAME, flow_run_name=_run_name, persist_result=False, validate_parameters=True, retries=0)
@@ -54,7 +54,7 @@ def pipeline(run: RunRequest = RunRequest()) -> State:  # noqa: B008 - it is fro
         return _run_stages(current)
     try:
         own_name = run.name and f"{run.name}-{time.strftime('%Y%m%d-%H%M%S')}"  # a schedule runs more than once
-        request = run.model_copy(update={"name": own_name or flow_run.get_name()})
+        request = run.model_copy(update={"name": own_name or flow_run.name})
         prepared = prepare_run(find_root(Path.cwd()), request, own_worktree=True)
         with RunLock(prepared.root, prepared.name):
             from tasks.versioning import changed_stages
@@ -91,8 +91,8 @@ def _state_of(stage: StageSummary) -> State:
 
 
 def _run_stages(current: PipelineRun) -> State:
-    run_id = flow_run.get_id()
-    tags = {"prefect_flow_run_id": str(run_id or ""), "prefect_flow_run_url": str(flow_run.get_ui_url() or "")}
+    run_id = flow_run.id
+    tags = {"prefect_flow_run_id": str(run_id or ""), "prefect_flow_run_url": str(flow_run.ui_url or "")}
     status: RunStatus = "interrupted"
     exit_code, message = 1, "ended by an error of the program"
     try:
@@ -138,7 +138,7 @@ def _signals(stop: Stop) -> Iterator[None]:
 
     Under a worker Prefect's own handling stays, since the worker tells by it whether a run was cancelled.
     """
-    if threading.current_thread() is not threading.main_thread() or flow_run.get_id() is None or _under_worker():
+    if threading.current_thread() is not threading.main_thread() or flow_run.id is None or _under_worker():
         yield
         return
 
@@ -158,7 +158,7 @@ def _signals(stop: Stop) -> Iterator[None]:
 def _under_worker() -> bool:
     from prefect.runtime import deployment
 
-    return deployment.get_id() is not None
+    return deployment.id is not None
 
 
 @contextmanager

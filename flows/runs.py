@@ -32,7 +32,7 @@ class RunRequest(BaseModel):
     overrides: tuple[Override, ...] = Field(default=(), description="section.key=value, such as sft.max_steps=100")
     data: dict[str, str] = Field(
         default_factory=dict,
-        description=f"a file of one's own for a record kind: {', '.join(RECORD_KINDS)}; the others are then unset",
+        description=f"a file of one's own for a record kind: {', '.join(RECORD_KINDS)}",
     )
     name: Name | None = Field(
         default=None, description="name of the run and of its folder under runs/; made up when empty"

@@ -1,0 +1,141 @@
+"""Small projects with stages that only count, for tests of what runs around stages."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+PARAMS = """\
+seed: 0
+compute: {device: cpu}
+data: {demonstrations: data/demonstrations.jsonl}
+sft: {max_steps: 3}
+align: {algorithms: [ppo, dpo]}
+"""
+DVC = """\
+stages:
+  first:
+    cmd: python counting.py first
+    deps: [data, counting.py]
+    params: [seed, sft.max_steps]
+    outs: [artifacts/first]
+    metrics: [reports/metrics/first.json]
+  second:
+    matrix:
+      algorithm: ${align.algorithms}
+    cmd: python counting.py second@${item.algorithm}
+    deps: [artifacts/first, counting.py]
+    params: [sft.max_steps]
+    outs: ["artifacts/second/${item.algorithm}"]
+    metrics: ["reports/metrics/second-${item.algorithm}.json"]
+"""
+COUNTING = '''\
+"""A stage that counts to `sft.max_steps`, a twentieth of a second a step, and exits with 4 when the seed is 13."""
+
+import sys
+import time
+from pathlib import Path
+
+from rlhf_core.errors import DataError
+from tasks.params import load_params
+from tasks.stage import run_stage
+from tasks.watchdog import end_with_ancestors
+import os
+
+
+def body(stage):
+    total = stage.params.sft.max_steps
+    print("counting", flush=True)
+    for step in range(1, total + 1):
+        if stage.params.seed == 13:
+            raise DataError("data/x.jsonl:1: prompt: empty. Fix: drop the row")
+        stage.log(step, total, {"loss/train": 1.0 / step}, step * 100)
+        time.sleep(0.05)
+    (stage.out / "result.txt").write_text(f"{stage.name} counted to {total}")
+    return {"steps": total}
+
+
+end_with_ancestors(os.environ.get("RLHF_SUPERVISOR"))
+sys.exit(run_stage(sys.argv[1], body, load_params(Path("params.yaml")), Path.cwd()))
+'''
+MakeProject = Callable[[Path], Path]
+
+
+def plain_environment(**more: str) -> dict[str, str]:
+    """The environment without anything that points at servers or stores of somebody else."""
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("RLHF_", "PREFECT_", "MLFLOW_"))}
+    return {**kept, "OMP_NUM_THREADS": "1", **more}
+
+
+def make_counting_project(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "data").mkdir()
+    (folder / "data/demonstrations.jsonl").write_text('{"prompt": "a", "response": "b"}\n')
+    for name, text in {"params.yaml": PARAMS, "dvc.yaml": DVC, "counting.py": COUNTING}.items():
+        (folder / name).write_text(text)
+    (folder / ".gitignore").write_text("/.rlhf/\n/runs/\n/artifacts/\n/reports/\n__pycache__/\n")
+    (folder / ".dvcignore").write_text("/.rlhf/\n/runs/\n__pycache__/\n")
+    dvc = (sys.executable, "-m", "dvc")
+    for command in (
+        ("git", "init", "-q", "-b", "main"),
+        ("git", "config", "user.email", "somebody@example.org"),
+        ("git", "config", "user.name", "Somebody"),
+        (*dvc, "init", "-q"),
+        (*dvc, "config", "core.analytics", "false"),
+        (*dvc, "add", "-q", "data"),
+        ("git", "add", "-A"),
+        ("git", "commit", "-q", "-m", "start"),
+    ):
+        subprocess.run(command, cwd=folder, env=plain_environment(), check=True, capture_output=True)
+    return folder
+
+
+def set_steps(project: Path, steps: int) -> None:
+    text = (project / "params.yaml").read_text()
+    before, _, after = text.partition("max_steps: ")
+    (project / "params.yaml").write_text(f"{before}max_steps: {steps}{after[after.index('}'):]}")
+
+
+def processes_in(folder: Path) -> list[int]:
+    """Living processes whose working folder is `folder` or below it, servers' not counted."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit() or int(entry.name) == os.getpid():
+            continue
+        try:
+            inside = Path(os.readlink(entry / "cwd")).is_relative_to(folder)
+            command = (entry / "cmdline").read_bytes().replace(b"\0", b" ")
+        except OSError:
+            continue
+        if inside and (b"counting.py" in command or b" dvc " in command):
+            found.append(int(entry.name))
+    return found
+
+
+def wait_for(condition: Callable[[], object], timeout_s: float, what: str) -> float:
+    """Wait until `condition()` is true; the seconds it took."""
+    started = time.monotonic()
+    while not condition():
+        assert time.monotonic() - started < timeout_s, f"waited {timeout_s} s in vain: {what}"
+        time.sleep(0.05)
+    return time.monotonic() - started
+
+
+@pytest.fixture
+def counting_project(tmp_path: Path) -> Path:
+    return make_counting_project(tmp_path / "project")
+
+
+@pytest.fixture(scope="session")
+def served_project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A counting project with a Prefect server that all integration tests share."""
+    from flows.servers import ensure_prefect, stop_servers
+
+    project = make_counting_project(tmp_path_factory.mktemp("served") / "project")
+    ensure_prefect(project)
+    yield project
+    stop_servers(project)

@@ -1,0 +1,151 @@
+"""The stage runner on real DVC and real processes."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from tasks.runner import ProgressFollower, Stop, _explain, run_stage_process
+from tests.flows.conftest import plain_environment, processes_in, set_steps, wait_for
+
+PARENT = """
+import sys
+from pathlib import Path
+from tasks.runner import Stop, run_stage_process
+run_stage_process(Path(sys.argv[1]), "first", stop=Stop())
+"""
+
+
+def test_lines_events_and_figures_come_through(counting_project: Path) -> None:
+    lines: list[str] = []
+    events: list[dict] = []
+    result = run_stage_process(
+        counting_project, "first", stop=Stop(), on_line=lines.append, on_event=lambda event: events.append(dict(event))
+    )
+    assert (result.exit_code, result.ran, result.message) == (0, True, "")
+    assert "counting" in lines
+    assert [event["event"] for event in events] == ["start", "progress", "progress", "progress", "done"]
+    assert result.tokens == 300
+    assert result.compute_s is not None
+    assert 0.1 < result.compute_s < result.wall_s
+    assert (counting_project / "artifacts/first/result.txt").read_text() == "first counted to 3"
+    again = run_stage_process(counting_project, "first", stop=Stop())
+    assert (again.exit_code, again.ran, again.compute_s) == (0, False, None)
+
+
+def test_the_stages_own_exit_code_and_message_are_kept(counting_project: Path) -> None:
+    text = (counting_project / "params.yaml").read_text().replace("seed: 0", "seed: 13")
+    (counting_project / "params.yaml").write_text(text)
+    result = run_stage_process(counting_project, "first", stop=Stop())
+    assert result.exit_code == 4
+    assert result.message == "data/x.jsonl:1: prompt: empty. Fix: drop the row"
+    assert not (counting_project / "artifacts/first").exists()
+
+
+def test_an_unknown_stage_is_explained(counting_project: Path) -> None:
+    result = run_stage_process(counting_project, "third", stop=Stop())
+    assert result.exit_code == 1
+    assert "third" in result.message
+
+
+@pytest.mark.parametrize(("reason", "code"), [("cancelled", 143), ("SIGINT", 130)])
+def test_stopping_ends_the_whole_group_in_time(counting_project: Path, reason: str, code: int) -> None:
+    set_steps(counting_project, 2000)
+    stop = Stop()
+    asked = []
+
+    def on_event(event) -> None:
+        if event["event"] == "progress" and not asked:
+            asked.append(time.monotonic())
+            assert processes_in(counting_project)
+            stop.request(reason)
+
+    result = run_stage_process(counting_project, "first", stop=stop, on_event=on_event)
+    assert time.monotonic() - asked[0] < 5
+    assert result.exit_code == code
+    assert processes_in(counting_project) == []
+    assert not (counting_project / "artifacts/first").exists()
+
+
+def test_a_time_out_ends_the_group(counting_project: Path) -> None:
+    set_steps(counting_project, 2000)
+    result = run_stage_process(counting_project, "first", stop=Stop(), timeout_s=2.0)
+    assert (result.exit_code, processes_in(counting_project)) == (7, [])
+    assert "timeout" in result.message
+
+
+def test_an_error_in_a_callback_ends_the_group(counting_project: Path) -> None:
+    set_steps(counting_project, 2000)
+
+    def broken(event) -> None:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        run_stage_process(counting_project, "first", stop=Stop(), on_event=broken)
+    assert processes_in(counting_project) == []
+
+
+def test_no_process_outlives_a_killed_parent(counting_project: Path) -> None:
+    set_steps(counting_project, 2000)
+    parent = subprocess.Popen([sys.executable, "-c", PARENT, str(counting_project)], env=plain_environment())
+    stream = counting_project / ".rlhf/progress/first.jsonl"
+    wait_for(lambda: stream.exists() and '"progress"' in stream.read_text(), 30, "the stage counts")
+    os.kill(parent.pid, signal.SIGKILL)
+    parent.wait()
+    wait_for(lambda: not processes_in(counting_project), 3, "the stage ends with its parent")
+    size = stream.stat().st_size
+    time.sleep(0.3)
+    assert stream.stat().st_size == size
+
+
+def test_the_group_is_left_alone_when_stopped_before(counting_project: Path) -> None:
+    stop = Stop()
+    stop.request("SIGTERM")
+    result = run_stage_process(counting_project, "first", stop=stop)
+    assert result.exit_code == 143
+    assert processes_in(counting_project) == []
+
+
+def test_only_the_first_reason_counts() -> None:
+    stop = Stop()
+    threads = [threading.Thread(target=stop.request, args=("SIGINT",)) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+        thread.join()
+    stop.request("timeout")
+    assert (stop.requested, stop.reason, stop.exit_code) == (True, "SIGINT", 130)
+
+
+def test_a_half_written_event_waits(tmp_path: Path) -> None:
+    path = tmp_path / "x.jsonl"
+    follower = ProgressFollower(path)
+    assert follower.read() == []
+    with path.open("w") as file:
+        file.write('{"event": "start", "pid": 1}\n{"event": "pro')
+        file.flush()
+        assert [event["event"] for event in follower.read()] == ["start"]
+        file.write('gress", "step": 1}\n')
+        file.flush()
+        assert [event["event"] for event in follower.read()] == ["progress"]
+    follower.close()
+    assert set(follower.seen) == {"start", "progress"}
+
+
+@pytest.mark.parametrize(
+    ("line", "code", "part"),
+    [
+        ("ERROR: failed to reproduce 'sft': failed to run: python -m tasks sft, exited with -9", 7, "memory"),
+        ("ERROR: failed to reproduce 'sft': failed to run: python -m tasks sft, exited with 2", 2, "exited with 2"),
+        ("ERROR: Unable to acquire lock. Most likely another DVC process is running", 7, "another dvc command"),
+        ("ERROR: something else", 1, "something else"),
+    ],
+)
+def test_failures_that_the_stage_could_not_write_down(line: str, code: int, part: str) -> None:
+    found, message = _explain("sft", ["Running stage 'sft':", line])
+    assert found == code
+    assert part in message
