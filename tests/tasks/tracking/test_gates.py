@@ -1,0 +1,96 @@
+import json
+from types import MappingProxyType
+
+import pytest
+
+from rlhf_core.config import GatesConfig
+from tasks.tracking.gates import Gate, gates_for, refusal
+from tasks.tracking.names import ModelVersion, parse_reference
+
+CONFIG = GatesConfig(
+    min_win_rate_low=0.6, min_win_rate_low_champion=0.5, max_kl_to_sft=6.0, min_pairwise_accuracy=0.8, min_spearman=0.7
+)
+GOOD = MappingProxyType({"win_rate_low": 0.65, "kl_to_sft": 3.0})
+REWARD = MappingProxyType({"pairwise_accuracy": 0.85, "spearman": 0.8})
+
+
+def version(name="rlhf-policy", metrics=GOOD, reward=REWARD, dirty="[]"):
+    tags = {"upstream_metrics": json.dumps({"reward": dict(reward)}), "git_dirty_files": dirty}
+    return ModelVersion(
+        name=name, version=3, stage="align@ppo", outputs_hash="x", aliases=(), metrics=metrics, tags=tags, run_id="r",
+        created=0.0,
+    )  # fmt: skip
+
+
+def failing(candidate, versus=None, config=CONFIG):
+    return [gate.name for gate in gates_for(candidate, config, versus) if not gate.passed]
+
+
+def test_a_good_policy_passes_every_gate():
+    assert failing(version()) == []
+    assert [gate.name for gate in gates_for(version(), CONFIG, {"win_rate_low": 0.5})] == [
+        "lineage", "min_win_rate_low", "min_win_rate_low_champion", "max_kl_to_sft", "min_pairwise_accuracy",
+        "min_spearman",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("metrics", "gate"),
+    [
+        ({**GOOD, "win_rate_low": 0.5999}, "min_win_rate_low"),
+        ({**GOOD, "kl_to_sft": 6.001}, "max_kl_to_sft"),
+        ({"kl_to_sft": 3.0}, "min_win_rate_low"),
+        ({**GOOD, "win_rate_low": None}, "min_win_rate_low"),
+        ({**GOOD, "win_rate_low": float("nan")}, "min_win_rate_low"),
+        ({**GOOD, "kl_to_sft": float("nan")}, "max_kl_to_sft"),
+        ({**GOOD, "kl_to_sft": float("-inf")}, "max_kl_to_sft"),
+        ({**GOOD, "win_rate_low": float("inf")}, "min_win_rate_low"),
+    ],
+)
+def test_a_figure_beyond_its_limit_or_undefined_does_not_pass(metrics, gate):
+    assert failing(version(metrics=metrics)) == [gate]
+
+
+def test_the_limit_itself_passes():
+    assert failing(version(metrics={"win_rate_low": 0.6, "kl_to_sft": 6.0})) == []
+
+
+def test_a_champion_must_be_beaten_and_an_impossible_comparison_is_no_pass():
+    assert failing(version(), {"win_rate_low": 0.49}) == ["min_win_rate_low_champion"]
+    assert failing(version(), {}) == ["min_win_rate_low_champion"]
+    assert failing(version(), None) == []
+
+
+def test_the_reward_model_behind_a_policy_is_held_to_its_gates():
+    assert failing(version(reward={})) == ["min_pairwise_accuracy", "min_spearman"]
+    assert failing(version(reward={**REWARD, "spearman": 0.69})) == ["min_spearman"]
+    without = CONFIG.model_copy(update={"min_spearman": None})
+    assert failing(version(reward={"pairwise_accuracy": 0.9}), config=without) == []
+
+
+def test_a_reward_model_is_judged_by_its_own_figures():
+    assert failing(version("rlhf-reward", metrics=REWARD, reward={})) == []
+    assert failing(version("rlhf-reward", metrics={**REWARD, "pairwise_accuracy": 0.5})) == ["min_pairwise_accuracy"]
+
+
+def test_uncommitted_code_bars_and_carried_files_do_not():
+    assert failing(version("rlhf-sft", dirty='["params.yaml", "dvc.lock", "data.dvc"]')) == []
+    dirty = version("rlhf-sft", dirty='["params.yaml", "tasks/sft.py"]')
+    assert failing(dirty) == ["lineage"]
+    assert "tasks/sft.py" in refusal("rlhf-sft/3", gates_for(dirty, CONFIG, None))
+
+
+def test_a_refusal_names_gate_figure_and_limit():
+    text = refusal("rlhf-policy/3", gates_for(version(metrics={"win_rate_low": 0.512, "kl_to_sft": 9.5}), CONFIG, None))
+    assert "min_win_rate_low" in text
+    assert "0.512" in text
+    assert ">= 0.6" in text
+    assert "max_kl_to_sft" in text
+    assert "9.5" in text
+    assert "lineage" not in text
+    assert refusal("x", [Gate(name="g", figure=1.0, limit=1.0, at_least=True, detail="d")]) is None
+
+
+def test_references():
+    assert parse_reference("rlhf-policy@candidate") == ("rlhf-policy", "candidate")
+    assert parse_reference("rlhf-reward/12") == ("rlhf-reward", 12)

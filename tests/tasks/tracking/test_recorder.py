@@ -1,0 +1,207 @@
+import json
+import threading
+
+import pytest
+from tracking_support import MODEL, STAGE, git, record_policy, write_model
+
+from rlhf_core.errors import ConfigError
+from tasks.tracking import Recorder, delivery, flush, list_versions, pending, resolve_version
+from tasks.tracking.names import RUN_KEY
+
+
+def rows(start, stop, offset=0.0):
+    return [
+        {"step": step, "time": 1.7e9 + step + offset, "metrics": {"loss/train": 1 / step}}
+        for step in range(start, stop)
+    ]
+
+
+def runs_by_key(store):
+    return {run.data.tags[RUN_KEY]: run for run in store.client.search_runs([store.experiment_id])}
+
+
+def curve(store, key, name="loss/train"):
+    history = store.client.get_metric_history(runs_by_key(store)[key].info.run_id, name)
+    return sorted((point.step, point.value) for point in history)
+
+
+def test_one_parent_with_a_child_a_stage_curves_and_a_version(checkout, store):
+    with Recorder(checkout, "run", tags={"prefect_flow_run_id": "f-1"}, params={"sft": {"lr": 0.1}}) as recorder:
+        recorder.start_stage("sft")
+        recorder.metrics("sft", rows(1, 1501))
+        recorder.finish_stage("sft", "FINISHED", {"heldout_loss": 2.5, "note": "text", "undefined": None})
+        recorder.start_stage(STAGE)
+        key = recorder.register(STAGE, MODEL, {"reward": 1.5, "broken": float("nan")})
+        recorder.finish_stage(STAGE)
+        recorder.set_candidate(STAGE, key)
+        version = recorder.version(key)
+    runs = runs_by_key(store)
+    assert set(runs) == {"run", "run/sft", f"run/{STAGE}"}
+    parent = runs["run"]
+    assert parent.data.params == {"sft.lr": "0.1"}
+    assert {run.data.tags.get("mlflow.parentRunId") for run in runs.values()} == {None, parent.info.run_id}
+    assert {run.info.status for run in runs.values()} == {"FINISHED"}
+    assert curve(store, "run/sft") == [(step, 1 / step) for step in range(1, 1501)]
+    assert runs["run/sft"].data.metrics["heldout_loss"] == 2.5
+    assert str(version) == "rlhf-policy/1"
+    assert version.aliases == ("candidate",)
+    assert version.metrics == {"reward": 1.5, "broken": None}
+    assert version.tags["prefect_flow_run_id"] == "f-1"
+    assert version.tags["git_commit"] == git(checkout, "rev-parse", "HEAD").strip()
+    assert json.loads(version.tags["upstream_metrics"])["reward"]["spearman"] == 0.9
+    assert recorder.delivery.pending == pending(checkout) == 0
+
+
+def test_the_same_content_is_registered_once(checkout, store):
+    for run in ("one", "two"):
+        with Recorder(checkout, run) as recorder:
+            recorder.start_stage(STAGE)
+            key = recorder.register(STAGE, MODEL, {})
+            assert str(recorder.version(key)) == "rlhf-policy/1"
+    assert [str(version) for version in list_versions(checkout)] == ["rlhf-policy/1"]
+    assert len(store.client.search_logged_models([store.experiment_id])) == 1
+    write_model(checkout, "second")
+    with Recorder(checkout, "three") as recorder:
+        recorder.start_stage(STAGE)
+        assert str(recorder.version(recorder.register(STAGE, MODEL, {}))) == "rlhf-policy/2"
+
+
+def test_rows_given_again_after_a_resume_do_not_double(checkout, store):
+    first = Recorder(checkout, "run")
+    first.start_stage("sft")
+    first.metrics("sft", rows(1, 8))
+    first.close("KILLED")
+    with Recorder(checkout, "run") as second:
+        second.start_stage("sft")
+        second.metrics("sft", rows(5, 11, offset=100.0))
+        second.finish_stage("sft")
+    assert curve(store, "run/sft") == [(step, 1 / step) for step in range(1, 11)]
+    assert {run.info.status for run in runs_by_key(store).values()} == {"FINISHED"}
+
+
+def test_a_store_that_is_away_is_told_later_once(checkout, away):
+    key = None
+    with Recorder(checkout, "run") as recorder:
+        recorder.start_stage(STAGE)
+        recorder.metrics(STAGE, rows(1, 30))
+        key = recorder.register(STAGE, MODEL, {"reward": 1.0})
+        recorder.attach(STAGE, key, {"win_rate_low": 0.6})
+        recorder.set_candidate(STAGE, key)
+        recorder.finish_stage(STAGE)
+        assert recorder.version(key, patience_s=5.0) is None
+    assert recorder.delivery.sent == 0
+    assert recorder.delivery.pending == pending(checkout) > 5
+    assert "127.0.0.1" in recorder.delivery.problem
+    write_model(checkout, "what a later run made")
+
+    assert flush(checkout).problem
+    away.delenv("MLFLOW_TRACKING_URI")
+    sent = flush(checkout)
+    assert (sent.pending, sent.refused, sent.problem) == (0, 0, None)
+    assert flush(checkout) == delivery.Delivery()
+    version = resolve_version(checkout, "rlhf-policy@candidate")
+    assert version.outputs_hash == key
+    assert version.metrics["win_rate_low"] == 0.6
+    from tasks.tracking import open_store
+
+    assert len(curve(open_store(checkout), f"run/{STAGE}")) == 29
+
+
+def test_a_late_proposal_does_not_undo_a_newer_one(checkout, away):
+    with Recorder(checkout, "old") as recorder:
+        recorder.start_stage(STAGE)
+        recorder.set_candidate(STAGE, recorder.register(STAGE, MODEL, {}))
+    away.delenv("MLFLOW_TRACKING_URI")
+    newer = record_policy(checkout, "new", "newer", scores=[1.0])
+    assert flush(checkout).pending == 0
+    assert len(list_versions(checkout, "rlhf-policy")) == 2
+    assert resolve_version(checkout, "rlhf-policy@candidate").outputs_hash == newer
+
+
+class Killed(BaseException):
+    pass
+
+
+def test_a_kill_between_sending_and_noting_doubles_nothing(checkout, store, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    with Recorder(checkout, "run") as recorder:
+        recorder.start_stage(STAGE, params={"lr": 1})
+        recorder.metrics(STAGE, rows(1, 20))
+        recorder.artifact(STAGE, checkout / "params.yaml", "settings")
+        key = recorder.register(STAGE, MODEL, {"reward": 1.0})
+        recorder.attach(STAGE, key, {"win_rate_low": 0.6})
+        recorder.finish_stage(STAGE, "FINISHED", {"reward": 1.0})
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    events = pending(checkout)
+
+    class DiesAtTheSecond:
+        def __init__(self):
+            self.hits = 0
+
+        def __call__(self, name):
+            self.hits += 1
+            if self.hits == 2:
+                raise Killed(name)
+
+    kills = 0
+    while pending(checkout):  # every event is sent, then the sender dies; the next one sends it again and goes one on
+        with monkeypatch.context() as patch:
+            patch.setattr(delivery, "faultpoint", DiesAtTheSecond())
+            try:
+                flush(checkout)
+            except Killed:
+                kills += 1
+    assert kills >= events // 2 - 1
+    assert set(runs_by_key(store)) == {"run", f"run/{STAGE}"}
+    assert curve(store, f"run/{STAGE}") == [(step, 1 / step) for step in range(1, 20)]
+    for name in ("reward", "win_rate_low"):
+        assert len(curve(store, f"run/{STAGE}", name)) == 1
+    assert [version.metrics for version in list_versions(checkout)] == [{"reward": 1.0, "win_rate_low": 0.6}]
+    assert len(store.client.search_logged_models([store.experiment_id])) == 1
+    assert not list((checkout / ".rlhf/spool/run.files").rglob("weights"))
+
+
+def test_what_the_store_will_never_take_is_set_aside_and_the_rest_goes_on(checkout, store):
+    recorder = Recorder(checkout, "run")
+    recorder.start_stage("sft", params={"lr": 1})
+    recorder.start_stage("sft", params={"lr": 2})  # MLflow lets no parameter change
+    recorder.metrics("sft", rows(1, 3))
+    recorder.finish_stage("sft")
+    assert recorder.close().refused == 1
+    assert recorder.delivery.pending == 0
+    assert len(curve(store, "run/sft")) == 2
+    refused = json.loads((checkout / ".rlhf/spool/run.refused").read_text())
+    assert refused["event"]["params"] == {"lr": "2"}
+    assert "already logged" in refused["reason"]
+
+
+def test_two_senders_at_once_send_each_event_once(checkout, store, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    with Recorder(checkout, "run") as recorder:
+        recorder.start_stage("sft")
+        for step in range(1, 200):
+            recorder.metrics("sft", rows(step, step + 1))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    results = []
+    threads = [threading.Thread(target=lambda: results.append(flush(checkout))) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert pending(checkout) == 0
+    assert sum(result.sent for result in results) == 199 + 3
+    assert len(curve(store, "run/sft")) == 199
+
+
+def test_an_exception_ends_the_run_as_failed(checkout, store):
+    with pytest.raises(ValueError, match="boom"), Recorder(checkout, "run"):
+        raise ValueError("boom")
+    assert runs_by_key(store)["run"].info.status == "FAILED"
+
+
+def test_stages_without_a_model_and_stores_without_a_registry_are_refused(checkout, monkeypatch):
+    with Recorder(checkout, "run") as recorder, pytest.raises(ConfigError, match="makes no model"):
+        recorder.register("validate", MODEL, {})
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "file:///somewhere")
+    with pytest.raises(ConfigError, match="holds no model registry"):
+        Recorder(checkout, "other")
