@@ -47,19 +47,22 @@ def changed_stages(root: Path) -> set[str]:
     from dvc.exceptions import DvcException
     from dvc.lock import LockError
     from dvc.repo import Repo
+    from dvc.stage import PipelineStage
 
     try:
         with Repo(str(root)) as repo:
-            changed = set(repo.status())
             graph = repo.index.graph
+            # DVC's own names depend on the current folder: dvc.yaml:sft is ../runs/x/dvc.yaml:sft from elsewhere
+            names = {stage.addressing: stage.name for stage in graph if isinstance(stage, PipelineStage)}
             reads = {stage.addressing: {before.addressing for before in graph.successors(stage)} for stage in graph}
+            changed = _downstream(set(repo.status()), reads)
+            return {names[address] for address in changed if address in names}
     except LockError as error:
         raise EnvironmentProblem(f"{root}: another dvc command is at work here ({error}). Fix: wait for it") from error
     except DvcException as error:
         raise ConfigError(
             f"{root / 'dvc.yaml'}: {_first_line(error)}. Fix: correct it; dvc status shows more"
         ) from error
-    return {name for name in _downstream(changed, reads) if not name.endswith(".dvc")}
 
 
 def _downstream(changed: set[str], reads: Mapping[str, set[str]]) -> set[str]:
@@ -144,7 +147,11 @@ def add_worktree(home: Path, name: str, commit: str) -> Path:
         raise ConfigError(f"{worktree}: a run of this name is there. Fix: choose another name, or rlhf resume {name}")
     _run(home, "git", "worktree", "prune")
     _run(home, "git", "worktree", "add", "--quiet", "--detach", str(worktree), commit)
-    _share_cache(home, worktree)
+    try:
+        _share_cache(home, worktree)
+    except BaseException:
+        remove_run_worktree(home, name)
+        raise
     return worktree
 
 
@@ -177,9 +184,11 @@ def _share_cache(home: Path, worktree: Path) -> None:
         with Repo(str(home)) as repo:
             local, cache = repo.config.read("local"), repo.cache.local.path
         with Repo(str(worktree)) as repo, repo.config.edit("local") as config:
-            config.merge(local)
+            for section, values in local.items():
+                if values:
+                    config.setdefault(section, {}).update(values)
             # `cache.local.path` ends in the folder of DVC's file layout; the setting names the folder above it
-            config["cache"]["dir"] = str(Path(cache).parents[1])
+            config.setdefault("cache", {})["dir"] = str(Path(cache).parents[1])
     except DvcException as error:
         raise EnvironmentProblem(f"{worktree}: DVC cannot be set up ({_first_line(error)}). Fix: dvc doctor") from error
 
