@@ -11,7 +11,9 @@ from importlib.metadata import version as installed
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rlhf_core.config import ModelConfig
 from rlhf_core.state.atomic import write_json
+from tasks.manifest import flat_params
 from tasks.tracking.names import OUTPUTS_HASH
 from tasks.tracking.store import Store
 
@@ -82,6 +84,7 @@ def save(
     from mlflow.types import ColSpec, DataType, ParamSchema, Schema
 
     scores = name == "rlhf-reward"
+    limits = token_limits(manifest)
     write_json(scratch / "lineage" / "manifest.json", manifest)
     pyfunc.save_model(
         str(local),
@@ -90,6 +93,7 @@ def save(
         artifacts={"model": str(folder), "lineage": str(scratch / "lineage")},
         code_paths=[str(CODE)],
         pip_requirements=requirements(),
+        model_config=limits,
     )
     for bytecode in local.rglob("__pycache__"):
         shutil.rmtree(bytecode)
@@ -100,7 +104,7 @@ def save(
     described.saved_input_example_info = saved.info
     described.signature.outputs = Schema([ColSpec(DataType.double if scores else DataType.string)])
     if not scores:
-        described.signature.params = ParamSchema(_sampling_params())
+        described.signature.params = ParamSchema(_sampling_params(limits["max_response_tokens"]))
     described.save(str(local / MLMODEL_FILE_NAME))
 
 
@@ -121,11 +125,18 @@ def requirements() -> list[str]:
     return [f"{name}=={installed(name).partition('+')[0]}" for name in REQUIREMENTS]
 
 
-def _sampling_params() -> "list[ParamSpec]":
+def token_limits(manifest: Mapping[str, Any]) -> dict[str, int]:
+    """`max_prompt_tokens` and `max_response_tokens` of the model's training: it reads texts cut the same way."""
+    params = flat_params(manifest["params"])
+    names = ("max_prompt_tokens", "max_response_tokens")
+    return {name: params.get(f"model.{name}", ModelConfig.model_fields[name].default) for name in names}
+
+
+def _sampling_params(max_new_tokens: int) -> "list[ParamSpec]":
     from mlflow.types import DataType, ParamSpec
 
     return [
         ParamSpec("temperature", DataType.double, 0.0),
-        ParamSpec("max_new_tokens", DataType.long, 64),
+        ParamSpec("max_new_tokens", DataType.long, max_new_tokens),
         ParamSpec("seed", DataType.long, 0),
     ]

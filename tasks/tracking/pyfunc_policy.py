@@ -6,7 +6,6 @@ import mlflow
 from mlflow.models import set_model
 
 ROWS_AT_ONCE = 32
-DEFAULTS = {"temperature": 0.0, "max_new_tokens": 64, "seed": 0}
 
 
 class PolicyWriter(mlflow.pyfunc.PythonModel):
@@ -14,35 +13,36 @@ class PolicyWriter(mlflow.pyfunc.PythonModel):
 
     def load_context(self, context: Any) -> None:
         """Load weights and tokenizer from the logged folder."""
-        from transformers import AutoTokenizer
-
         from rlhf_core.models.policy import load_policy
+        from rlhf_core.models.tokenizer import load_tokenizer
 
-        folder = context.artifacts["model"]
-        self.model = load_policy(folder).eval()
-        self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        self.limits = context.model_config
+        self.model = load_policy(context.artifacts["model"])
+        self.tokenizer = load_tokenizer(context.artifacts["model"])
 
     def predict(
         self, context: Any, model_input: list[dict[str, str]], params: dict[str, Any] | None = None
     ) -> list[str]:
         """Write a response to each row's `prompt`, in order.
 
-        `params`: temperature (0 is greedy), max_new_tokens, seed (the same seed and rows give the same responses).
+        `params`: temperature (0, the default, takes the likeliest token each time), max_new_tokens (by default what
+        the model was trained with), seed (the same seed and rows give the same responses).
         """
         import torch
+
+        from rlhf_core.models.policy import eos_token_ids
+        from rlhf_core.models.tokenizer import decode_response, encode_prompts
         from rlhf_core.rollout.sampler import sample_responses
 
-        from rlhf_core.models.tokenizer import decode_response, encode_prompt
-
-        settings = DEFAULTS | (params or {})
-        room = self.model.config.max_position_embeddings - settings["max_new_tokens"]
+        defaults = {"temperature": 0.0, "max_new_tokens": self.limits["max_response_tokens"], "seed": 0}
+        settings = defaults | (params or {})
         samples = sample_responses(
             self.model,
-            [encode_prompt(self.tokenizer, row["prompt"], room) for row in model_input],
+            encode_prompts(self.tokenizer, [row["prompt"] for row in model_input], self.limits["max_prompt_tokens"]),
             max_new_tokens=settings["max_new_tokens"],
             temperature=settings["temperature"],
             generator=torch.Generator().manual_seed(settings["seed"]),
-            eos_ids=[self.tokenizer.eos_token_id],
+            eos_ids=eos_token_ids(self.model, self.tokenizer),
             pad_id=self.tokenizer.pad_token_id,
             batch_size=ROWS_AT_ONCE,
         )

@@ -6,21 +6,19 @@ import mlflow
 from mlflow.models import set_model
 
 ROWS_AT_ONCE = 32
-LONGEST_PROMPT_TOKENS = 2048  # rows that the model's own limit cuts are cut there
 
 
 class RewardScorer(mlflow.pyfunc.PythonModel):
-    """Scores responses; standardised so that 0 is the training data's mean and 1 its standard deviation."""
+    """Scores responses; standardised so that 0 is the mean of the responses it was trained on and 1 their deviation."""
 
     def load_context(self, context: Any) -> None:
         """Load weights and tokenizer from the logged folder."""
-        from transformers import AutoTokenizer
-
         from rlhf_core.models.reward import RewardModel
+        from rlhf_core.models.tokenizer import load_tokenizer
 
-        folder = context.artifacts["model"]
-        self.model = RewardModel.load(folder).eval()
-        self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        self.limits = context.model_config
+        self.model = RewardModel.load(context.artifacts["model"])
+        self.tokenizer = load_tokenizer(context.artifacts["model"])
 
     def predict(
         self, context: Any, model_input: list[dict[str, str]], params: dict[str, Any] | None = None
@@ -29,15 +27,19 @@ class RewardScorer(mlflow.pyfunc.PythonModel):
         import torch
 
         from rlhf_core.data.batches import collate
-        from rlhf_core.models.tokenizer import encode_prompt, encode_response
+        from rlhf_core.models.tokenizer import encode_prompts, encode_responses
 
+        prompts = encode_prompts(
+            self.tokenizer, [row["prompt"] for row in model_input], self.limits["max_prompt_tokens"]
+        )
+        responses = encode_responses(
+            self.tokenizer, [row["response"] for row in model_input], self.limits["max_response_tokens"]
+        )
         scores: list[float] = []
-        for start in range(0, len(model_input), ROWS_AT_ONCE):
-            rows = model_input[start : start + ROWS_AT_ONCE]
-            prompts = [encode_prompt(self.tokenizer, row["prompt"], LONGEST_PROMPT_TOKENS) for row in rows]
-            responses = [encode_response(self.tokenizer, row["response"], LONGEST_PROMPT_TOKENS) for row in rows]
-            with torch.no_grad():
-                scores += self.model(collate(prompts, responses, self.tokenizer.pad_token_id)).tolist()
+        with torch.inference_mode():
+            for start in range(0, len(model_input), ROWS_AT_ONCE):
+                rows = slice(start, start + ROWS_AT_ONCE)
+                scores += self.model(collate(prompts[rows], responses[rows], self.tokenizer.pad_token_id)).tolist()
         return scores
 
 
