@@ -87,8 +87,8 @@ def _starting_point(stage: Stage, train: Sequence[Row]) -> tuple[PreTrainedModel
         room, needed = model.config.max_position_embeddings, cfg.max_prompt_tokens + cfg.max_response_tokens
         if needed > room:
             raise ConfigError(
-                f"params.yaml: model: max_prompt_tokens and max_response_tokens make {needed}, {cfg.path} reads {room}. "
-                "Fix: smaller limits"
+                f"params.yaml: model: max_prompt_tokens and max_response_tokens make {needed}, "
+                f"{cfg.path} reads {room}. Fix: smaller limits"
             )
         return model, tokenizer
     corpus = (text for row in train for text in (row["prompt"], f" {row['response'].strip()}"))

@@ -142,7 +142,8 @@ class RewardModel(nn.Module):
                 f"{folder}: missing {', '.join(missing)}: a language model, not a reward model. "
                 "Fix: a folder that the reward stage wrote"
             )
-        head = read_json(folder / HEAD_FILE).get("head")
+        described = read_json(folder / HEAD_FILE)
+        head: Head = described.get("head", "")
         if head not in get_args(Head):
             raise ConfigError(f"{folder / HEAD_FILE}: head: {head!r} is none. Fix: one of {', '.join(get_args(Head))}")
         tensors = load_file(folder / HEAD_WEIGHTS)

@@ -13,7 +13,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 from rlhf_core.errors import ConfigError, DataError
 from rlhf_core.models.folder import check_model_folder
 
-PAD_TOKEN, EOS_TOKEN = "<pad>", "<eos>"  # noqa: S105 (vocabulary entries, not passwords)
+PAD_TOKEN, EOS_TOKEN = "<pad>", "<eos>"
 SMALLEST_VOCABULARY = 2 + 256
 
 

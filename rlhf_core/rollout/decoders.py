@@ -1,4 +1,4 @@
-"""Token-by-token decoding with a key-value cache: one fast way for Llama and Qwen2, one through transformers for the rest.
+"""Token-by-token decoding with a key-value cache: a fast way for Llama and Qwen2, transformers' own for the rest.
 
 Shape suffixes: B = rows, P = prompt tokens, T = cache places (P + new tokens), H = heads, K = key-value heads,
 E = head size, D = hidden size, V = vocabulary.

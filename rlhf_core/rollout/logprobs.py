@@ -2,7 +2,8 @@
 
 Logits exist only for the positions that predict a response token, a limited number of them at a time, and always in
 at least float32: a log-softmax in bfloat16 is off by more than a policy moves in a step.
-Shape suffixes: B = rows, R = response tokens, N = response tokens of all rows without padding, D = hidden, V = vocabulary.
+Shape suffixes: B = rows, R = response tokens, N = all rows' response tokens without padding, D = hidden,
+V = vocabulary.
 """
 
 from typing import Any
@@ -122,10 +123,7 @@ class _TokenLogprobs(torch.autograd.Function):
         largest_N = probs_NV.amax(1)
         shifted_NV = probs_NV.sub_(largest_N[:, None])
         entropy_N = torch.zeros_like(chosen_N)
-        if with_entropy:
-            probs_NV = shifted_NV.exp()
-        else:
-            probs_NV = shifted_NV.exp_()
+        probs_NV = shifted_NV.exp() if with_entropy else shifted_NV.exp_()
         total_N = probs_NV.sum(1)
         probs_NV.div_(total_N[:, None])
         if with_entropy:
