@@ -106,22 +106,21 @@ def _at_least_float32(tensor: Tensor) -> Tensor:
 
 
 class _TokenLogprobs(torch.autograd.Function):
-    """Output layer, log-softmax and choice of the target in one: one [N, V] tensor instead of four.
+    """Output layer, log-softmax and choice of the target in one: the graph keeps one [N, V] tensor instead of three.
 
-    With z = h W^T / T and p = softmax(z), the forward keeps p, and the gradient d log p_y / dz = onehot(y) - p is
-    written over it, so a second backward through the same graph is not possible.
+    With z = h W^T / T and p = softmax(z), it keeps p, for d log p_y / dz = onehot(y) - p.
     """
 
     @staticmethod
     def forward(
         ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, temperature: float, with_entropy: bool
     ) -> tuple[Tensor, Tensor]:
-        probs_NV = _at_least_float32(hidden_ND @ weight_VD.to(hidden_ND.dtype).t())
+        logits_NV = _at_least_float32(hidden_ND @ weight_VD.to(hidden_ND.dtype).t())
         if temperature != 1.0:
-            probs_NV.div_(temperature)
-        chosen_N = probs_NV.gather(1, targets_N[:, None])[:, 0]
-        largest_N = probs_NV.amax(1)
-        shifted_NV = probs_NV.sub_(largest_N[:, None])
+            logits_NV.div_(temperature)
+        chosen_N = logits_NV.gather(1, targets_N[:, None])[:, 0]
+        largest_N = logits_NV.amax(1)
+        shifted_NV = logits_NV.sub_(largest_N[:, None])  # in place, as below: the largest tensors of a step
         entropy_N = torch.zeros_like(chosen_N)
         probs_NV = shifted_NV.exp() if with_entropy else shifted_NV.exp_()
         total_N = probs_NV.sum(1)
@@ -136,12 +135,9 @@ class _TokenLogprobs(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        hidden_ND, weight_VD, targets_N, grad_NV = ctx.saved_tensors
-        if ctx.temperature is None:
-            raise RuntimeError("log-probabilities were already differentiated once; call response_logprobs again")
+        hidden_ND, weight_VD, targets_N, probs_NV = ctx.saved_tensors
         grad_N = gradients[0] / ctx.temperature
-        ctx.temperature = None
-        grad_NV.mul_(-grad_N[:, None])
+        grad_NV = probs_NV * -grad_N[:, None]
         grad_NV.scatter_add_(1, targets_N[:, None], grad_N[:, None])
         grad_NV = grad_NV.to(hidden_ND.dtype)
         grad_hidden_ND = grad_NV @ weight_VD.to(hidden_ND.dtype) if ctx.needs_input_grad[0] else None

@@ -1,0 +1,99 @@
+"""The shared optimiser step: clipped by norm, never taken on numbers that are not finite."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from rlhf_core.errors import Diverged
+from rlhf_core.state.train_state import TrainState
+from rlhf_core.trainers.optimisation import apply_gradients, finite, make_optimizer, set_learning_rate
+
+
+def make_state(rate: float = 0.1) -> TrainState:
+    torch.manual_seed(0)
+    module = nn.Linear(2, 1)
+    return TrainState(modules={"policy": module}, optimizers={"policy": torch.optim.SGD(module.parameters(), lr=rate)})
+
+
+def give_gradient(state: TrainState, weight: list[float], bias: float) -> None:
+    module = state.modules["policy"]
+    module.weight.grad, module.bias.grad = torch.tensor([weight]), torch.tensor([bias])
+
+
+def test_a_large_gradient_is_scaled_to_the_norm_and_a_small_one_is_not() -> None:
+    for norm, scale in ((1.0, 1 / 13), (13.0, 1.0), (100.0, 1.0)):
+        state = make_state()
+        before = state.modules["policy"].weight.detach().clone()
+        give_gradient(state, [3.0, 4.0], 12.0)  # norm 13
+        assert apply_gradients(state, "policy", 0.5, norm) == pytest.approx(13.0)
+        moved = before - state.modules["policy"].weight.detach()
+        torch.testing.assert_close(moved, 0.1 * scale * torch.tensor([[3.0, 4.0]]))
+        assert state.modules["policy"].weight.grad is None
+
+
+@pytest.mark.parametrize(("loss", "gradient"), [(math.nan, 1.0), (math.inf, 1.0), (0.5, math.nan), (0.5, math.inf)])
+def test_a_step_that_is_not_finite_changes_nothing(loss: float, gradient: float) -> None:
+    state = make_state()
+    state.optimizers["policy"] = make_optimizer(state.modules["policy"], 0.1)
+    give_gradient(state, [1.0, 1.0], 1.0)
+    apply_gradients(state, "policy", 0.5, 1.0)
+    weights = {key: value.clone() for key, value in state.modules["policy"].state_dict().items()}
+    moments = [entry["exp_avg"].clone() for entry in state.optimizers["policy"].state.values()]
+    give_gradient(state, [gradient, 0.0], 0.0)
+    assert apply_gradients(state, "policy", loss, 1.0) is None
+    assert all(torch.equal(value, weights[key]) for key, value in state.modules["policy"].state_dict().items())
+    for entry, before in zip(state.optimizers["policy"].state.values(), moments, strict=True):
+        assert torch.equal(entry["exp_avg"], before)
+    assert state.modules["policy"].weight.grad is None
+
+
+def test_three_refusals_in_a_row_end_training_and_a_good_step_forgives() -> None:
+    state = make_state()
+    state.step = 41
+
+    def attempt(loss: float) -> None:
+        give_gradient(state, [1.0, 0.0], 0.0)
+        apply_gradients(state, "policy", loss, 1.0)
+
+    for loss in (math.nan, math.nan, 0.5, math.nan, math.nan):
+        attempt(loss)
+    with pytest.raises(Diverged, match=r"policy: step 42: loss nan, .* 3 times in a row"):
+        attempt(math.nan)
+
+
+def test_refusals_survive_a_checkpoint() -> None:
+    """The count lives in `extra`, so a run that is killed on the way to divergence does not start counting again."""
+    state = make_state()
+    give_gradient(state, [1.0, 0.0], 0.0)
+    apply_gradients(state, "policy", math.nan, 1.0)
+    assert state.extra == {"refused_in_a_row/policy": 1}
+
+
+def test_matrices_decay_and_biases_do_not() -> None:
+    module = nn.Linear(2, 1)
+    module.weight.requires_grad_(True)
+    optimizer = make_optimizer(module, 0.5, weight_decay=0.1)
+    before = {key: value.clone() for key, value in module.state_dict().items()}
+    module.weight.grad, module.bias.grad = torch.zeros(1, 2), torch.zeros(1)
+    optimizer.step()
+    torch.testing.assert_close(module.weight.detach(), before["weight"] * (1 - 0.5 * 0.1))
+    assert torch.equal(module.bias, before["bias"])
+
+
+def test_frozen_parameters_stay_out() -> None:
+    module = nn.Linear(2, 1)
+    module.weight.requires_grad_(False)
+    (group,) = make_optimizer(module, 0.5).param_groups
+    assert group["params"] == [module.bias]
+
+
+def test_the_rate_reaches_every_group() -> None:
+    optimizer = make_optimizer(nn.Linear(2, 1), 0.5)
+    set_learning_rate(optimizer, 0.25)
+    assert [group["lr"] for group in optimizer.param_groups] == [0.25, 0.25]
+
+
+def test_figures_that_are_no_numbers_are_left_out() -> None:
+    assert finite({"a": 1.0, "b": math.nan, "c": -math.inf, "d": 0.0}) == {"a": 1.0, "d": 0.0}

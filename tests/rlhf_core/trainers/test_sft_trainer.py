@@ -1,0 +1,195 @@
+"""The SFT trainer: what it learns from, how steps are cut, when it stops, resume to the bit."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+from rlhf_core.config import SFTConfig
+from rlhf_core.data.batches import collate
+from rlhf_core.errors import Diverged
+from rlhf_core.rollout.logprobs import response_logprobs
+from rlhf_core.rollout.sampler import sample_responses
+from rlhf_core.state.train_state import TrainState
+from rlhf_core.trainers.optimisation import make_optimizer
+from rlhf_core.trainers.sft import Example, accumulate_gradients, epoch_batches, heldout_loss, train_sft
+
+PAD, EOS, FIRST, LAST = 0, 1, 4, 20
+
+
+def count_task(count: int, seed: int = 1) -> list[Example]:
+    """The response counts on from the prompt's last token to the next multiple of 5; one to five tokens and an end."""
+    generator = torch.Generator().manual_seed(seed)
+    examples = []
+    for _ in range(count):
+        length = int(torch.randint(1, 5, (1,), generator=generator))
+        prompt = torch.randint(FIRST, LAST, (length,), generator=generator).tolist()
+        after = prompt[-1] + 1
+        examples.append((prompt, [*range(after, after + -after % 5 + 1), EOS]))
+    return examples
+
+
+def config(**settings: Any) -> SFTConfig:
+    return SFTConfig(
+        **{"max_steps": 12, "batch_size": 4, "warmup_steps": 2, "eval_every": 3, "save_every": 2, **settings}
+    )
+
+
+@pytest.fixture
+def make_state(tiny_policy: Callable[[], PreTrainedModel]) -> Callable[[], TrainState]:
+    def make() -> TrainState:
+        policy = tiny_policy()
+        return TrainState(modules={"policy": policy}, optimizers={"policy": make_optimizer(policy, 1e-3)})
+
+    return make
+
+
+def train(cfg: SFTConfig, state: TrainState, log: Callable, checkpoint: Callable, heldout: bool = True) -> TrainState:
+    return train_sft(
+        cfg,
+        state,
+        count_task(30),
+        count_task(9, seed=2) if heldout else [],
+        seed=0,
+        pad_id=PAD,
+        log=log,
+        checkpoint=checkpoint,
+    )
+
+
+def gradients(policy: PreTrainedModel) -> list[torch.Tensor]:
+    return [parameter.grad.clone() for parameter in policy.parameters()]
+
+
+def test_the_loss_is_the_mean_over_response_tokens_and_no_others(tiny_policy: Callable[[], PreTrainedModel]) -> None:
+    policy, rows = tiny_policy(), count_task(6)
+    loss = accumulate_gradients(policy, rows, 1, PAD)
+    each = [response_logprobs(policy, collate([prompt], [response], PAD)).sum() for prompt, response in rows]
+    assert loss == pytest.approx(-sum(each).item() / sum(len(response) for _, response in rows), rel=1e-5)
+
+
+@pytest.mark.parametrize("parts", [2, 3, 6])
+def test_cutting_a_step_into_parts_changes_nothing(tiny_policy: Callable[[], PreTrainedModel], parts: int) -> None:
+    """The rows are of unequal length, so a mean of micro-batch means would differ by far more than this bound."""
+    whole, cut, rows = tiny_policy().double(), tiny_policy().double(), count_task(6)
+    assert accumulate_gradients(whole, rows, 1, PAD) == pytest.approx(accumulate_gradients(cut, rows, parts, PAD))
+    for one, two in zip(gradients(whole), gradients(cut), strict=True):
+        torch.testing.assert_close(one, two, atol=1e-12, rtol=1e-9)
+
+
+def test_accumulation_trains_the_same_policy(make_state: Callable[[], TrainState], sink: Callable) -> None:
+    one = train(config(max_steps=6), make_state(), sink, lambda state: None)
+    four = train(config(max_steps=6, accumulation=4), make_state(), sink, lambda state: None)
+    for first, second in zip(one.modules["policy"].parameters(), four.modules["policy"].parameters(), strict=True):
+        torch.testing.assert_close(first, second, atol=1e-4, rtol=0)
+
+
+def test_every_demonstration_is_seen_once_a_pass_in_another_order_each(
+    make_state: Callable[[], TrainState],
+) -> None:
+    examples = count_task(30)
+    passes = [epoch_batches(examples, 4, 0, epoch) for epoch in (0, 1)]
+    for batches in passes:
+        assert sorted(row for batch in batches for row in batch) == list(range(30))
+    assert passes[0] != passes[1]
+    assert passes[0] != epoch_batches(examples, 4, 1, 0)
+
+
+def test_heldout_loss_does_not_depend_on_batching(tiny_policy: Callable[[], PreTrainedModel]) -> None:
+    policy, rows = tiny_policy(), count_task(9)
+    assert heldout_loss(policy, rows, 9, PAD) == pytest.approx(heldout_loss(policy, rows, 2, PAD), rel=1e-5)
+
+
+@pytest.mark.parametrize("step", [1, 2, 5, 8, 11])
+def test_stopped_and_resumed_ends_with_the_same_bits(
+    make_state: Callable[[], TrainState], harness: Callable, same_state: Callable, step: int
+) -> None:
+    cfg = config(save_every=1 if step == 1 else 2)
+    runs = harness(make_state, lambda state, log, save: train(cfg, state, log, save))
+    unbroken, resumed = runs.unbroken(), runs.resumed_after(step)
+    same_state(unbroken, resumed)
+    assert unbroken.tensors.keys() == resumed.tensors.keys()
+    assert all(torch.equal(value, resumed.tensors[key]) for key, value in unbroken.tensors.items())
+
+
+def scripted_losses(monkeypatch: pytest.MonkeyPatch, losses: list[float]) -> None:
+    script = iter(losses)
+    monkeypatch.setattr("rlhf_core.trainers.sft.heldout_loss", lambda *_: next(script))
+
+
+def test_it_stops_when_the_heldout_loss_has_not_fallen_and_ends_with_the_best_weights(
+    make_state: Callable[[], TrainState], sink: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scripted_losses(monkeypatch, [3.0, 2.0, math.nan, 2.5, 9.9])
+    cfg = config(max_steps=30, patience=2, save_every=1)
+    weights = {}
+
+    def note(state: TrainState) -> None:
+        weights[state.step] = [parameter.detach().clone() for parameter in state.modules["policy"].parameters()]
+
+    state = train(cfg, make_state(), sink, note)
+    assert (state.step, state.extra["stopped_early"], state.extra["best_step"]) == (12, True, 6)
+    assert state.extra["best_heldout_loss"] == 2.0
+    for parameter, best, last in zip(state.modules["policy"].parameters(), weights[6], weights[12], strict=True):
+        assert torch.equal(parameter, best)
+        assert not torch.equal(best, last)
+    assert 12 in weights, "the state that orders the stop must be in a checkpoint"
+    assert train(cfg, state, sink, note).step == 12, "a stopped run does not go on when it is resumed"
+
+
+def test_a_better_loss_in_between_resets_the_patience(
+    make_state: Callable[[], TrainState], sink: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scripted_losses(monkeypatch, [3.0, 3.5, 2.9, 3.5, 2.8])
+    state = train(config(max_steps=15, patience=2), make_state(), sink, lambda state: None)
+    assert (state.step, state.extra["stopped_early"], state.extra["best_step"]) == (15, False, 15)
+
+
+def test_without_heldout_examples_all_steps_are_taken_and_kept(make_state: Callable[[], TrainState], sink: Any) -> None:
+    state = train(config(), make_state(), sink, lambda state: None, heldout=False)
+    assert state.step == 12
+    assert not state.tensors
+    assert not any("loss/heldout" in row for row in state.history)
+
+
+def test_what_is_reported(make_state: Callable[[], TrainState], sink: Any) -> None:
+    state = train(config(), make_state(), sink, lambda state: None)
+    assert [row[:2] for row in sink.rows] == [(step, 12) for step in range(1, 13)]
+    assert [step for step, _, figures, _ in sink.rows if "loss/heldout" in figures] == [3, 6, 9, 12]
+    one_pass = sum(len(prompt) + len(response) for prompt, response in count_task(30))
+    assert sink.rows[7][3] == one_pass, "tokens are counted without padding; 8 batches are one pass"
+    assert [row["step"] for row in state.history] == list(range(1, 13))
+
+
+def test_a_policy_that_is_no_longer_finite_ends_training(make_state: Callable[[], TrainState], sink: Any) -> None:
+    state = make_state()
+    with torch.no_grad():
+        next(state.modules["policy"].parameters()).fill_(math.nan)
+    with pytest.raises(Diverged, match="step 3: loss nan"):
+        train(config(), state, sink, lambda state: None)
+    assert [list(row[2]) for row in sink.rows] == [["optim/learning_rate"]] * 2, "no NaN is reported or checkpointed"
+
+
+def test_it_learns_a_toy_task(make_state: Callable[[], TrainState], sink: Any) -> None:
+    state = make_state()
+    cfg = config(max_steps=200, batch_size=32, learning_rate=1e-2, warmup_steps=20, eval_every=50)
+    train_sft(
+        cfg, state, count_task(640), count_task(64, 2), seed=0, pad_id=PAD, log=sink, checkpoint=lambda state: None
+    )
+    unseen = count_task(100, seed=3)
+    samples = sample_responses(
+        state.modules["policy"],
+        [prompt for prompt, _ in unseen],
+        max_new_tokens=8,
+        temperature=0.0,
+        generator=torch.Generator(),
+        eos_ids=(EOS,),
+        pad_id=PAD,
+        batch_size=100,
+    )
+    right = sum(ids == response for ids, (_, response) in zip(samples.response_ids, unseen, strict=True))
+    assert right >= 95
+    assert state.extra["best_heldout_loss"] < 0.1
