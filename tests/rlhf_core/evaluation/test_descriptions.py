@@ -91,12 +91,12 @@ def test_samples_show_losses_beside_a_random_draw():
         best="dpo",
         baseline="sft",
         judge="gold",
-        count=10,
+        count=30,
         generator=torch.Generator().manual_seed(1),
     )
     assert [row["prompt"] for row in rows if row["why"] == "largest loss"] == ["prompt 28", "prompt 29"]
     drawn = [row["prompt"] for row in rows if row["why"] == "drawn"]
-    assert len(set(drawn)) == 8
+    assert len(set(drawn)) == len(drawn) == 28
     assert not {"prompt 28", "prompt 29"} & set(drawn)
     assert rows[-1]["responses"]["dpo"] == {
         "text": "dpo reply 29",
