@@ -126,9 +126,12 @@ def heldout_loss(policy: PreTrainedModel, examples: Sequence[Example], batch_siz
 
 
 def note_heldout_loss(state: TrainState, loss: float, patience: int) -> None:
-    """Keep the weights where `loss` is the lowest yet; else count, and order a stop at the `patience`-th in a row."""
+    """Keep the weights where `loss` is the lowest yet; else count, and order a stop at the `patience`-th in a row.
+
+    A loss that is not a number is lower than none.
+    """
     extra = state.extra
-    if math.isfinite(loss) and loss < extra.get("best_heldout_loss", math.inf):
+    if loss < extra.get("best_heldout_loss", math.inf):
         extra |= {"best_heldout_loss": loss, "best_step": state.step, "evaluations_since_best": 0}
         for name, parameter in state.modules["policy"].named_parameters():
             state.tensors[BEST + name] = parameter.detach().clone()

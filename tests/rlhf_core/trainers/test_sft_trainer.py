@@ -136,8 +136,16 @@ def test_it_stops_when_the_heldout_loss_has_not_fallen_and_ends_with_the_best_we
     for parameter, best, last in zip(state.modules["policy"].parameters(), weights[6], weights[12], strict=True):
         assert torch.equal(parameter, best)
         assert not torch.equal(best, last)
-    assert 12 in weights, "the state that orders the stop must be in a checkpoint"
     assert train(cfg, state, sink, note).step == 12, "a stopped run does not go on when it is resumed"
+
+
+def test_the_state_that_orders_a_stop_is_kept(
+    make_state: Callable[[], TrainState], sink: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scripted_losses(monkeypatch, [3.0, 3.5])
+    kept = []
+    train(config(max_steps=30, patience=1, save_every=100), make_state(), sink, lambda state: kept.append(state.step))
+    assert kept == [6]
 
 
 def test_a_better_loss_in_between_resets_the_patience(
