@@ -24,7 +24,7 @@ _HEAD = (
     "content=\"default-src 'none'; style-src 'unsafe-inline'\"><title>{title}</title><style>{style}</style></head>"
 )
 _UUID = re.compile(r"\b[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}\b")
-_TIME = re.compile(r"\b\d{8}T\d{6}\.\d{6}Z")
+_TIME = re.compile(r"\b(?:\d{8}T\d{6}\.\d{6}Z|2000-01-01T00:00:00Z)")
 _ACTIVE = re.compile(r"<(script|style|form|iframe|nav)\b.*?</\1\s*>", re.DOTALL | re.IGNORECASE)
 _LOADED = re.compile(r"<(?:link|img|meta|input|source|embed)\b[^>]*>", re.IGNORECASE)
 _HANDLER = re.compile(r"""\son[a-z]+\s*=\s*(?:"[^"]*"|'[^']*')""", re.IGNORECASE)

@@ -105,7 +105,7 @@ def test_tasks_are_thinned_to_the_ratio():
 
 
 def test_what_cannot_be_balanced_says_why():
-    with pytest.raises(DataError, match="cannot balance: all 1 pairs have task 't'. Fix"):
+    with pytest.raises(DataError, match=r"cannot balance: all 1 pairs have task 't'\. Fix"):
         balance_tasks([preference(1)], 2.0)
     with pytest.raises(DataError, match="cannot balance: there are no pairs"):
         balance_tasks([], 2.0)

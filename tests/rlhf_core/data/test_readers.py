@@ -45,6 +45,17 @@ def test_windows_files_read_like_others(tmp_path):
     assert read(tmp_path, b"\xef\xbb\xbf" + b'{"a": "x"}\r\n{"a": "y"}\r\n') == plain
 
 
+@pytest.mark.parametrize("chunk", [1, 2, 3, 5])
+def test_chunks_may_cut_anywhere(tmp_path, monkeypatch, chunk):
+    text = '{"a":\r\r 1}\r\n{"a": "\u00e9"}\r\n\r\n{"a":\r2}'
+    whole = read(tmp_path, text)
+    monkeypatch.setattr("rlhf_core.data.lines._CHUNK", chunk)
+    if chunk < 3:
+        monkeypatch.setattr("rlhf_core.data.lines._refuse_wide_encodings", lambda path, start: None)
+    assert read(tmp_path, text) == whole
+    assert whole[2].sha256 == hashlib.sha256(b'{"a":\r2}').hexdigest()
+
+
 def test_only_line_feeds_end_lines(tmp_path):
     rows = read(tmp_path, '{"a": "x\u2028y\x85z"}\n{"a": 2}\n')
     assert outcome(rows) == [(1, {"a": "x\u2028y\x85z"}), (2, {"a": 2})]

@@ -65,6 +65,13 @@ def test_transcripts_that_part_early_and_turns_that_do_not_alternate_are_noted()
     assert not record("comparisons", twice).parts_early
 
 
+def test_the_human_speaks_first():
+    first = {"chosen": "\n\nAssistant: Hi\n\nHuman: a\n\nAssistant: b", "rejected": "\n\nAssistant: c"}
+    found = record("comparisons", first)
+    assert not found.alternates
+    assert found.parts_early
+
+
 def test_an_empty_last_turn_is_an_empty_response():
     found = record("comparisons", {"chosen": PROMPT, "rejected": REJECTED})
     assert found.values["chosen"] == ""
