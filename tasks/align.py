@@ -1,0 +1,188 @@
+"""Stage `align@ppo` and `align@dpo`: the SFT policy, aligned with the reward model or with the preference pairs.
+
+Reads artifacts/sft/model, artifacts/reward/model, artifacts/validate/prompts.parquet (PPO and samples) and
+artifacts/preferences/train.parquet (DPO). Writes model/ and samples.json. Both algorithms are measured in the same
+way: responses of the SFT model and of the aligned one to the same training prompts at temperature 1.
+"""
+
+from statistics import fmean as mean
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from rlhf_core.config import DPOConfig, PPOConfig
+from rlhf_core.data.pairs import encode_pairs
+from rlhf_core.data.records import prompt_id
+from rlhf_core.errors import DataError
+from rlhf_core.evaluation.drift import drift_figures, summed_logprobs
+from rlhf_core.evaluation.judges import reward_scores
+from rlhf_core.evaluation.response_set import ResponseSet, sample_response_set
+from rlhf_core.models.policy import eos_token_ids, load_policy, save_policy
+from rlhf_core.models.reward import RewardModel
+from rlhf_core.models.tokenizer import encode_prompts, load_tokenizer
+from rlhf_core.models.value import ValueModel
+from rlhf_core.state.atomic import write_json
+from rlhf_core.state.train_state import TrainState
+from rlhf_core.trainers.optimisation import make_optimizer
+from rlhf_core.trainers.ppo import Sampling, train_ppo
+from rlhf_core.trainers.preference import train_dpo
+from tasks import paths
+from tasks.stage import Stage
+from tasks.tables import read_table
+
+MEASURED_PROMPTS = 256
+SHOWN_SAMPLES = 20
+BATCH_SIZE = 256
+PPO_BETAS = (0.9, 0.95)
+
+
+def run(stage: Stage) -> dict[str, Any]:
+    """Align, then measure against SFT; returns the figures of `reports/metrics/align-<algorithm>.json`.
+
+    Raises:
+        DataError: there is nothing to learn from: no training prompt (PPO), no training pair (DPO).
+        Diverged: training left the finite numbers.
+    """
+    tokenizer = load_tokenizer(stage.root / paths.SFT / "model")
+    reference = load_policy(stage.root / paths.SFT / "model").to(stage.device).eval()
+    reward_model = RewardModel.load(stage.root / paths.REWARD / "model").to(stage.device).eval()
+    match stage.item:
+        case "ppo":
+            state = _run_ppo(stage, tokenizer, reference, reward_model)
+        case "dpo":
+            state = _run_dpo(stage, tokenizer, reference)
+    policy = state.modules["policy"]
+    save_policy(policy, tokenizer, stage.out / "model")
+    metrics, samples = _compare(stage, tokenizer, policy, reference, reward_model)
+    write_json(stage.out / "samples.json", samples)
+    return metrics | {"steps": state.step} | _last_figures(state)
+
+
+def _run_ppo(
+    stage: Stage, tokenizer: PreTrainedTokenizerBase, reference: PreTrainedModel, reward_model: RewardModel
+) -> TrainState:
+    cfg: PPOConfig = stage.params.align.ppo
+    policy = load_policy(stage.root / paths.SFT / "model").to(stage.device)
+    value = ValueModel.from_reward_model(reward_model).to(stage.device)
+    optimizers = {
+        "policy": make_optimizer(policy, cfg.learning_rate, 0.0, betas=PPO_BETAS),
+        "value": make_optimizer(value, cfg.value_learning_rate, 0.0, betas=PPO_BETAS),
+    }
+    state = stage.restore(TrainState(modules={"policy": policy, "value": value}, optimizers=optimizers))
+    sampling = Sampling(
+        eos_ids=eos_token_ids(policy, tokenizer),
+        pad_id=tokenizer.pad_token_id,
+        max_new_tokens=stage.params.model.max_response_tokens,
+    )
+    return train_ppo(
+        cfg,
+        state,
+        reference,
+        reward_model,
+        [ids for _, ids in _training_prompts(stage, tokenizer)],
+        seed=stage.params.seed,
+        sampling=sampling,
+        log=stage.log,
+        checkpoint=stage.checkpoint,
+    )
+
+
+def _run_dpo(stage: Stage, tokenizer: PreTrainedTokenizerBase, reference: PreTrainedModel) -> TrainState:
+    cfg: DPOConfig = stage.params.align.dpo
+    path = paths.PREFERENCES / "train.parquet"
+    limits = stage.params.model
+    pairs = encode_pairs(
+        tokenizer,
+        read_table(stage.root / path),
+        max_prompt_tokens=limits.max_prompt_tokens,
+        max_response_tokens=limits.max_response_tokens,
+    )
+    if not pairs:
+        raise DataError(f"{path}: no pair to learn from. Fix: more labelled pairs, or a looser `preferences` section")
+    policy = load_policy(stage.root / paths.SFT / "model").to(stage.device)
+    optimizer = make_optimizer(policy, cfg.learning_rate, 0.0)
+    state = stage.restore(TrainState(modules={"policy": policy}, optimizers={"policy": optimizer}))
+    return train_dpo(
+        cfg,
+        state,
+        reference,
+        pairs,
+        seed=stage.params.seed,
+        pad_id=tokenizer.pad_token_id,
+        log=stage.log,
+        checkpoint=stage.checkpoint,
+    )
+
+
+def _training_prompts(stage: Stage, tokenizer: PreTrainedTokenizerBase) -> list[tuple[str, list[int]]]:
+    """Training prompts as text and tokens; more than one row with the same text counts once."""
+    path = paths.VALIDATE / "prompts.parquet"
+    texts = list(dict.fromkeys(row["prompt"] for row in read_table(stage.root / path)))
+    if not texts:
+        raise DataError(f"{path}: no training prompt. Fix: name prompts, demonstrations or comparisons under data")
+    return list(zip(texts, encode_prompts(tokenizer, texts, stage.params.model.max_prompt_tokens), strict=True))
+
+
+def _compare(
+    stage: Stage,
+    tokenizer: PreTrainedTokenizerBase,
+    policy: PreTrainedModel,
+    reference: PreTrainedModel,
+    reward_model: RewardModel,
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Figures and samples of the aligned policy beside the SFT model, on training prompts at temperature 1."""
+    rng, pad_id = stage.rng(), tokenizer.pad_token_id
+    prompts = _training_prompts(stage, tokenizer)
+    order = torch.randperm(len(prompts), generator=rng("measured prompts"))[:MEASURED_PROMPTS].tolist()
+    texts, encoded = [prompts[i][0] for i in order], [prompts[i][1] for i in order]
+
+    def sample(name: str, model: PreTrainedModel) -> tuple[ResponseSet, list[float]]:
+        responses = sample_response_set(
+            name,
+            model,
+            tokenizer,
+            encoded,
+            temperature=1.0,
+            max_new_tokens=stage.params.model.max_response_tokens,
+            batch_size=BATCH_SIZE,
+            generator=rng(f"measure/{name}"),
+        )
+        return responses, reward_scores(
+            reward_model, encoded, responses.response_ids, pad_id=pad_id, batch_size=BATCH_SIZE
+        )
+
+    sft, sft_scores = sample("sft", reference)
+    aligned, scores = sample("aligned", policy)
+    under_policy, under_sft = (
+        summed_logprobs(model, encoded, aligned.response_ids, pad_id=pad_id, batch_size=BATCH_SIZE)
+        for model in (policy, reference)
+    )
+    metrics = drift_figures(under_policy, under_sft, aligned.num_tokens)
+    for suffix, responses, values in (("", aligned, scores), ("_sft", sft, sft_scores)):
+        metrics |= {
+            f"score{suffix}": mean(values),
+            f"response_tokens{suffix}": mean(responses.num_tokens),
+            f"finished_share{suffix}": mean(responses.finished),
+        }
+    samples = [
+        {
+            "prompt_id": prompt_id(texts[row]),
+            "prompt": texts[row],
+            "sft": sft.texts[row],
+            "sft_score": sft_scores[row],
+            "aligned": aligned.texts[row],
+            "aligned_score": scores[row],
+        }
+        for row in range(min(SHOWN_SAMPLES, len(texts)))
+    ]
+    return metrics | {"num_measured_prompts": len(texts)}, samples
+
+
+def _last_figures(state: TrainState) -> dict[str, float]:
+    """The curves' last row under plain names: `reward/accuracy` becomes `train_reward_accuracy`."""
+    return {
+        "train_" + key.replace("/", "_"): value
+        for key, value in state.history[-1].items()
+        if key.startswith(("loss/", "reward/", "policy/", "rollout/"))
+    }
