@@ -33,13 +33,13 @@ def _midranks(levels: np.ndarray, weights: np.ndarray) -> np.ndarray:
     return (np.cumsum(held) - held + (held + 1.0) / 2.0)[levels]
 
 
-def rank_levels(values: Sequence[float]) -> np.ndarray:
+def rank_levels(values: Sequence[float] | np.ndarray) -> np.ndarray:
     """Return each value's level: 0 for the smallest distinct value, 1 for the next."""
     return np.unique(np.asarray(values, dtype=np.float64), return_inverse=True)[1]
 
 
 def mean_spearman_within(
-    groups: Sequence[Hashable], grades: Sequence[float], scores: Sequence[float]
+    groups: Sequence[Hashable], grades: Sequence[float] | np.ndarray, scores: Sequence[float] | np.ndarray
 ) -> tuple[float | None, int]:
     """Return the mean of Spearman's rho within each group, and how many groups it rests on.
 

@@ -17,6 +17,8 @@ from tasks.report_html.svg import (
     vertical_axis,
 )
 
+SMOOTHED_FROM = 60
+
 
 class Series(NamedTuple):
     """One curve: its name, its colour class (`c-…` in style.css) and its points."""
@@ -26,24 +28,48 @@ class Series(NamedTuple):
     points: Sequence[tuple[float, float]]
 
 
-def line_chart(title: str, series: Sequence[Series], width: float = 300, height: float = 170) -> Markup:
-    """Return a small panel with one curve or a few of the same unit; a single point is drawn as a dot."""
+def line_chart(title: str, series: Sequence[Series], *, along: str = "step") -> Markup:
+    """Return a small panel with one curve or a few of the same unit.
+
+    Long noisy curves are drawn thin, with their moving average bold; a curve that starts far above where it ends
+    gets a logarithmic axis, which its title says.
+    """
+    width, height = 300.0, 170.0
     left, right, top, bottom = 52.0, width - 12.0, 34.0, height - 22.0
     xs = [x for one in series for x, _ in one.points]
     ys = [y for one in series for _, y in one.points]
-    low, high = _padded(min(ys), max(ys))
-    x_scale, y_scale = Scale(min(xs), max(xs), left, right), Scale(low, high, bottom, top)
-    parts = [text(2, 13, title, "head"), vertical_axis(y_scale, left, right), horizontal_axis(x_scale, bottom, 4)]
+    logarithmic = min(ys) > 0 and max(ys) > 6 * float(np.median(ys))
+    low, high = (min(ys) * 0.94, max(ys) * 1.06) if logarithmic else _padded(min(ys), max(ys))
+    x_scale, y_scale = Scale(min(xs), max(xs), left, right), Scale(low, high, bottom, top, logarithmic)
+    parts = [
+        text(2, 13, title + (", log axis" if logarithmic else ""), "head"),
+        vertical_axis(y_scale, left, right),
+        horizontal_axis(x_scale, bottom, 4),
+    ]
     x = left
     for one in series:
         scaled = [(x_scale(a), y_scale(b)) for a, b in _thinned(one.points)]
-        parts.append(polyline(scaled, f"curve {one.color}"))
-        if len(scaled) <= 12:
-            parts += [tag("circle", cx=a, cy=b, r=2.2, class_=f"fill {one.color}") for a, b in scaled]
+        smooth = [(x_scale(a), y_scale(b)) for a, b in _thinned(_averaged(one.points))]
+        if len(one.points) > SMOOTHED_FROM:
+            parts += [polyline(scaled, f"curve raw {one.color}"), polyline(smooth, f"curve {one.color}")]
+        else:
+            parts.append(polyline(scaled, f"curve {one.color}"))
+        if len(scaled) <= 24:
+            parts += [tag("circle", cx=a, cy=b, r=1.8, class_=f"fill {one.color}") for a, b in scaled]
         if len(series) > 1:
             parts += [line(x, 23, x + 12, 23, f"curve {one.color}"), text(x + 16, 26.5, one.name, "tick")]
             x += 28 + 6.2 * len(one.name)
-    return figure(width, height, f"{title} by step", *parts)
+    if along != "step":
+        parts.append(text(right, top - 4, f"along: {along}", "tick", "end"))
+    return figure(width, height, f"{title} by {along}", *parts)
+
+
+def _averaged(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """The centred moving average over a twentieth of the curve; at the ends over what there is."""
+    reach = max(1, len(points) // 40)
+    values = [y for _, y in points]
+    means = [float(np.mean(values[max(0, at - reach) : at + reach + 1])) for at in range(len(values))]
+    return [(x, mean) for (x, _), mean in zip(points, means, strict=True)]
 
 
 def _thinned(points: Sequence[tuple[float, float]], most: int = 400) -> Sequence[tuple[float, float]]:

@@ -7,7 +7,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from rlhf_core.config import Params
+from rlhf_core.config import EvaluateConfig, Params
 from tasks.report_html import words
 from tasks.report_html.comparisons import WinRate, dot_plot, forest_plot, share_bar
 from tasks.report_html.distributions import Series, calibration_plot, grade_plot, histogram, line_chart
@@ -31,6 +31,8 @@ TITLES = {
 # Curves that tell whether training went well; the rest of them are a click away.
 OPEN_NAMESPACES = ("loss", "reward", "rollout", "eval")
 OPEN_CURVES = ("policy/kl_to_reference", "policy/entropy")
+FOLDED_ENDINGS = ("clip_fraction", "score_std", "explained_variance", "loss/ranking", "loss/policy")
+DRIFT, SCORE = "rollout/kl_to_reference", "reward/score"
 
 
 def render(run: RunFiles, params: Params, root: Path) -> str:
@@ -50,10 +52,11 @@ def render(run: RunFiles, params: Params, root: Path) -> str:
         verdict=words.verdict_sentence(evaluation["verdict"]) if evaluation else None,
         verdict_terms=words.verdict_terms(evaluation["verdict"]) if evaluation else None,
         tiles=list(_tiles(run, algorithms)),
-        forest=_forest(evaluation, algorithms) if evaluation else None,
-        criteria=list(_criteria(evaluation, algorithms)) if evaluation else [],
-        writing=list(_writing(evaluation, algorithms)) if evaluation else [],
+        forest=_forest(evaluation, params.evaluate, algorithms) if evaluation else None,
+        criteria=list(_criteria(evaluation, params.evaluate, algorithms)) if evaluation else [],
+        writing=list(_writing(evaluation, params.evaluate, algorithms)) if evaluation else [],
         funnel=_funnel(run),
+        ppo="align@ppo" in run.curves,
         annotators=(run.annotators or {}).get("annotators", {}),
         label_figures=run.metrics.get("label", {}),
         reward=run.metrics.get("reward"),
@@ -82,8 +85,8 @@ def simulated_parts(params: Params) -> list[str]:
 def _tiles(run: RunFiles, algorithms: Sequence[str]) -> Iterator[tuple[str, str, str]]:
     """Yield (label, figure, what to read it against)."""
     evaluation, reward = run.metrics.get("evaluate"), run.metrics.get("reward")
-    for name in algorithms if evaluation else ():
-        figures = evaluation[name]
+    compared = {name: evaluation[name] for name in algorithms} if evaluation else {}
+    for name, figures in compared.items():
         low, high = figures["win_rate_low"], figures["win_rate_high"]
         note = f"interval {low:.1%} to {high:.1%}, p = {words.p_text(figures['p_value'])}".replace("= <", "< ")
         yield f"{words.ALGORITHMS[name]} win rate against SFT", f"{figures['win_rate']:.1%}", note
@@ -95,21 +98,22 @@ def _tiles(run: RunFiles, algorithms: Sequence[str]) -> Iterator[tuple[str, str,
         within = reward.get("spearman_within")
         note = "undefined within prompts" if within is None else f"within prompts {within:.3f}"
         yield "Reward model, Spearman with grades", f"{reward['spearman']:.3f}", note
-    for name in algorithms if evaluation else ():
-        gain = evaluation[name].get("truthful_gain")
-        kl = f"KL to SFT {evaluation[name]['kl_to_sft']:.2f} nats a response"
+    for name, figures in compared.items():
+        gain = figures.get("truthful_gain")
+        kl = f"KL to SFT {figures['kl_to_sft']:.2f} nats a response"
         if gain is not None:
             yield f"{words.ALGORITHMS[name]} truthful replies", f"{100 * gain:+.1f} points", kl
         else:
-            yield f"{words.ALGORITHMS[name]} drift", f"{evaluation[name]['kl_to_sft']:.2f} nats", "KL to SFT a response"
+            yield f"{words.ALGORITHMS[name]} drift", f"{figures['kl_to_sft']:.2f} nats", "KL to SFT a response"
 
 
-def _forest(evaluation: Mapping[str, Any], algorithms: Sequence[str]) -> Markup:
+def _forest(evaluation: Mapping[str, Any], settings: EvaluateConfig, algorithms: Sequence[str]) -> Markup:
     groups: dict[str, list[WinRate]] = {}
-    for judge in evaluation[algorithms[0]]["judges"]:
-        for label in evaluation[algorithms[0]]["judges"][judge]:
-            title = f"{words.JUDGES[judge]}, {label}".replace("T=0", "greedy (T=0)" if label == "T=0" else "T=0")
-            groups[title] = [_win_rate(name, evaluation[name]["judges"][judge][label]) for name in algorithms]
+    for judge in settings.judges:
+        for temperature in settings.temperatures:
+            label = f"T={temperature:g}"
+            rows = [_win_rate(name, evaluation[name]["judges"][judge][label]) for name in algorithms]
+            groups[f"{words.JUDGES[judge]}, {words.sampling(temperature)}"] = rows
     return forest_plot(groups)
 
 
@@ -125,24 +129,29 @@ def _win_rate(name: str, figures: Mapping[str, Any]) -> WinRate:
     )
 
 
-def _criteria(evaluation: Mapping[str, Any], algorithms: Sequence[str]) -> Iterator[Markup]:
+def _criteria(evaluation: Mapping[str, Any], settings: EvaluateConfig, algorithms: Sequence[str]) -> Iterator[Markup]:
     models = ("sft", *algorithms)
-    for label in evaluation["sft"]["gold"] or {}:
+    for temperature in settings.temperatures if evaluation["sft"]["gold"] else ():
+        label = f"T={temperature:g}"
         rows = {
             criterion.replace("_share", " replies").replace("gold", "gold score"): {
                 words.ALGORITHMS[name]: evaluation[name]["gold"][label][criterion] for name in models
             }
             for criterion in CRITERIA
         }
-        title = "greedy (T=0)" if label == "T=0" else label
-        yield dot_plot(f"Gold scorer (simulated), {title}", rows, {words.ALGORITHMS[n]: COLORS[n] for n in models})
+        colors = {words.ALGORITHMS[name]: COLORS[name] for name in models}
+        yield dot_plot(f"Gold scorer (simulated), {words.sampling(temperature)}", rows, colors)
 
 
-def _writing(evaluation: Mapping[str, Any], algorithms: Sequence[str]) -> Iterator[dict[str, Any]]:
-    for name in ("sft", *algorithms):
-        for label, lengths in evaluation[name]["lengths"].items():
+def _writing(
+    evaluation: Mapping[str, Any], settings: EvaluateConfig, algorithms: Sequence[str]
+) -> Iterator[dict[str, Any]]:
+    for temperature in settings.temperatures:
+        for name in ("sft", *algorithms):
+            label = f"T={temperature:g}"
             score = evaluation[name]["reward_model_score"][label]
-            yield {"model": words.ALGORITHMS[name], "temperature": label, "score": score, **lengths}
+            row = {"model": words.ALGORITHMS[name], "sampling": words.sampling(temperature), "score": score}
+            yield row | evaluation[name]["lengths"][label]
 
 
 def _funnel(run: RunFiles) -> list[dict[str, Any]]:
@@ -177,7 +186,8 @@ def _reward_figures(run: RunFiles) -> Iterator[Markup]:
 def _curves(rows: Sequence[Mapping[str, float]]) -> tuple[list[Markup], list[Markup]]:
     """Return the panels that stand open and those behind a click; train and held-out share a panel."""
     columns = sorted({key for row in rows for key in row} - {"step"})
-    shown, folded = [], []
+    shown: list[Markup] = []
+    folded: list[Markup] = []
     for column in columns:
         namespace, _, name = column.partition("/")
         partner = f"{namespace}/heldout"
@@ -187,8 +197,11 @@ def _curves(rows: Sequence[Mapping[str, float]]) -> tuple[list[Markup], list[Mar
         if name == "train" and partner in columns:
             series.append(Series("held-out", "c-alt", _points(rows, partner)))
         title = namespace if name == "train" else column
-        opened = namespace in OPEN_NAMESPACES or column in OPEN_CURVES
+        opened = (namespace in OPEN_NAMESPACES or column in OPEN_CURVES) and not column.endswith(FOLDED_ENDINGS)
         (shown if opened else folded).append(line_chart(title, series))
+    path = [(row[DRIFT], row[SCORE]) for row in rows if DRIFT in row and SCORE in row]
+    if path:
+        shown.append(line_chart("score bought with drift", [Series("score", "c-main", path)], along="KL to SFT, nats"))
     return shown, folded
 
 

@@ -1,4 +1,4 @@
-"""Drawing primitives: escaped SVG elements, linear scales, ticks and axes.
+"""Drawing primitives: escaped SVG elements, scales, ticks and axes.
 
 Figures are written as SVG by hand and not by matplotlib, for what the page needs of them: colours that follow the
 reader's light or dark theme (CSS variables), real text that can be selected and searched, marks that tell their
@@ -41,16 +41,27 @@ def number(value: float) -> str:
 
 
 class Scale(NamedTuple):
-    """A linear map from data to pixels; `start` is the pixel of `low`."""
+    """A linear or logarithmic map from data to pixels; `start` is the pixel of `low`."""
 
     low: float
     high: float
     start: float
     end: float
+    logarithmic: bool = False
 
     def __call__(self, value: float) -> float:
-        span = (self.high - self.low) or 1.0
-        return self.start + (value - self.low) / span * (self.end - self.start)
+        low, high = self.low, self.high
+        if self.logarithmic:
+            low, high, value = math.log(low), math.log(high), math.log(value)
+        return self.start + (value - low) / ((high - low) or 1.0) * (self.end - self.start)
+
+    def ticks(self, count: int) -> list[float]:
+        """Return about `count` round values on the scale."""
+        if not self.logarithmic:
+            return nice_ticks(self.low, self.high, count)
+        powers = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
+        values = [factor * 10.0**power for power in powers for factor in (1.0, 2.0, 5.0)]
+        return [value for value in values if self.low <= value <= self.high]
 
 
 def figure(width: float, height: float, label: str, *children: str) -> Markup:
@@ -106,26 +117,29 @@ def tick_label(value: float, step: float) -> str:
 
 def horizontal_axis(scale: Scale, y: float, count: int = 5, *, grid_to: float | None = None) -> Markup:
     """Return tick labels below `y`, and light grid lines up to `grid_to`."""
-    ticks = nice_ticks(scale.low, scale.high, count)
+    ticks = scale.ticks(count)
     parts = []
     for value in ticks:
         x = scale(value)
         if grid_to is not None:
             parts.append(line(x, y, x, grid_to, "grid"))
-        parts.append(text(x, y + 14, tick_label(value, _step(ticks)), "tick", "middle"))
+        parts.append(text(x, y + 14, tick_label(value, _step(scale, value, ticks)), "tick", "middle"))
     return Markup("").join(parts)
 
 
 def vertical_axis(scale: Scale, x: float, grid_to: float, count: int = 4) -> Markup:
     """Return tick labels left of `x` and light grid lines to `grid_to`."""
-    ticks = nice_ticks(scale.low, scale.high, count)
+    ticks = scale.ticks(count)
     parts = []
     for value in ticks:
         y = scale(value)
         parts.append(line(x, y, grid_to, y, "grid"))
-        parts.append(text(x - 6, y + 3.5, tick_label(value, _step(ticks)), "tick", "end"))
+        parts.append(text(x - 6, y + 3.5, tick_label(value, _step(scale, value, ticks)), "tick", "end"))
     return Markup("").join(parts)
 
 
-def _step(ticks: Sequence[float]) -> float:
-    return ticks[1] - ticks[0] if len(ticks) > 1 else abs(ticks[0]) if ticks and ticks[0] else 1.0
+def _step(scale: Scale, value: float, ticks: Sequence[float]) -> float:
+    """The distance that decides a tick's decimals; on a logarithmic scale each tick has its own."""
+    if scale.logarithmic or len(ticks) < 2:
+        return abs(value)
+    return ticks[1] - ticks[0]

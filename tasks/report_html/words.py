@@ -52,6 +52,11 @@ def interval_text(figures: Mapping[str, Any], key: str, digits: int = 3) -> str:
     return f"{value:.{digits}f}" + ("" if low is None or high is None else f" [{low:.{digits}f}, {high:.{digits}f}]")
 
 
+def sampling(temperature: float) -> str:
+    """Return how responses were drawn: `greedy` or `temperature 0.7`."""
+    return "greedy" if temperature == 0 else f"temperature {temperature:g}"
+
+
 def verdict_sentence(verdict: Mapping[str, Any]) -> str:
     """Return what the comparison with the SFT model says, in one sentence that claims no more than its interval."""
     name = ALGORITHMS.get(verdict["best"], verdict["best"])
@@ -70,10 +75,10 @@ def verdict_sentence(verdict: Mapping[str, Any]) -> str:
 def verdict_terms(verdict: Mapping[str, Any]) -> str:
     """Return who judged and under what terms."""
     judge = JUDGES.get(verdict["judge"], verdict["judge"])
-    sampling = "greedy decoding" if verdict["temperature"] == 0 else f"temperature {verdict['temperature']:g}"
     return (
-        f"Judge: {judge}, both orders, {sampling}. Ties count half; {verdict['confidence']:.0%} score interval; "
-        "exact sign test without ties. The best policy is named after the fact, with no correction for choosing."
+        f"Judge: {judge}, both orders, {sampling(verdict['temperature'])}. Ties count half; "
+        f"{verdict['confidence']:.0%} score interval; exact sign test without ties. "
+        "The best policy is named after the fact, with no correction for choosing."
     )
 
 

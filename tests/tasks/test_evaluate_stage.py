@@ -108,6 +108,14 @@ def test_equal_weights_do_not_drift_and_draw_other_samples(root: Path):
     assert texts["sft"] != texts["ppo"]
 
 
+def test_the_same_response_ties_in_whatever_batch_it_is_scored(root: Path, monkeypatch: pytest.MonkeyPatch):
+    sizes = iter([5, 3, 12] * 4)
+    scorer = evaluate.reward_scores
+    monkeypatch.setattr(evaluate, "reward_scores", lambda *a, **k: scorer(*a, **(k | {"batch_size": next(sizes)})))
+    metrics, _, _ = run(root)
+    assert metrics["ppo"]["judges"]["reward_model"]["T=0"]["tie"] == 12
+
+
 def test_the_same_run_writes_the_same_bytes(root: Path):
     first, one, _ = run(root)
     second, other, _ = run(root, out="again")

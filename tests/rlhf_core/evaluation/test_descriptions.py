@@ -11,7 +11,7 @@ from rlhf_core.config import EvaluateConfig
 from rlhf_core.data.demo.gold import Grade
 from rlhf_core.evaluation.ab import both_orders
 from rlhf_core.evaluation.drift import drift_figures
-from rlhf_core.evaluation.judges import score_judge
+from rlhf_core.evaluation.judges import TIE_WITHIN, score_judge
 from rlhf_core.evaluation.response_set import JudgedSet, ResponseSet
 from rlhf_core.evaluation.samples import side_by_side
 from rlhf_core.evaluation.text import length_figures, repeated_share, variety_figures
@@ -113,13 +113,20 @@ def test_samples_never_show_more_losses_than_half():
     assert [row["why"] for row in rows].count("largest loss") == 5
 
 
+def test_a_reward_model_ties_what_only_rounding_tells_apart():
+    scores, other = [1.5, 1.5, -0.25], [1.500002, 1.49, -0.2500007]
+    verdicts = both_orders(score_judge(TIE_WITHIN["reward_model"]), ["p"] * 3, scores, other)
+    assert verdicts == (["tie", "win", "tie"], 1.0)
+    assert both_orders(score_judge(TIE_WITHIN["gold"]), ["p"], [0.71], [0.709]).outcomes == ["win"]
+
+
 def test_metrics_name_the_best_and_repeat_the_first_judge():
     settings = EvaluateConfig(temperatures=(1.0, 0.0), judges=("gold", "reward_model"))
     gold = {"sft": [0.5, 0.5, 0.5, 0.5], "ppo": [0.6, 0.6, 0.5, 0.4], "dpo": [0.9, 0.9, 0.9, 0.2]}
     truthful = {"sft": [1.0, 0.5, 0.5, 1.0], "ppo": [1.0, 1.0, 1.0, 0.5], "dpo": [1.0] * 4}
     sets = {(name, at): judged(name, at, gold[name], truthful[name]) for name in gold for at in (1.0, 0.0)}
     compared = {
-        (name, at, judge): both_orders(score_judge(), ["p"] * 4, gold[name], gold["sft"])
+        (name, at, judge): both_orders(score_judge(TIE_WITHIN[judge]), ["p"] * 4, gold[name], gold["sft"])
         for name in ("ppo", "dpo")
         for at in (1.0, 0.0)
         for judge in settings.judges
