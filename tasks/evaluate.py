@@ -19,9 +19,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from rlhf_core.data.demo.gold import CRITERIA
 from rlhf_core.data.records import prompt_id
 from rlhf_core.errors import ConfigError, DataError
-from rlhf_core.evaluation.ab import Verdicts, both_orders
+from rlhf_core.evaluation.ab import TIE_WITHIN, Verdicts, both_orders
 from rlhf_core.evaluation.drift import drift_figures, summed_logprobs
-from rlhf_core.evaluation.judges import TIE_WITHIN, gold_grades, reward_scores, score_judge
+from rlhf_core.evaluation.judges import gold_grades, reward_scores, score_judge
 from rlhf_core.evaluation.response_set import JudgedSet, ResponseSet, sample_response_set
 from rlhf_core.evaluation.samples import side_by_side
 from rlhf_core.evaluation.verdict import SFT, evaluation_metrics

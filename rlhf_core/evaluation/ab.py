@@ -18,6 +18,11 @@ R = TypeVar("R")
 # (prompts, responses shown first, responses shown second) -> the better one of each row
 Judge = Callable[[Sequence[str], Sequence[R], Sequence[R]], Sequence[Choice]]
 
+TIE_WITHIN = {"gold": 1e-9, "reward_model": 1e-4}
+"""How near two scores must be to count as equal. A reward model's scores have a standard deviation of about 1 and
+float32 noise near 1e-6 that depends on the batch: with less room than this the same response, written by both
+models, would win or lose by chance where it must tie."""
+
 _SWAPPED: dict[Choice, Choice] = {"first": "second", "second": "first", "tie": "tie"}
 _OUTCOME: dict[Choice, Outcome] = {"first": "win", "second": "loss", "tie": "tie"}
 
@@ -33,6 +38,8 @@ def compare_scores(
     scores_a: Sequence[float], scores_b: Sequence[float], confidence: float = 0.95, tolerance: float = 1e-9
 ) -> dict[str, Any]:
     """Compare A with B by one score a prompt each; scores within `tolerance` of each other are a tie.
+
+    `TIE_WITHIN` holds the tolerance of each judge.
 
     Returns what `summarise` returns. Raises ValueError for unequal lengths and for scores that are not finite.
     """

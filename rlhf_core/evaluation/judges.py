@@ -13,11 +13,6 @@ from rlhf_core.data.demo.gold import Grade, grade
 from rlhf_core.evaluation.ab import Choice, Judge
 from rlhf_core.models.reward import RewardModel
 
-TIE_WITHIN = {"gold": 1e-9, "reward_model": 1e-4}
-"""How near two scores must be to count as equal. A reward model's scores have a standard deviation of about 1 and
-float32 noise near 1e-6 that depends on the batch: with less room than this the same response, written by both
-models, would win or lose by chance where it must tie."""
-
 
 def score_judge(tolerance: float) -> Judge[float]:
     """Return a judge that is shown scores in place of responses: the higher wins, within `tolerance` is a tie."""

@@ -44,7 +44,7 @@ def render(run: RunFiles, params: Params, root: Path) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"visible": words.visible, "figure": words.figure_text}
+    environment.filters |= {"visible": words.visible, "figure": words.figure_text, "percent": words.percent_text}
     evaluation = run.metrics.get("evaluate")
     algorithms = params.align.algorithms
     return environment.get_template("template.html.j2").render(
@@ -63,6 +63,7 @@ def render(run: RunFiles, params: Params, root: Path) -> str:
         reward_figures=list(_reward_figures(run)),
         curves=[(TITLES[stage], *_curves(rows)) for stage, rows in run.curves.items()],
         samples=run.samples,
+        models=("sft", *algorithms),
         names=words.ALGORITHMS,
         judges=words.JUDGES,
         simulated_labels=params.label.source == "simulated",

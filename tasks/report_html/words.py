@@ -32,6 +32,11 @@ def figure_text(value: Any) -> str:
     return visible(str(value))
 
 
+def percent_text(share: float | None) -> str:
+    """Return a share as a percentage, `None` as a dash."""
+    return "–" if share is None else f"{share:.1%}"
+
+
 def p_text(value: float | None) -> str:
     """Return a p-value: three decimals, or its order of magnitude below a thousandth."""
     if value is None:

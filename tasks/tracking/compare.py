@@ -166,10 +166,10 @@ def _on_same_prompts(
 def _entries(
     joined: Mapping[float, tuple[list[float], list[float]]], judge: str, confidence: float
 ) -> tuple[tuple[Mapping[str, Any], ...], str]:
-    from rlhf_core.evaluation.ab import compare_scores
+    from rlhf_core.evaluation.ab import TIE_WITHIN, compare_scores
 
     entries = tuple(
-        {"judge": judge, "temperature": temperature, **compare_scores(ours, theirs, confidence)}
+        {"judge": judge, "temperature": temperature, **compare_scores(ours, theirs, confidence, TIE_WITHIN[judge])}
         for temperature, (ours, theirs) in joined.items()
     )
     return entries, "" if entries else "no prompt was answered and judged for both at one temperature"

@@ -9,9 +9,9 @@ import torch
 
 from rlhf_core.config import EvaluateConfig
 from rlhf_core.data.demo.gold import Grade
-from rlhf_core.evaluation.ab import both_orders
+from rlhf_core.evaluation.ab import TIE_WITHIN, both_orders
 from rlhf_core.evaluation.drift import drift_figures
-from rlhf_core.evaluation.judges import TIE_WITHIN, score_judge
+from rlhf_core.evaluation.judges import score_judge
 from rlhf_core.evaluation.response_set import JudgedSet, ResponseSet
 from rlhf_core.evaluation.samples import side_by_side
 from rlhf_core.evaluation.text import length_figures, repeated_share, variety_figures

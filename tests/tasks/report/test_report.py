@@ -7,10 +7,12 @@ from pathlib import Path
 import pytest
 
 from rlhf_core.config import AlignConfig, EvaluateConfig, LabelConfig, Params
+from rlhf_core.evaluation.reward_card import calibration_bins
 from rlhf_core.state.atomic import digest_of, tree_digest
+from tasks.report_html.distributions import Series, calibration_plot, grade_plot, histogram, line_chart
 from tasks.report_html.page import render
 from tasks.report_html.sources import read_run
-from tasks.report_html.svg import nice_ticks, number, tag, tick_label
+from tasks.report_html.svg import Scale, nice_ticks, number, tag, tick_label
 from tasks.report_html.words import p_text, verdict_sentence, visible
 
 PAYLOADS = (
@@ -173,6 +175,13 @@ def test_lineage_digests_are_those_of_the_files(make_run):
     assert page_of(root, params) != html
 
 
+def test_models_stand_in_the_order_of_the_parameters(make_run):
+    params = Params(align=AlignConfig(algorithms=("dpo", "ppo")))
+    html = page_of(make_run(params), params)
+    assert re.findall(r"<h4>(\w+)</h4>", html)[:3] == ["SFT", "DPO", "PPO"]
+    assert html.index("gold scorer (simulated), temperature 1<") < html.index("gold scorer (simulated), greedy<")
+
+
 def test_the_funnel_says_what_went_and_why(make_run):
     params = Params()
     shown = words_of(page_of(make_run(params), params))
@@ -221,3 +230,27 @@ def test_ticks_are_round_and_inside():
     assert nice_ticks(5.0, 5.0) == [5.0]
     assert [tick_label(value, 0.05) for value in (0.0, 0.05, 1.0)] == ["0", "0.05", "1.00"]
     assert tick_label(12000.0, 1000.0) == "12,000"
+
+
+def test_a_steep_positive_curve_gets_a_log_axis_and_says_so():
+    steep = line_chart("loss", [Series("train", "c-main", [(step, 8 / step) for step in range(1, 90)])])
+    assert "loss, log axis" in steep
+    assert steep.count("<polyline") == 2
+    flat = line_chart("loss", [Series("train", "c-main", [(step, 1 + step / 90) for step in range(1, 40)])])
+    assert "log axis" not in flat
+    assert flat.count("<polyline") == 1
+
+
+def test_a_log_scale_maps_ratios_to_equal_steps():
+    scale = Scale(1.0, 100.0, 0.0, 200.0, logarithmic=True)
+    assert [scale(value) for value in (1.0, 10.0, 100.0)] == pytest.approx([0.0, 100.0, 200.0])
+    assert scale.ticks(4) == [1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0]
+
+
+def test_constant_figures_can_be_drawn():
+    drawn = line_chart("flat", [Series("one", "c-main", [(1.0, 3.0)])])
+    drawn += histogram("same", {"chosen": ("c-chosen", [1.0, 1.0]), "rejected": ("c-rejected", [1.0])})
+    drawn += grade_plot([0.5, 0.5], [1.0, 1.0])
+    drawn += calibration_plot(calibration_bins([0.0]), None)
+    assert "nan" not in drawn
+    assert "inf" not in drawn
