@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from rlhf_core.config import AlignConfig, EvaluateConfig, ModelConfig, Params
+from rlhf_core.config import AlignConfig, ComputeConfig, EvaluateConfig, ModelConfig, Params
 from rlhf_core.data.demo.world import draw_scenes
 from rlhf_core.errors import ConfigError, DataError
 from rlhf_core.evaluation.judges import reward_scores
@@ -24,6 +24,7 @@ from tasks.tables import SCHEMAS, write_table
 
 REPOSITORY = Path(__file__).parents[2]
 PARAMS = Params(
+    compute=ComputeConfig(device="cpu", threads=1),
     model=ModelConfig(hidden_size=32, layers=1, heads=2, intermediate_size=32, vocab_size=300, max_response_tokens=8),
     align=AlignConfig(algorithms=("ppo", "dpo")),
     evaluate=EvaluateConfig(num_prompts=12, num_samples=4),
