@@ -183,7 +183,9 @@ class DPOConfig(Section):
     beta: PositiveFloat = Field(0.1, description="strength of the pull to the reference")
     nll_coef: NonNegativeFloat = Field(0.0, description="weight of the chosen response's token-level log-likelihood")
     epochs: PositiveInt = Field(1, description="passes over the preference pairs")
-    batch_size: PositiveInt = Field(32, description="pairs an optimiser step")
+    prompts_per_step: PositiveInt = Field(
+        16, description="prompt groups an optimiser step; a group's pairs stay together"
+    )
     learning_rate: PositiveFloat = Field(2e-4, description="peak learning rate")
     warmup_steps: NonNegativeInt = Field(10, description="steps of linear warm-up")
     min_learning_rate_share: Share = Field(0.1, description="the linear decay ends at this share of the peak")

@@ -12,7 +12,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_core.config import DPOConfig, PPOConfig
-from rlhf_core.data.pairs import encode_pairs
+from rlhf_core.data.pairs import encode_pairs, group_pairs
 from rlhf_core.data.records import prompt_id
 from rlhf_core.errors import DataError
 from rlhf_core.evaluation.drift import drift_figures, summed_logprobs
@@ -107,7 +107,7 @@ def _run_dpo(stage: Stage, tokenizer: PreTrainedTokenizerBase, reference: PreTra
         cfg,
         state,
         reference,
-        pairs,
+        group_pairs(pairs),
         seed=stage.params.seed,
         pad_id=tokenizer.pad_token_id,
         log=stage.log,

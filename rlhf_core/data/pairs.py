@@ -1,11 +1,18 @@
-"""Preference pairs as tokens, one by one (DPO) or gathered by prompt (reward model)."""
+"""Preference pairs as tokens, gathered by prompt: what the reward model and DPO learn from.
+
+Shape suffixes: B = responses of a batch, N = pairs of a batch.
+"""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
+import torch
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from rlhf_core.data.batches import SequenceBatch, collate, length_buckets
 from rlhf_core.models.tokenizer import encode_prompts, encode_responses
 
 
@@ -59,8 +66,8 @@ def encode_pairs(
 def group_pairs(pairs: Sequence[PreferencePair]) -> list[PreferenceGroup]:
     """Gather pairs by prompt, in order of first appearance.
 
-    A response that stands in several pairs is then scored once a step and not once a pair, and the pairs of one
-    prompt, which are not independent, count in one step and not in several (Ouyang et al. 2022, section 3.5).
+    A response that stands in several pairs then goes through a model once a step and not once a pair, and the pairs
+    of one prompt, which are not independent, count in one step and not in several (Ouyang et al. 2022, section 3.5).
     """
     groups: dict[tuple[int, ...], PreferenceGroup] = {}
     places: dict[tuple[int, ...], dict[tuple[int, ...], int]] = {}
@@ -74,3 +81,26 @@ def group_pairs(pairs: Sequence[PreferencePair]) -> list[PreferenceGroup]:
                 group.responses.append(response)
         group.pairs.append((known[tuple(pair.chosen)], known[tuple(pair.rejected)]))
     return list(groups.values())
+
+
+def group_batches(
+    groups: Sequence[PreferenceGroup], groups_per_batch: int, generator: torch.Generator
+) -> list[list[int]]:
+    """Indexes of the groups of each batch: shuffled, similar lengths together, every group once."""
+    lengths = [len(group.prompt) + max(map(len, group.responses)) for group in groups]
+    return length_buckets(lengths, groups_per_batch, generator)
+
+
+def collate_groups(groups: Sequence[PreferenceGroup], pad_id: int) -> tuple[SequenceBatch, Tensor, Tensor]:
+    """Every response of the groups once, and the rows that are chosen and rejected in each pair, [N] each."""
+    prompts = [group.prompt for group in groups for _ in group.responses]
+    responses = [response for group in groups for response in group.responses]
+    starts = accumulate((len(group.responses) for group in groups), initial=0)
+    pairs_N2 = torch.tensor(
+        [
+            (start + chosen, start + rejected)
+            for start, group in zip(starts, groups, strict=False)
+            for chosen, rejected in group.pairs
+        ]
+    )
+    return collate(prompts, responses, pad_id), pairs_N2[:, 0], pairs_N2[:, 1]

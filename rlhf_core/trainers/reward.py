@@ -4,14 +4,12 @@ Shape suffixes: B = responses of a step, N = pairs of a step.
 """
 
 from collections.abc import Sequence
-from itertools import accumulate
 
 import torch
 from torch import Tensor
 
 from rlhf_core.config import RewardConfig
-from rlhf_core.data.batches import SequenceBatch, collate, length_buckets
-from rlhf_core.data.pairs import PreferenceGroup
+from rlhf_core.data.pairs import PreferenceGroup, collate_groups, group_batches
 from rlhf_core.errors import GateRefused
 from rlhf_core.models.reward import RewardModel
 from rlhf_core.objectives.ranking import bradley_terry_loss, centering_loss
@@ -42,10 +40,10 @@ def train_reward(
     """
     model, optimizer = state.modules["reward"], state.optimizers["reward"]
     device = next(model.parameters()).device
-    steps_per_epoch = len(group_batches(groups, cfg.prompts_per_step, seed, epoch=0))
+    steps_per_epoch = len(group_batches(groups, cfg.prompts_per_step, torch.Generator()))
     total = cfg.epochs * steps_per_epoch
     for epoch in range(state.step // steps_per_epoch, cfg.epochs):
-        batches = group_batches(groups, cfg.prompts_per_step, seed, epoch)
+        batches = group_batches(groups, cfg.prompts_per_step, StepRng(seed, "reward", epoch)("groups"))
         for members in batches[state.step % steps_per_epoch :]:
             rate = learning_rate(
                 state.step, total, cfg.learning_rate, cfg.warmup_steps, cfg.min_learning_rate_share, "linear"
@@ -64,27 +62,6 @@ def train_reward(
                 checkpoint(state)
             log(state.step, total, figures, state.extra["tokens"])
     return state
-
-
-def group_batches(groups: Sequence[PreferenceGroup], prompts_per_step: int, seed: int, epoch: int) -> list[list[int]]:
-    """Indexes of the groups of each step of an epoch: similar lengths together, another mixture each epoch."""
-    lengths = [len(group.prompt) + max(map(len, group.responses)) for group in groups]
-    return length_buckets(lengths, prompts_per_step, StepRng(seed, "reward", epoch)("groups"))
-
-
-def collate_groups(groups: Sequence[PreferenceGroup], pad_id: int) -> tuple[SequenceBatch, Tensor, Tensor]:
-    """Every response of the groups once, and the rows that are chosen and rejected in each pair, [N] each."""
-    prompts = [group.prompt for group in groups for _ in group.responses]
-    responses = [response for group in groups for response in group.responses]
-    starts = accumulate((len(group.responses) for group in groups), initial=0)
-    pairs_2N = torch.tensor(
-        [
-            (start + chosen, start + rejected)
-            for start, group in zip(starts, groups, strict=False)
-            for chosen, rejected in group.pairs
-        ]
-    ).T
-    return collate(prompts, responses, pad_id), pairs_2N[0], pairs_2N[1]
 
 
 def group_loss(

@@ -29,6 +29,7 @@ from rlhf_core.trainers.ppo import (
     run_epochs,
     set_learning_rates,
     train_ppo,
+    update,
 )
 
 PAD, EOS, GOOD = 0, 1, 5
@@ -87,6 +88,8 @@ def test_the_first_update_starts_from_a_log_ratio_of_exactly_zero(
         )
         assert stats["policy/approx_kl"].item() == 0.0
         assert stats["policy/ratio_max"].item() == 1.0
+    figures, stopped = update(cfg, state, assign_credit(cfg, roll(cfg, state, tiny_policy()))[0])
+    assert (figures["policy/approx_kl"], figures["policy/ratio_max"], stopped) == (0.0, 1.0, False)
 
 
 def test_a_rollout_holds_every_row_once_and_sorted_by_length(

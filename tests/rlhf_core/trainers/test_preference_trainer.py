@@ -1,7 +1,9 @@
 """The DPO trainer: exact start, learning, resume to the bit."""
 
 import math
+import shutil
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,27 +12,32 @@ from transformers import PreTrainedModel
 
 from rlhf_core.config import DPOConfig
 from rlhf_core.data.batches import collate
-from rlhf_core.data.pairs import PreferencePair
+from rlhf_core.data.pairs import PreferenceGroup, PreferencePair, collate_groups, group_batches, group_pairs
 from rlhf_core.objectives.masked import masked_sum
 from rlhf_core.rollout.logprobs import response_logprobs
+from rlhf_core.state.checkpoint import Checkpointer
 from rlhf_core.state.train_state import TrainState
 from rlhf_core.trainers.optimisation import make_optimizer
-from rlhf_core.trainers.preference import collate_pairs, pair_batches, pair_loss, reference_logprobs, train_dpo
+from rlhf_core.trainers.preference import pair_loss, reference_logprobs, train_dpo
 
 PAD, EOS, GOOD, BAD = 0, 1, 5, 6
 
 
-def toy_pairs(count: int, seed: int = 1) -> list[PreferencePair]:
+def toy_groups(count: int, seed: int = 1) -> list[PreferenceGroup]:
+    """Prompts with two chosen and two rejected responses each, all four compared: responses in several pairs."""
     generator = torch.Generator().manual_seed(seed)
 
     def noise(most: int) -> list[int]:
         length = int(torch.randint(1, most, (1,), generator=generator))
         return torch.randint(7, 24, (length,), generator=generator).tolist()
 
-    return [
-        PreferencePair(prompt=noise(8), chosen=[*noise(5), GOOD, EOS], rejected=[*noise(6), BAD, EOS])
-        for _ in range(count)
-    ]
+    pairs = []
+    for _ in range(count):
+        prompt = noise(8)
+        chosen = [[*noise(5), GOOD, EOS] for _ in range(2)]
+        rejected = [[*noise(6), BAD, EOS] for _ in range(2)]
+        pairs += [PreferencePair(prompt=prompt, chosen=one, rejected=two) for one in chosen for two in rejected]
+    return group_pairs(pairs)
 
 
 @pytest.fixture
@@ -50,8 +57,8 @@ def test_the_first_loss_is_exactly_ln_2(
     make_state: Callable[[], TrainState], tiny_policy: Callable[[], PreTrainedModel], sink: Any
 ) -> None:
     """Not nearly: policy and reference see the same tensors through the same code, so every margin is 0."""
-    cfg = DPOConfig(batch_size=16, learning_rate=1e-9, warmup_steps=0)
-    train_dpo(cfg, make_state(), tiny_policy(), toy_pairs(40), seed=0, pad_id=PAD, log=sink, checkpoint=quiet)
+    cfg = DPOConfig(prompts_per_step=16, learning_rate=1e-9, warmup_steps=0)
+    train_dpo(cfg, make_state(), tiny_policy(), toy_groups(40), seed=0, pad_id=PAD, log=sink, checkpoint=quiet)
     first = sink.rows[0][2]
     assert first["loss/dpo"] == torch.tensor(2.0).log().item()
     assert first["loss/dpo"] == pytest.approx(math.log(2.0), abs=1e-7)
@@ -61,13 +68,14 @@ def test_the_first_loss_is_exactly_ln_2(
 def test_it_learns_to_prefer(
     make_state: Callable[[], TrainState], tiny_policy: Callable[[], PreTrainedModel], sink: Any
 ) -> None:
-    cfg = DPOConfig(batch_size=16, learning_rate=3e-3, epochs=3, nll_coef=0.1, warmup_steps=3)
+    cfg = DPOConfig(prompts_per_step=16, learning_rate=3e-3, epochs=3, nll_coef=0.1, warmup_steps=3)
     state, reference = make_state(), tiny_policy()
-    train_dpo(cfg, state, reference, toy_pairs(160), seed=0, pad_id=PAD, log=sink, checkpoint=quiet)
-    fresh = toy_pairs(100, seed=9)
+    train_dpo(cfg, state, reference, toy_groups(160), seed=0, pad_id=PAD, log=sink, checkpoint=quiet)
+    fresh = toy_groups(60, seed=9)
     with torch.no_grad():
-        logprobs_2N = reference_logprobs(reference, fresh, [range(100)], PAD)
-        _, figures = pair_loss(cfg, state.modules["policy"], collate_pairs(fresh, PAD), logprobs_2N)
+        reference_B = reference_logprobs(reference, fresh, [range(len(fresh))], PAD)
+        batch, chosen_N, rejected_N = collate_groups(fresh, PAD)
+        _, figures = pair_loss(cfg, state.modules["policy"], batch, reference_B, chosen_N, rejected_N)
     assert figures["reward/accuracy"] > 0.9
     assert figures["reward/chosen"] > 0.0 > figures["reward/rejected"]
     assert figures["loss/dpo"] < 0.5
@@ -81,54 +89,84 @@ def test_broken_off_and_resumed_it_ends_with_the_same_bits(
     same_state: Callable[..., None],
     step: int,
 ) -> None:
-    cfg = DPOConfig(batch_size=8, epochs=2, nll_coef=0.3, warmup_steps=2, save_every=1 if step == 1 else 3)
-    reference, pairs = tiny_policy(), toy_pairs(30)
+    cfg = DPOConfig(prompts_per_step=8, epochs=2, nll_coef=0.3, warmup_steps=2, save_every=1 if step == 1 else 3)
+    reference, groups = tiny_policy(), toy_groups(30)
 
     def train(state: TrainState, log: Any, checkpoint: Any) -> TrainState:
-        return train_dpo(cfg, state, reference, pairs, seed=0, pad_id=PAD, log=log, checkpoint=checkpoint)
+        return train_dpo(cfg, state, reference, groups, seed=0, pad_id=PAD, log=log, checkpoint=checkpoint)
 
     runs = harness(make_state, train)
     same_state(runs.resumed_after(step), runs.unbroken())
 
 
 def test_the_reference_is_asked_once(
-    make_state: Callable[[], TrainState], tiny_policy: Callable[[], PreTrainedModel], sink: Any
+    make_state: Callable[[], TrainState], tiny_policy: Callable[[], PreTrainedModel], tmp_path: Path
 ) -> None:
-    """Its weights may even be ruined once training has begun."""
-    reference = tiny_policy()
-    cfg = DPOConfig(batch_size=8, epochs=2)
-    states = []
-    for ruin in (False, True):
+    """Once training has begun, its weights may even be ruined: neither going on nor resuming asks again."""
+    cfg = DPOConfig(prompts_per_step=8, epochs=2, save_every=2)
+    groups, reference, ruined = toy_groups(20), tiny_policy(), tiny_policy()
+    torch.nn.init.constant_(ruined.get_input_embeddings().weight, float("nan"))
+    checkpointer = Checkpointer(tmp_path, {"test": "reference"})
 
-        def log(step: int, *rest: Any, ruin: bool = ruin) -> None:
-            if ruin:
-                torch.nn.init.constant_(reference.get_input_embeddings().weight, float("nan"))
+    def train(state: TrainState, model: PreTrainedModel, log: Any) -> TrainState:
+        return train_dpo(cfg, state, model, groups, seed=0, pad_id=PAD, log=log, checkpoint=checkpointer.save)
 
-        state = train_dpo(cfg, make_state(), reference, toy_pairs(20), seed=0, pad_id=PAD, log=log, checkpoint=quiet)
-        states.append(state)
-    assert states[0].history == states[1].history
+    def ruin_and_stop(step: int, *_: object) -> None:
+        torch.nn.init.constant_(going.get_input_embeddings().weight, float("nan"))
+        if step == 3:
+            raise KeyboardInterrupt
+
+    whole = train(make_state(), reference, lambda *_: None)
+    for folder in tmp_path.iterdir():
+        shutil.rmtree(folder)
+    going = tiny_policy()
+    with pytest.raises(KeyboardInterrupt):
+        train(make_state(), going, ruin_and_stop)
+    state = make_state()
+    assert checkpointer.restore(state)
+    assert state.step == 2
+    assert train(state, ruined, lambda *_: None).history == whole.history
 
 
-def test_reference_logprobs_belong_to_their_pairs(tiny_policy: Callable[[], PreTrainedModel]) -> None:
-    policy, pairs = tiny_policy(), toy_pairs(20)
-    logprobs_2N = reference_logprobs(policy, pairs, pair_batches(pairs, 8, seed=0), PAD)
-    for index, pair in enumerate(pairs):
-        for side, response in enumerate((pair.chosen, pair.rejected)):
-            batch = collate([pair.prompt], [response], PAD)
+def test_reference_logprobs_belong_to_their_responses(tiny_policy: Callable[[], PreTrainedModel]) -> None:
+    policy, groups = tiny_policy(), toy_groups(20)
+    batches = group_batches(groups, 8, torch.Generator().manual_seed(1))
+    logprobs = iter(reference_logprobs(policy, groups, batches, PAD).tolist())
+    for group in groups:
+        for response in group.responses:
+            batch = collate([group.prompt], [response], PAD)
             with torch.no_grad():
                 alone = masked_sum(response_logprobs(policy, batch), batch.response_mask_BR).item()
-            assert logprobs_2N[side, index].item() == pytest.approx(alone, rel=1e-5)
+            assert next(logprobs) == pytest.approx(alone, rel=1e-5)
+    assert next(logprobs, None) is None
 
 
-def test_chosen_nll_is_added_with_its_coefficient(tiny_policy: Callable[[], PreTrainedModel]) -> None:
-    policy, pairs = tiny_policy(), toy_pairs(10)
-    reference_2N = reference_logprobs(policy, pairs, [range(10)], PAD)
-    figures = {}
-    for coefficient in (0.0, 0.7):
-        cfg = DPOConfig(nll_coef=coefficient)
-        figures[coefficient] = pair_loss(cfg, policy, collate_pairs(pairs, PAD), reference_2N)[1]
-    tokens = sum(len(pair.chosen) for pair in pairs)
-    nll = -reference_2N[0].sum().item() / tokens
-    assert figures[0.0]["loss/train"] == figures[0.0]["loss/dpo"]
-    assert figures[0.7]["loss/chosen_nll"] == pytest.approx(nll, rel=1e-5)
-    assert figures[0.7]["loss/train"] == pytest.approx(figures[0.7]["loss/dpo"] + 0.7 * nll, rel=1e-5)
+def test_the_loss_counts_a_response_once_a_pair(tiny_policy: Callable[[], PreTrainedModel]) -> None:
+    """Grouped, it equals the loss over the pairs one by one; the chosen likelihood is added with its coefficient."""
+    policy, reference = tiny_policy(), tiny_policy()
+    torch.nn.init.normal_(policy.get_input_embeddings().weight, std=0.1, generator=torch.Generator().manual_seed(7))
+    groups = [
+        PreferenceGroup(prompt=[7, 8], responses=[[9, EOS], [10, 11, 12, EOS], [13, EOS]], pairs=[(0, 1), (0, 2)]),
+        PreferenceGroup(prompt=[14], responses=[[15, 16, EOS], [17, EOS]], pairs=[(1, 0)]),
+    ]
+
+    def summed(model: PreTrainedModel, prompt: list[int], response: list[int]) -> float:
+        return response_logprobs(model, collate([prompt], [response], PAD)).sum().item()
+
+    margins, chosen = [], []
+    for group in groups:
+        for better, worse in group.pairs:
+            one, two = group.responses[better], group.responses[worse]
+            log_ratios = [summed(policy, group.prompt, x) - summed(reference, group.prompt, x) for x in (one, two)]
+            margins.append(0.5 * (log_ratios[0] - log_ratios[1]))
+            chosen.append((summed(policy, group.prompt, one), len(one)))
+    dpo = sum(math.log1p(math.exp(-margin)) for margin in margins) / 3
+    nll = -sum(total for total, _ in chosen) / sum(length for _, length in chosen)
+
+    cfg = DPOConfig(beta=0.5, nll_coef=0.7)
+    reference_B = reference_logprobs(reference, groups, [[0, 1]], PAD)
+    batch, chosen_N, rejected_N = collate_groups(groups, PAD)
+    loss, figures = pair_loss(cfg, policy, batch, reference_B, chosen_N, rejected_N)
+    assert figures["loss/dpo"] == pytest.approx(dpo, rel=1e-5)
+    assert figures["loss/chosen_nll"] == pytest.approx(nll, rel=1e-5)
+    assert loss.item() == pytest.approx(dpo + 0.7 * nll, rel=1e-5)

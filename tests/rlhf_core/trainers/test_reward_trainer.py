@@ -1,5 +1,6 @@
 """The reward trainer: it learns, resumes to the bit, scores shared responses once and survives bad numbers."""
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -10,12 +11,12 @@ from transformers import PreTrainedModel
 
 from rlhf_core.config import RewardConfig
 from rlhf_core.data.batches import SequenceBatch
-from rlhf_core.data.pairs import PreferenceGroup, PreferencePair, group_pairs
+from rlhf_core.data.pairs import PreferenceGroup, PreferencePair, collate_groups, group_batches, group_pairs
 from rlhf_core.errors import Diverged, GateRefused
 from rlhf_core.models.reward import RewardModel
 from rlhf_core.state.train_state import TrainState
 from rlhf_core.trainers.optimisation import make_optimizer
-from rlhf_core.trainers.reward import collate_groups, group_batches, group_loss, standardise, train_reward
+from rlhf_core.trainers.reward import group_loss, standardise, train_reward
 
 PAD, EOS, GOOD, BAD = 0, 1, 5, 6
 
@@ -80,12 +81,24 @@ def test_broken_off_and_resumed_it_ends_with_the_same_bits(
     same_state(runs.resumed_after(step), runs.unbroken())
 
 
-def test_every_group_comes_once_an_epoch_in_another_mixture() -> None:
+def test_every_group_comes_once_in_a_mixture_of_its_seed() -> None:
     groups = group_pairs(toy_pairs(50, seed=1))
-    epochs = [group_batches(groups, 8, seed=0, epoch=epoch) for epoch in (0, 0, 1)]
-    for batches in epochs:
+    mixtures = [group_batches(groups, 8, torch.Generator().manual_seed(seed)) for seed in (0, 0, 1)]
+    for batches in mixtures:
         assert sorted(index for batch in batches for index in batch) == list(range(len(groups)))
-    assert epochs[0] == epochs[1] != epochs[2]
+    assert mixtures[0] == mixtures[1] != mixtures[2]
+
+
+def test_each_epoch_mixes_the_groups_anew(make_state: Callable[..., TrainState], sink: Any) -> None:
+    """Same tokens in sum, other tokens step by step."""
+    cfg = RewardConfig(epochs=2, prompts_per_step=8)
+    groups = group_pairs(toy_pairs(64, seed=1))
+    train_reward(cfg, make_state(), groups, seed=0, pad_id=PAD, log=sink, checkpoint=lambda state: None)
+    totals = [0, *(row[3] for row in sink.rows)]
+    tokens = [after - before for before, after in itertools.pairwise(totals)]
+    half = len(tokens) // 2
+    assert sum(tokens[:half]) == sum(tokens[half:])
+    assert sorted(tokens[:half]) != sorted(tokens[half:])
 
 
 def test_shared_responses_are_scored_once() -> None:
