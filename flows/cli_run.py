@@ -136,7 +136,7 @@ def _run_flow(prepared: PreparedRun) -> RunSummary:
             state = pipeline(prepared.request, return_state=True)
         finally:
             CURRENT.reset(token)
-    if current.summary.status == "running":  # Prefect itself failed, before or between the stages
+    if current.summary.status == "running":  # Prefect itself failed before the first stage
         raise EnvironmentProblem(f"the flow run ended as {state.name}: {state.message}. Fix: rlhf doctor")
     return current.summary
 

@@ -193,8 +193,8 @@ class PipelineRun:
 
     def _tell(self, recorder: "Recorder", stage: StageSummary) -> None:
         figures = numbers(stage.metrics)
-        recorder.artifact(stage.name, paths.metrics_file(stage.name))
-        for extra in (paths.plots_file(stage.name), paths.stage_output(stage.name) / "samples.json"):
+        samples = paths.stage_output(stage.name) / "samples.json"
+        for extra in (paths.metrics_file(stage.name), paths.plots_file(stage.name), samples):
             if (self.root / extra).is_file():
                 recorder.artifact(stage.name, extra)
         if makes_model(stage.name):

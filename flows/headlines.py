@@ -7,12 +7,13 @@ from flows.summary import StageSummary
 
 # Per stage: (label, dotted key in its metrics file). What a file lacks is left out.
 HEADLINES: Mapping[str, tuple[tuple[str, str], ...]] = {
-    "validate": (("rows", "rows"), ("bad", "bad")),
+    "validate": (("rows", "rows_in"), ("bad", "rows_bad"), ("duplicates", "rows_duplicate")),
     "sft": (("held-out loss", "heldout_loss"), ("steps", "steps")),
-    "generate": (("responses", "responses"), ("finished", "finished_share")),
-    "label": (("pairs", "pairs"), ("votes", "votes")),
-    "preferences": (("train", "train"), ("held out", "heldout")),
+    "generate": (("responses", "num_responses"), ("finished", "finished_share")),
+    "label": (("pairs", "num_pairs"), ("votes", "num_votes"), ("agreement", "mean_agreement")),
+    "preferences": (("pairs to train", "pairs_train"), ("held out", "pairs_heldout")),
     "reward": (("pairwise accuracy", "pairwise_accuracy"), ("Spearman", "spearman"), ("ECE", "ece")),
+    "align": (("score", "score"), ("from", "score_sft"), ("KL to SFT", "kl_to_sft"), ("steps", "steps")),
     "evaluate": (("win rate", "verdict.win_rate"), ("KL to SFT", "verdict.kl_to_sft")),
 }
 FALLBACK_FIGURES = 3

@@ -128,7 +128,10 @@ def _in_order(current: PipelineRun) -> Iterator[StageSummary]:
         named = run_stage.with_options(
             name=stage.name, task_run_name=stage.name, tags={GPU_TAG} if wants_gpu else set()
         )
-        named(stage.name, return_state=True)
+        state = named(stage.name, return_state=True)
+        if (state.is_failed() or state.is_crashed()) and stage.status not in ("failed", "interrupted"):
+            state.result()  # raises what went wrong around the stage
+            raise RuntimeError(f"{stage.name}: {state.message}")
         yield stage
 
 

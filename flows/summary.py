@@ -57,7 +57,7 @@ class Verdict(BaseModel):
     p_value: float
     confidence: float
     kl_to_sft: float | None = None
-    better_than_sft: bool = Field(description="the interval's lower end is above one half")
+    better_than_sft: bool = Field(description="the whole interval is above one half, and the test agrees")
 
 
 class RunSummary(BaseModel):
@@ -110,11 +110,12 @@ def verdict_of(metrics: dict[str, Any]) -> Verdict | None:
     if not isinstance(found, dict):
         return None
     known = {name: found[name] for name in Verdict.model_fields if name in found}
-    low = known.get("win_rate_low")
     try:
-        return Verdict.model_validate(known | {"better_than_sft": low is not None and low > 0.5})
+        verdict = Verdict.model_validate(known | {"better_than_sft": False})
     except ValidationError:
         return None
+    shown = verdict.win_rate_low > 0.5 and verdict.p_value < 1.0 - verdict.confidence
+    return verdict.model_copy(update={"better_than_sft": shown})
 
 
 def write_live(root: Path, summary: RunSummary) -> None:

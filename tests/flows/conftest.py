@@ -1,6 +1,7 @@
 """Small projects with stages that only count, for tests of what runs around stages."""
 
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -62,7 +63,6 @@ def body(stage):
 end_with_ancestors(os.environ.get("RLHF_SUPERVISOR"))
 sys.exit(run_stage(sys.argv[1], body, load_params(Path("params.yaml")), Path.cwd()))
 '''
-MakeProject = Callable[[Path], Path]
 
 
 def plain_environment(**more: str) -> dict[str, str]:
@@ -97,7 +97,7 @@ def make_counting_project(folder: Path) -> Path:
 def set_steps(project: Path, steps: int) -> None:
     text = (project / "params.yaml").read_text()
     before, _, after = text.partition("max_steps: ")
-    (project / "params.yaml").write_text(f"{before}max_steps: {steps}{after[after.index('}'):]}")
+    (project / "params.yaml").write_text(f"{before}max_steps: {steps}{after[after.index('}') :]}")
 
 
 def processes_in(folder: Path) -> list[int]:
@@ -125,9 +125,15 @@ def wait_for(condition: Callable[[], object], timeout_s: float, what: str) -> fl
     return time.monotonic() - started
 
 
+@pytest.fixture(scope="session")
+def counting_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_counting_project(tmp_path_factory.mktemp("template") / "project")
+
+
 @pytest.fixture
-def counting_project(tmp_path: Path) -> Path:
-    return make_counting_project(tmp_path / "project")
+def counting_project(tmp_path: Path, counting_template: Path) -> Path:
+    """A counting project of the test's own, in a git and DVC repository."""
+    return Path(shutil.copytree(counting_template, tmp_path / "project", symlinks=True))
 
 
 @pytest.fixture(scope="session")

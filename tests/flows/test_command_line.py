@@ -1,0 +1,149 @@
+"""The `rlhf` command: speed, exit codes, one-line errors."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from flows.cli import COMMANDS, MODEL_COMMANDS
+from flows.cli_run import read_request
+from flows.runs import RunRequest
+from rlhf_core.errors import ConfigError
+from tests.flows.conftest import plain_environment
+
+HEAVY = ("torch", "prefect", "mlflow", "dvc", "transformers", "datasets", "great_expectations", "pandas")
+LOADED = f"""
+import sys
+from flows.cli import run_command
+code = run_command(sys.argv[1:])
+print([name for name in {HEAVY!r} if name in sys.modules], code, file=sys.stderr)
+"""
+
+
+def rlhf(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "flows.cli", *arguments],
+        cwd=folder,
+        env=plain_environment(),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("arguments", [["--help"], [], ["run", "--help"], ["models", "--help"], ["status"], ["schema"]])
+def test_nothing_heavy_is_imported_for_a_quick_answer(counting_project: Path, arguments: list[str]) -> None:
+    started = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-c", LOADED, *arguments],
+        cwd=counting_project,
+        env=plain_environment(),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stderr.strip().splitlines()[-1] == "[] 0"
+    assert done.stdout
+    assert time.monotonic() - started < 3  # alone on the machine it is a third of a second
+
+
+def test_help_says_what_every_command_does(counting_project: Path) -> None:
+    text = rlhf(counting_project, "--help").stdout
+    described = {line.strip("│ ").split("  ")[0]: line for line in text.splitlines() if line.startswith("│ ")}
+    for name in COMMANDS:
+        assert len(described[name].strip("│ ").split()) > 3, f"{name} has no line of its own"
+    models = rlhf(counting_project, "models", "--help").stdout
+    assert all(f"│ {name} " in models for name in MODEL_COMMANDS)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "part"),
+    [
+        (["run", "--bogus"], 2, "--bogus"),
+        (["fly"], 2, "fly"),
+        (["run", "--set", "nothing"], 2, "section.key=value"),
+        (["run", "--set", "sft.max_stepz=3"], 2, "max_steps"),
+        (["run", "--set", "sft.max_steps=none"], 2, "sft.max_steps"),
+        (["run", "--profile", "nope"], 2, "no such profile"),
+        (["run", "--profile", "../params"], 2, "--profile"),
+        (["run", "--name", "UP/../.."], 2, "--name"),
+        (["run", "--data", "votes"], 2, "kind=path"),
+        (["run", "--data", "wishes=x.jsonl"], 2, "unknown record kind"),
+        (["run", "--data", "votes=absent.jsonl"], 4, "no such file"),
+        (["resume"], 2, "nothing to go on with"),
+        (["report"], 7, "no report yet"),
+        (["deploy", "--cron", "0 3 * * *", "--profile", "nope"], 2, "no such profile"),
+    ],
+)
+def test_mistakes_cost_one_line_and_start_nothing(
+    counting_project: Path, arguments: list[str], code: int, part: str
+) -> None:
+    done = rlhf(counting_project, *arguments)
+    assert done.returncode == code, done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert part in done.stderr
+    assert "Fix: " in done.stderr
+    assert done.stdout == ""
+    assert not (counting_project / ".rlhf/servers.json").exists()
+    assert not (counting_project / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("line", "part"),
+    [
+        ("sft: {max_steps: 3, max_steps: 4}", "params.yaml:4: "),
+        ("sft: {max_stepz: 3}", "did you mean 'max_steps'?"),
+        ("sft:\n  learning_rate: 1e-5", "1.0e-5"),
+        ("sft: {max_steps: 0}", "sft.max_steps"),
+    ],
+)
+def test_bad_parameters_are_refused_before_anything_starts(counting_project: Path, line: str, part: str) -> None:
+    path = counting_project / "params.yaml"
+    text = path.read_text().replace(
+        "sft: {max_steps: 3}", line.replace("{learning_rate: 1e-5}", "\n  learning_rate: 1e-5")
+    )
+    path.write_text(text)
+    done = rlhf(counting_project, "run")
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert part in done.stderr
+    assert not (counting_project / ".rlhf/servers.json").exists()
+
+
+def test_missing_data_is_refused_before_anything_starts(counting_project: Path) -> None:
+    (counting_project / "data/demonstrations.jsonl").unlink()
+    done = rlhf(counting_project, "run")
+    assert (done.returncode, done.stdout) == (4, "")
+    assert "dvc pull data.dvc" in done.stderr
+    (counting_project / "data/demonstrations.jsonl").write_text("")
+    assert rlhf(counting_project, "run").returncode == 4
+
+
+def test_outside_a_project_the_cure_is_named(tmp_path: Path) -> None:
+    done = rlhf(tmp_path, "status")
+    assert done.returncode == 2
+    assert "cd into the project" in done.stderr
+
+
+def test_schema_is_json_schema(counting_project: Path) -> None:
+    schema = json.loads(rlhf(counting_project, "schema").stdout)
+    assert schema["additionalProperties"] is False
+    assert "validate" in schema["properties"]
+
+
+def test_options_become_the_form_of_the_ui() -> None:
+    request = read_request("tiny", ("sft.max_steps=3",), ("votes=a=b.jsonl",), "mine", 5)
+    assert request == RunRequest(
+        profile="tiny",
+        overrides=("sft.max_steps=3",),
+        data={"votes": "a=b.jsonl"},
+        name="mine",
+        stage_timeout_minutes=5,
+    )
+    assert not request.in_place
+    assert read_request(None, (), (), None, 5).in_place
+    with pytest.raises(ConfigError, match="--timeout 0"):
+        read_request(None, (), (), None, 0)
