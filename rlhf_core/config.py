@@ -31,9 +31,6 @@ class ComputeConfig(Section):
 
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto takes the GPU where there is one")
     threads: PositiveInt = Field(2, description="CPU threads of a stage; another number gives other last bits")
-    dtype: Literal["float32", "bfloat16"] = Field(
-        "float32", description="number format of the forward pass; weights of the optimiser stay float32"
-    )
 
 
 class ModelConfig(Section):

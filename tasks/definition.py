@@ -60,7 +60,7 @@ def _path(out: Any) -> str:
 
 def input_digests(root: Path, definition: StageDefinition) -> dict[str, str]:
     """SHA-256 of every input file of a stage by its path; byte-compiled Python is no input."""
-    digests = {}
+    digests: dict[str, str] = {}
     for dep in definition.deps:
         path = root / dep
         if path.is_dir():

@@ -62,12 +62,12 @@ def parse_yaml(text: str, source: str) -> CommentedMap:
     try:
         document = YAML(typ="rt").load(io.StringIO(text))
     except DuplicateKeyError as error:
-        line = (error.problem_mark or error.context_mark).line + 1
+        number = (error.problem_mark or error.context_mark).line + 1
         problem = str(error.problem).split(" with value")[0]
-        raise ConfigError(f"{source}:{line}: {problem}. Fix: keep one of the two") from None
+        raise ConfigError(f"{source}:{number}: {problem}. Fix: keep one of the two") from None
     except MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise ConfigError(f"{source}:{line}: not YAML: {error.problem}. Fix: check indentation and colons") from None
+        number = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise ConfigError(f"{source}:{number}: not YAML: {error.problem}. Fix: check indentation and colons") from None
     if document is None:
         return CommentedMap()
     if not isinstance(document, CommentedMap):

@@ -91,7 +91,7 @@ def run(stage: Stage) -> dict[str, Any]:
         verdicts[kind] = judge(stage, kind, file)
         stage.log(step, len(named), {"validate/rows": verdicts[kind].rows, "validate/bad": verdicts[kind].bad}, 0)
     _write_quarantine(stage.out / "quarantine.jsonl", verdicts)
-    pages = {kind: verdict.page for kind, verdict in verdicts.items() if verdict.page}
+    pages: dict[str, str] = {kind: verdict.page for kind, verdict in verdicts.items() if verdict.page}
     write_data_docs(stage.out / "data_docs", pages)
     refused = stage.root / REFUSED
     shutil.rmtree(refused, ignore_errors=True)
