@@ -18,6 +18,7 @@ from pydantic import (
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 OpenShare = Annotated[float, Field(ge=0.0, lt=1.0)]
+Correlation = Annotated[float, Field(ge=-1.0, le=1.0)]
 
 
 class Section(BaseModel):
@@ -172,6 +173,9 @@ class RewardConfig(Section):
     centering: NonNegativeFloat = Field(0.001, description="weight of the squared score, which keeps scores near zero")
     save_every: PositiveInt = Field(40, description="steps between checkpoints")
     min_pairwise_accuracy: Share = Field(0.5, description="gate: the stage fails with exit code 3 below this")
+    min_spearman: Correlation | None = Field(None, description="gate on the rank correlation with graded responses")
+    min_kendall: Correlation | None = Field(None, description="gate on Kendall's tau-b with graded responses")
+    max_ece: Share | None = Field(None, description="gate on the expected calibration error")
 
 
 class DPOConfig(Section):
@@ -253,7 +257,7 @@ class GatesConfig(Section):
     )
     max_kl_to_sft: PositiveFloat = Field(10.0, description="policy: nats a response")
     min_pairwise_accuracy: Share = Field(0.5, description="reward model: held-out pairwise accuracy")
-    min_spearman: Annotated[float, Field(ge=-1.0, le=1.0)] | None = Field(
+    min_spearman: Correlation | None = Field(
         None, description="reward model: rank correlation with graded responses; null where there are none"
     )
 

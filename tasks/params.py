@@ -98,6 +98,8 @@ def resolve_params(base: Path, profile: Path | None, overrides: Sequence[str]) -
     document = read_yaml(base)
     if profile is not None:
         overlay = read_yaml(profile)
+        if "data" in overlay:  # files of two data sets do not mix
+            document["data"] = CommentedMap()
         _merge(document, overlay)
         check_params(overlay, str(profile))
         check_params(document, str(profile))
@@ -119,7 +121,7 @@ def resolve_params(base: Path, profile: Path | None, overrides: Sequence[str]) -
 
 def _merge(target: CommentedMap, patch: Mapping[str, Any]) -> None:
     for key, value in patch.items():
-        if isinstance(value, Mapping) and isinstance(target.get(key), CommentedMap) and key != "data":
+        if isinstance(value, Mapping) and isinstance(target.get(key), CommentedMap):
             _merge(target[key], value)
         else:
             target[key] = value

@@ -10,6 +10,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from rlhf_core.config import RewardConfig
 from rlhf_core.data.pairs import PreferenceGroup, encode_pairs, group_pairs
 from rlhf_core.data.records import prompt_id
 from rlhf_core.errors import DataError, GateRefused
@@ -38,7 +39,7 @@ def run(stage: Stage) -> dict[str, Any]:
 
     Raises:
         DataError: there is no training pair.
-        GateRefused: held-out pairwise accuracy is undefined or below `reward.min_pairwise_accuracy`.
+        GateRefused: a held-out figure is undefined or on the wrong side of its gate in the section `reward`.
     """
     tokenizer = load_tokenizer(stage.root / paths.SFT / "model")
     groups = _training_groups(stage, tokenizer)
@@ -60,7 +61,7 @@ def run(stage: Stage) -> dict[str, Any]:
         prompt_ids=[row["prompt_id"] for row in heldout],
         margin_scale=float(model.scale),
     )
-    _gate(card, stage.params.reward.min_pairwise_accuracy)
+    _gate(card, stage.params.reward)
     write_table(stage.out / "heldout_scores.parquet", _pair_rows(heldout, chosen, rejected), SCHEMAS["heldout_scores"])
     write_table(stage.out / "graded_scores.parquet", _graded_rows(graded, scores), SCHEMAS["graded_scores"])
     write_json(stage.out / "calibration.json", _calibration(card, chosen, rejected, float(model.scale)))
@@ -118,19 +119,30 @@ class _Scorer:
         self._known |= dict(zip(new, scores, strict=True))
 
 
-def _gate(card: Mapping[str, Any], minimum: float) -> None:
-    accuracy = card["pairwise_accuracy"]
-    if accuracy is None:
+def _gate(card: Mapping[str, Any], cfg: RewardConfig) -> None:
+    """Refuse a model whose figures do not pass; an undefined figure never passes a gate that is set."""
+    if card["pairwise_accuracy"] is None:
         raise GateRefused(
             f"reward: pairwise_accuracy is undefined ({card['undefined']['pairwise_accuracy']}). "
             "Fix: hold prompts out (data.heldout_prompts or data.heldout_share) that have labelled pairs"
         )
-    if accuracy < minimum:
-        raise GateRefused(
-            f"reward: pairwise_accuracy {accuracy:.3f} on {card['num_pairs']} held-out pairs is below "
-            f"reward.min_pairwise_accuracy {minimum}. Fix: more or cleaner preference pairs, a longer or gentler "
-            "training, another reward.head; or lower the gate if this accuracy is good enough"
-        )
+    gates = (
+        ("pairwise_accuracy", "below reward.min_pairwise_accuracy", cfg.min_pairwise_accuracy, 1),
+        ("spearman", "below reward.min_spearman", cfg.min_spearman, 1),
+        ("kendall", "below reward.min_kendall", cfg.min_kendall, 1),
+        ("ece", "above reward.max_ece", cfg.max_ece, -1),
+    )
+    for figure, relation, bound, sign in gates:
+        if bound is None:
+            continue
+        value = card[figure]
+        if value is None or sign * value < sign * bound:
+            shown = f"undefined ({card['undefined'][figure]})" if value is None else f"{value:.3f}"
+            raise GateRefused(
+                f"reward: {figure} {shown} on {card['num_pairs']} held-out pairs and {card['num_graded']} graded "
+                f"responses is {relation} {bound}. Fix: more or cleaner preference pairs, a longer or gentler "
+                "training, another reward.head; or move the gate if this is good enough"
+            )
 
 
 def _pair_rows(rows: Sequence[Row], chosen: Sequence[float], rejected: Sequence[float]) -> Iterator[dict[str, Any]]:

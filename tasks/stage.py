@@ -29,6 +29,7 @@ from rlhf_core.state.atomic import (
     publish_folder,
     sweep_temporary,
     temporary_folder,
+    tree_digest,
     write_text,
 )
 from rlhf_core.state.faults import faultpoint
@@ -139,6 +140,9 @@ class Stage:
                 "parameters": digest_of(self._own_parameters()),
                 "environment": digest_of(environment(str(self.device), self.params.compute.threads)),
             }
+            if self.params.model.source == "folder" and "model" in self.definition.params:
+                folder = self.root / str(self.params.model.path)
+                self._identity["pretrained"] = digest_of(tree_digest(folder))
         return self._identity
 
     def _own_parameters(self) -> dict[str, Any]:

@@ -84,3 +84,10 @@ def test_an_override_is_checked_and_named(tmp_path: Path) -> None:
     (tmp_path / "params.yaml").write_text("seed: 1\n")
     with pytest.raises(ConfigError, match=r"--set sft\.max_steps=-1.*greater than 0"):
         resolve_params(tmp_path / "params.yaml", None, ["sft.max_steps=-1"])
+
+
+def test_overriding_one_data_file_keeps_the_others(tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").write_text("data:\n  demonstrations: data/a.jsonl\n  prompts: data/b.jsonl\n")
+    text = resolve_params(tmp_path / "params.yaml", None, ["data.prompts=data/c.jsonl", "data.heldout_share=0.25"])
+    data = check_params(parse_yaml(text, "p"), "p").data
+    assert (data.demonstrations, data.prompts, data.heldout_share) == ("data/a.jsonl", "data/c.jsonl", 0.25)
