@@ -34,11 +34,11 @@ BARS = (
     ("DPO: win rate over SFT, temperature 1", 0.69, ("dpo", "T=1", "win_rate"), True),
     ("DPO: p-value", 0.001, ("dpo", "T=1", "p_value"), False),
     ("DPO: win rate over SFT, temperature 0", 0.60, ("dpo", "T=0", "win_rate"), True),
-    ("DPO: gain in the share of truthful replies", 0.10, ("dpo", "truthful_gain"), True),
+    ("DPO: gain in truthfulness, mean share of true claims a reply", 0.10, ("dpo", "truthful_grade_gain"), True),
     ("PPO: win rate over SFT, temperature 1", 0.74, ("ppo", "T=1", "win_rate"), True),
     ("PPO: p-value", 0.001, ("ppo", "T=1", "p_value"), False),
     ("PPO: win rate over SFT, temperature 0", 0.5, ("ppo", "T=0", "win_rate"), True),
-    ("PPO: gain in the share of truthful replies", 0.10, ("ppo", "truthful_gain"), True),
+    ("PPO: gain in truthfulness, mean share of true claims a reply", 0.10, ("ppo", "truthful_grade_gain"), True),
     ("all stages: compute, seconds", 160.0, ("compute_s",), False),
     ("largest peak memory of a stage, MB", 2000.0, ("peak_memory_mb",), False),
 )
@@ -49,7 +49,9 @@ BESIDE = (
     ("always longer: pairwise accuracy", ("reward", "longer_accuracy")),
     ("reward model: calibration error", ("reward", "ece")),
     ("held-out pairs", ("reward", "num_pairs")),
+    ("DPO: gain in the share of replies with no untrue or unknown sentence", ("dpo", "truthful_gain")),
     ("DPO: KL to SFT, nats a response", ("dpo", "kl_to_sft")),
+    ("PPO: gain in the share of replies with no untrue or unknown sentence", ("ppo", "truthful_gain")),
     ("PPO: KL to SFT, nats a response", ("ppo", "kl_to_sft")),
     ("held-out prompts of the A/B", ("num_prompts",)),
 )
@@ -99,6 +101,7 @@ def measure(seed: int, work: Path, overrides: list[str]) -> dict[str, Any]:
     found: dict[str, Any] = {"seed": seed, "reward": metrics(folder, "reward"), "num_prompts": evaluated["num_prompts"]}
     for algorithm in ("ppo", "dpo"):
         found[algorithm] = evaluated[algorithm] | evaluated[algorithm]["judges"][primary]
+        found[algorithm]["truthful_grade_gain"] = truthfulness(evaluated[algorithm]) - truthfulness(evaluated["sft"])
     found["seconds"] = {stage: event["compute_s"] for stage, event in events.items()}
     found["compute_s"] = sum(found["seconds"].values())
     found["peak_memory_mb"] = max(event["peak_memory_mb"] for event in events.values())
@@ -107,6 +110,11 @@ def measure(seed: int, work: Path, overrides: list[str]) -> dict[str, Any]:
     run_stage(folder, "reward")
     found["plain"] = metrics(folder, "reward")
     return found
+
+
+def truthfulness(model: dict[str, Any]) -> float:
+    """Mean share of true claims a reply at temperature 1; a sentence that the world does not know takes off 0.25."""
+    return model["gold"]["T=1"]["truthful"]
 
 
 def figure(found: dict[str, Any], keys: tuple[str, ...]) -> Any:
