@@ -4,9 +4,10 @@ import fcntl
 import json
 import os
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -17,6 +18,7 @@ from tasks.watchdog import process_start
 
 LOCK_FILE = paths.LOCKS / "run.lock"
 OWNER_FILE = paths.LOCKS / "run.json"
+DVC_LOCKS = Path(".dvc/tmp/rwlock")
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -72,6 +74,37 @@ def _noted_owner(root: Path) -> Owner | None:
         return None
 
 
+def forget_dead_dvc(root: Path) -> None:
+    """Drop what killed dvc commands left in DVC's own note of who works on which file.
+
+    DVC believes such an entry for as long as any process has its pid: one that was killed and is not yet waited for,
+    or a stranger who was given the pid later. A run that was killed could then not be gone on with.
+    """
+    path = root / DVC_LOCKS
+    try:
+        noted = json.loads(path.read_text())
+        read = {
+            file: kept for file, owners in noted["read"].items() if (kept := [one for one in owners if _dvc_runs(one)])
+        }
+        write = {file: owner for file, owner in noted["write"].items() if _dvc_runs(owner)}
+    except FileNotFoundError:
+        return
+    except (ValueError, KeyError, AttributeError, TypeError):  # cut off by a kill: whoever wrote it is gone
+        path.unlink(missing_ok=True)
+        return
+    if {"read": read, "write": write} != noted:
+        write_json(path, {"read": read, "write": write})
+
+
+def _dvc_runs(owner: Mapping[str, Any]) -> bool:
+    pid = int(owner["pid"])
+    try:
+        command = Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return False
+    return process_start(pid) is not None and b"dvc" in command
+
+
 class RunLock:
     """Holds a checkout for one run; a context manager.
 
@@ -100,6 +133,7 @@ class RunLock:
                 "or give this run a worktree of its own with --name"
             ) from None
         self._descriptor = descriptor
+        forget_dead_dvc(self._root)
         pid = os.getpid()
         owner = Owner(
             pid=pid, process_start=process_start(pid) or "", boot=boot_id(), started=time.time(), run=self._run

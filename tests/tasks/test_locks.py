@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from rlhf_core.errors import EnvironmentProblem
-from tasks.locks import OWNER_FILE, RunLock, read_owner
+from tasks.locks import DVC_LOCKS, OWNER_FILE, RunLock, read_owner
 
 HOLDER = """
 import sys, time
@@ -72,3 +72,27 @@ def test_the_lock_is_free_after_an_error(tmp_path: Path) -> None:
         _ = 1 / 0
     with RunLock(tmp_path, "again"):
         pass
+
+
+def test_what_killed_dvc_commands_left_is_forgotten(tmp_path: Path) -> None:
+    path = tmp_path / DVC_LOCKS
+    path.parent.mkdir(parents=True)
+    dvc = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)", "dvc"])
+    zombie = subprocess.Popen([sys.executable, "-c", "pass", "dvc"])
+    os.waitid(os.P_PID, zombie.pid, os.WEXITED | os.WNOWAIT)
+    try:
+        alive, dead = {"pid": dvc.pid, "cmd": "dvc repro"}, {"pid": zombie.pid, "cmd": "dvc repro"}
+        stranger = {"pid": 1, "cmd": "dvc repro"}
+        noted = {"read": {"a": [alive, dead], "b": [dead]}, "write": {"c": alive, "d": dead, "e": stranger}}
+        path.write_text(json.dumps(noted))
+        with RunLock(tmp_path, "mine"):
+            pass
+        assert json.loads(path.read_text()) == {"read": {"a": [alive]}, "write": {"c": alive}}
+        path.write_text('{"read": {')
+        with RunLock(tmp_path, "mine"):
+            pass
+        assert not path.exists()
+    finally:
+        dvc.kill()
+        dvc.wait()
+        zombie.wait()

@@ -1,0 +1,107 @@
+"""The pipeline on a schedule: a run that Prefect makes by itself is seen to happen."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from flows.servers import known_servers
+from flows.settings import prefect_settings
+from tests.flows.conftest import plain_environment, set_steps, wait_for
+
+pytestmark = pytest.mark.integration
+
+ASK = """
+import json, sys
+from uuid import UUID
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterId
+from prefect.client.schemas.sorting import FlowRunSort
+with get_client(sync_client=True) as client:
+    key = UUID(sys.argv[1])
+    deployment = client.read_deployment(key)
+    runs = client.read_flow_runs(
+        deployment_filter=DeploymentFilter(id=DeploymentFilterId(any_=[key])), sort=FlowRunSort.EXPECTED_START_TIME_ASC
+    )
+    print(json.dumps({
+        "schema": deployment.parameter_openapi_schema, "description": deployment.description,
+        "active": [one.active for one in deployment.schedules], "enforced": deployment.enforce_parameter_schema,
+        "runs": [[run.name, run.state.type.value, run.auto_scheduled, run.state.message] for run in runs],
+    }))
+"""
+START_WRONG = """
+import sys
+from uuid import UUID
+from prefect.client.orchestration import get_client
+from prefect.exceptions import PrefectHTTPStatusError
+with get_client(sync_client=True) as client:
+    try:
+        client.create_flow_run_from_deployment(UUID(sys.argv[1]), parameters={"run": {"overrides": ["rubbish"]}})
+    except PrefectHTTPStatusError as error:
+        print(error.response.status_code)
+"""
+
+
+def rlhf(project: Path, *arguments: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-m", "flows.cli", *arguments],
+        cwd=project,
+        env=plain_environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def on_server(project: Path, code: str, key: str) -> str:
+    settings = prefect_settings(project, known_servers(project)["prefect"].port)
+    environment = plain_environment(**settings)
+    done = subprocess.run(
+        [sys.executable, "-c", code, key], env=environment, capture_output=True, text=True, check=True
+    )
+    return done.stdout
+
+
+def test_a_scheduled_run_happens_in_a_worktree_of_its_own(served_project: Path) -> None:
+    set_steps(served_project, 3)
+    before = (served_project / "params.yaml").read_bytes()
+    deploy = ("deploy", "--name", "nightly", "--interval", "5", "--set", "sft.max_steps=2", "--json")
+    try:
+        key = json.loads(rlhf(served_project, *deploy))["id"]
+
+        def finished() -> list:
+            runs = json.loads(on_server(served_project, ASK, key))["runs"]
+            failed = [run for run in runs if run[1] in ("FAILED", "CRASHED")]
+            assert not failed, failed
+            return [run for run in runs if run[1] == "COMPLETED"]
+
+        wait_for(finished, 120, "a scheduled run completes")
+    finally:
+        paused = json.loads(rlhf(served_project, *deploy, "--paused"))
+    name, _, by_schedule, _ = finished()[0]
+    assert by_schedule is True
+    worktree = served_project / "runs" / name
+    assert (worktree / "artifacts/first/result.txt").read_text() == "first counted to 2"
+    assert json.loads((worktree / "reports/summary.json").read_text())["status"] == "done"
+    assert (served_project / "params.yaml").read_bytes() == before
+
+    assert paused["id"] == key
+    seen = json.loads(on_server(served_project, ASK, key))
+    assert seen["active"] == [False]
+    assert seen["enforced"] is True
+    assert "git worktree" in seen["description"]
+    form = seen["schema"]["definitions"]["RunRequest"]["properties"]
+    assert {"profile", "overrides", "data"} <= set(form)
+    assert all(field["description"] for field in form.values())
+    assert on_server(served_project, START_WRONG, key).strip() == "409"
+
+
+def test_the_worker_is_our_own_process(served_project: Path) -> None:
+    servers = known_servers(served_project)
+    assert set(servers) == {"prefect", "worker"}
+    assert Path(os.readlink(f"/proc/{servers['worker'].pid}/cwd")) == served_project
