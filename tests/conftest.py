@@ -1,6 +1,9 @@
 """A whole small project in a folder of its own, for tests that run real stages."""
 
 import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: two threads on tiny tensors only fight
+
 import shutil
 import subprocess
 import sys
