@@ -17,7 +17,9 @@ import pytest
 import torch
 from ruamel.yaml import YAML
 
+from rlhf_core.config import RewardConfig
 from rlhf_core.data.batches import collate
+from rlhf_core.errors import GateRefused
 from rlhf_core.evaluation.response_set import ResponseSet, sample_response_set
 from rlhf_core.models.policy import load_policy
 from rlhf_core.models.reward import RewardModel
@@ -137,6 +139,36 @@ def test_a_reward_model_below_the_gate_is_not_published(project: Path, capsys: p
     assert "Fix:" in said
     assert not (project / "artifacts/reward").exists()
     assert not (project / "reports/metrics/reward.json").exists()
+
+
+CARD = {
+    "pairwise_accuracy": 0.8, "spearman": 0.7, "kendall": 0.5, "ece": 0.05, "num_pairs": 9, "num_graded": 9,
+    "undefined": {},
+}  # fmt: skip
+GATES = {"min_pairwise_accuracy": 0.8, "min_spearman": 0.7, "min_kendall": 0.5, "max_ece": 0.05}
+
+
+def test_figures_on_the_gates_pass() -> None:
+    reward._gate(CARD, RewardConfig(**GATES))
+
+
+@pytest.mark.parametrize(
+    ("figure", "value", "said"),
+    [
+        ("pairwise_accuracy", 0.79, "pairwise_accuracy 0.790 .* below reward.min_pairwise_accuracy 0.8"),
+        ("spearman", 0.69, "spearman 0.690 .* below reward.min_spearman 0.7"),
+        ("kendall", 0.49, "kendall 0.490 .* below reward.min_kendall 0.5"),
+        ("ece", 0.06, "ece 0.060 .* above reward.max_ece 0.05"),
+        ("spearman", None, r"spearman undefined \(why\)"),
+    ],
+)
+def test_each_figure_on_the_wrong_side_of_its_gate_is_refused(figure: str, value: float | None, said: str) -> None:
+    card = CARD | {figure: value, "undefined": {figure: "why"} if value is None else {}}
+    with pytest.raises(GateRefused, match=said):
+        reward._gate(card, RewardConfig(**GATES))
+    unset = GATES | {key: None for key in GATES if figure in key and figure != "pairwise_accuracy"}
+    if figure != "pairwise_accuracy":
+        reward._gate(card, RewardConfig(**unset))
 
 
 def test_an_undefined_accuracy_never_passes(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
