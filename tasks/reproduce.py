@@ -9,7 +9,7 @@ from typing import Any
 from rlhf_core.errors import EnvironmentProblem, RlhfError
 from rlhf_core.state.atomic import write_text
 from tasks import paths
-from tasks.manifest import DATA_FILE, LOCK, SCHEMA, bars_promotion, environment, output_digests
+from tasks.manifest import DATA_FILE, LOCK, SCHEMA, bars_promotion, environment, output_digests, upstream
 from tasks.runner import Stop, run_stage_process
 from tasks.versioning import add_worktree, remove_run_worktree, restore_data
 
@@ -84,7 +84,9 @@ def reproduce(
     home = paths.home(root)
     name = f"rebuild-{reference.replace('/', '-').replace('@', '-')}-{secrets.token_hex(3)}"
     worktree = _prepare(home, name, manifest)
-    expected: Mapping[str, Mapping[str, str]] = manifest["outputs"]
+    # JSON keeps no order of keys that could be relied on; the lock knows which stage reads from which
+    order = upstream(manifest["dvc_lock"], manifest["stage"])
+    expected: Mapping[str, Mapping[str, str]] = {stage: manifest["outputs"][stage] for stage in order}
     done: list[str] = []
     for stage, files in expected.items():
         result = run_stage_process(worktree, stage, stop=stop or Stop(), on_line=on_line, options=("--no-run-cache",))
