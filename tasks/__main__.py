@@ -1,15 +1,13 @@
-"""`python -m tasks <stage>`: run one stage in the current folder. DVC calls this; see `dvc.yaml`."""
+"""`python3 -m tasks <stage>`: run one stage in the current folder. DVC calls this; see `dvc.yaml`.
 
-import importlib
+DVC starts a command by the name on PATH, which is another Python where `.venv/bin/dvc` was called without
+activating the environment. A Python that lacks the project's libraries hands over to the environment's own.
+"""
+
 import os
 import sys
+from importlib.util import find_spec
 from pathlib import Path
-
-from rlhf_core.errors import RlhfError
-from tasks import paths
-from tasks.params import load_params
-from tasks.stage import run_stage
-from tasks.watchdog import end_with_ancestors
 
 STAGES = ("validate", "sft", "generate", "label", "preferences", "reward", "align", "evaluate", "report")
 
@@ -18,17 +16,40 @@ def main(arguments: list[str]) -> int:
     """Run the stage named by the only argument and return its exit code."""
     stage = arguments[0].partition("@")[0] if len(arguments) == 1 else ""
     if stage not in STAGES:
-        print(
-            f"usage: python -m tasks <stage>, where stage is one of {', '.join(STAGES)} (align@<algorithm>)",
-            file=sys.stderr,
-        )
+        stages = ", ".join(STAGES)
+        print(f"usage: python3 -m tasks <stage>, where stage is one of {stages} (align@<algorithm>)", file=sys.stderr)
         return 2
+    if find_spec("torch") is None:
+        return _hand_over(arguments)
+    return _run(arguments[0], stage)
+
+
+def _hand_over(arguments: list[str]) -> int:
+    """Become the nearest `.venv/bin/python` at or above the current folder; a run's worktree lies below its home."""
+    here = Path.cwd()
+    for folder in (here, *here.parents):
+        interpreter = folder / ".venv/bin/python"
+        if interpreter.is_file() and Path(sys.prefix) != folder / ".venv":
+            os.execv(interpreter, [str(interpreter), "-m", "tasks", *arguments])  # noqa: S606 - a path of our own
+    print(f"{sys.executable}: torch is not installed here. Fix: make env, or activate the environment", file=sys.stderr)
+    return 7
+
+
+def _run(name: str, module: str) -> int:
+    import importlib
+
+    from rlhf_core.errors import RlhfError
+    from tasks import paths
+    from tasks.params import load_params
+    from tasks.stage import run_stage
+    from tasks.watchdog import end_with_ancestors
+
     end_with_ancestors(os.environ.get("RLHF_SUPERVISOR"))
     root = Path.cwd()
     try:
         params = load_params(root / paths.PARAMS)
-        body = importlib.import_module(f"tasks.{stage}").run
-        return run_stage(arguments[0], body, params, root)
+        body = importlib.import_module(f"tasks.{module}").run
+        return run_stage(name, body, params, root)
     except RlhfError as error:
         print(error, file=sys.stderr)
         return error.exit_code

@@ -197,3 +197,22 @@ def test_input_digests_see_every_file_and_no_bytecode(project: Path) -> None:
     assert list(before) == ["input.txt"]
     (project / "input.txt").write_text("other")
     assert input_digests(project, definition) != before
+
+
+def test_a_python_without_the_libraries_hands_over_to_the_environment(tmp_path: Path) -> None:
+    """`.venv/bin/dvc repro` without activation starts whatever `python3` is on PATH."""
+    root = Path(__file__).parents[2]
+    worktree = tmp_path / "home/runs/one"
+    worktree.mkdir(parents=True)
+    (worktree / "tasks").symlink_to(root / "tasks")
+    chosen = tmp_path / "home/.venv/bin/python"
+    chosen.parent.mkdir(parents=True)
+    chosen.write_text('#!/bin/sh\necho "handed over: $@"\n')
+    chosen.chmod(0o755)
+    bare = [sys.executable, "-I", "-S", "-c", "import runpy, sys; sys.path.insert(0, '.'); runpy.run_module('tasks', run_name='__main__', alter_sys=True)", "sft"]  # fmt: skip  # noqa: E501
+    done = subprocess.run(bare, cwd=worktree, capture_output=True, text=True, timeout=60, check=False)
+    assert done.stdout == "handed over: -m tasks sft\n", done.stderr
+    chosen.unlink()
+    alone = subprocess.run(bare, cwd=worktree, capture_output=True, text=True, timeout=60, check=False)
+    assert alone.returncode == 7
+    assert "torch is not installed here" in alone.stderr
