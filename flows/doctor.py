@@ -82,7 +82,7 @@ def examine_package(package: str) -> Finding:
         return Finding(level="fail", what=package, found="not installed", cure=CURE_INSTALL)
     if package in TOO_NEW:
         limit, harm = TOO_NEW[package]
-        if Version(found) >= Version(limit):
+        if Version(found).release >= Version(limit).release:  # its pre-releases too
             cure = f"pip install '{package}<{limit}'"
             return Finding(level="fail", what=package, found=f"{found}: {harm} with {limit} and newer", cure=cure)
     return Finding(level="ok", what=package, found=found)

@@ -14,7 +14,9 @@ from flows import servers
 from flows.prefect_server import OwnPageOnly
 from flows.servers import LOOPBACK, Server, ensure_prefect, free_port, known_servers, stop_servers
 from tasks.locks import boot_id
+from tasks.runner import group_members
 from tasks.watchdog import process_start
+from tests.flows.conftest import plain_environment
 
 
 def ask(url: str, *, method: str = "GET", body: object = None, headers: dict[str, str] | None = None):
@@ -72,6 +74,33 @@ def test_settings_of_the_running_server_are_safe(served_project: Path) -> None:
 def test_a_running_server_is_used_again(served_project: Path) -> None:
     before = known_servers(served_project)["prefect"]
     assert ensure_prefect(served_project) == before
+
+
+@pytest.mark.integration
+def test_mlflow_and_all_servers_go_up_and_down(counting_project: Path) -> None:
+    def rlhf(*arguments: str) -> str:
+        command = [sys.executable, "-m", "flows.cli", *arguments]
+        done = subprocess.run(
+            command, cwd=counting_project, env=plain_environment(), capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    try:
+        up = {server["name"]: server for server in json.loads(rlhf("up", "--json"))}
+        assert set(up) == {"prefect", "worker", "mlflow"}
+        url = up["mlflow"]["url"]
+        make, page = f"{url}/api/2.0/mlflow/experiments/create", {"Content-Type": "application/json"}
+        assert ask(make, method="POST", body={"name": "own"}, headers=page | {"Origin": url})[0] == 200
+        for strange in ({"Origin": "http://evil.example"}, {"Host": "evil.example"}):
+            assert ask(make, method="POST", body={"name": "forged"}, headers=page | strange)[0] == 403
+        assert json.loads(rlhf("ui", "--json")) == {"prefect": up["prefect"]["url"], "mlflow": url}
+        again = {server["name"]: server["pid"] for server in json.loads(rlhf("up", "--json"))}
+        assert again == {name: server["pid"] for name, server in up.items()}
+    finally:
+        ended = json.loads(rlhf("down", "--json"))
+    assert set(ended) == {"prefect", "worker", "mlflow"}
+    assert not any(group_members(server["pid"]) for server in up.values())
 
 
 def test_a_taken_port_is_stepped_around() -> None:
