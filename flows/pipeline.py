@@ -53,9 +53,10 @@ def pipeline(run: RunRequest = RunRequest()) -> State:  # noqa: B008 - it is fro
     if current is not None:
         return _run_stages(current)
     try:
+        # a request with a name is never in place, so a scheduled run always has a worktree
         own_name = run.name and f"{run.name}-{time.strftime('%Y%m%d-%H%M%S')}"  # a schedule runs more than once
         request = run.model_copy(update={"name": own_name or flow_run.name})
-        prepared = prepare_run(find_root(Path.cwd()), request, own_worktree=True)
+        prepared = prepare_run(find_root(Path.cwd()), request)
         with RunLock(prepared.root, prepared.name):
             from tasks.versioning import changed_stages
 

@@ -78,13 +78,12 @@ def find_root(start: Path) -> Path:
     raise ConfigError(f"{start}: no {DVC_FILE} and {paths.PARAMS} here or above. Fix: cd into the project's folder")
 
 
-def prepare_run(root: Path, request: RunRequest, *, own_worktree: bool = False) -> PreparedRun:
+def prepare_run(root: Path, request: RunRequest) -> PreparedRun:
     """Check a request and make its worktree where it needs one.
 
     Args:
         root: checkout that the user stands in.
         request: what to run.
-        own_worktree: make a worktree even for an empty request, as a schedule does.
 
     Raises:
         ConfigError: parameters, profile, override or name are wrong, or `dvc.yaml` is.
@@ -92,12 +91,12 @@ def prepare_run(root: Path, request: RunRequest, *, own_worktree: bool = False) 
         EnvironmentProblem: the disk is nearly full, or the worktree cannot be made.
     """
     stamp = time.strftime("%Y%m%d-%H%M%S")
-    if request.in_place and not own_worktree:
+    if request.in_place:
         params = load_params(root / paths.PARAMS)
         name = root.name if root != paths.home(root) else f"run-{stamp}"
     else:
         home = paths.home(root)
-        name = request.name or f"{request.profile or ('scheduled' if own_worktree else 'run')}-{stamp}"
+        name = request.name or f"{request.profile or 'run'}-{stamp}"
         root = _make_worktree(home, name, request)
         params = load_params(root / paths.PARAMS)
     check_data(root, params)

@@ -19,6 +19,7 @@ from tests.flows.conftest import plain_environment
         ("sqlalchemy", "2.0.58", "ok"),
         ("sqlalchemy", "2.1.0", "fail"),
         ("sqlalchemy", "2.1.0b2", "fail"),
+        ("sqlalchemy", "2.1b1", "fail"),
         ("torch", "9.9", "ok"),
     ],
 )

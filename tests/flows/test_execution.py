@@ -191,6 +191,18 @@ def test_what_a_killed_run_left_unrecorded_is_recorded_by_the_next(
     assert resumed.summary.stage("sft").outputs_hash == "hash-sft"
 
 
+def test_a_stage_without_a_model_is_recorded_later_too(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_stage(monkeypatch, {})
+    go(project, set(NAMES))
+    note = json.loads((project / LIVE_FILE).read_text())
+    note["stages"][-1]["recorded"] = False
+    (project / LIVE_FILE).write_text(json.dumps(note))
+    again = go(project, set()).summary
+    assert [entry[1] for entry in FakeRecorder.last.of("finish")] == ["evaluate"]
+    assert FakeRecorder.last.of("candidate") == [("candidate", "align@dpo", "hash-align@dpo")]
+    assert again.stage("evaluate").recorded
+
+
 def test_a_failure_stops_the_run_and_keeps_its_exit_code(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     refused = StageResult(stage="reward", exit_code=3, ran=True, wall_s=1.0, message="accuracy 0.4 < 0.5")
     ran = fake_stage(monkeypatch, {"reward": refused})

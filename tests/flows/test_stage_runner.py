@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tasks.runner import ProgressFollower, Stop, _explain, run_stage_process
+from tasks.runner import ProgressFollower, Stop, _explain, end_group, run_stage_process
+from tasks.watchdog import process_start
 from tests.flows.conftest import plain_environment, processes_in, set_steps, wait_for
 
 PARENT = """
@@ -103,7 +104,47 @@ def test_no_process_outlives_a_killed_parent(counting_project: Path) -> None:
     assert stream.stat().st_size == size
 
 
-def test_the_group_is_left_alone_when_stopped_before(counting_project: Path) -> None:
+LAUNCHER = """
+import os, subprocess, sys
+command = [sys.executable, "-c", "import time; print('up', flush=True); time.sleep(60)"]
+child = subprocess.Popen([sys.executable, "-m", "tasks.launch", str(os.getpid()), *command], start_new_session=True)
+print(child.pid, flush=True)
+child.wait()
+"""
+
+
+def test_the_kernel_ends_a_launched_command_with_its_parent() -> None:
+    parent = subprocess.Popen(
+        [sys.executable, "-c", LAUNCHER], stdout=subprocess.PIPE, text=True, env=plain_environment()
+    )
+    assert parent.stdout is not None
+    pid = int(parent.stdout.readline())
+    assert parent.stdout.readline() == "up\n"
+    assert process_start(pid)
+    parent.kill()
+    parent.wait()
+    wait_for(lambda: process_start(pid) is None, 2, "the command dies though nothing watches it")
+
+
+def test_a_command_whose_parent_is_gone_already_is_not_started() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "tasks.launch", "1", sys.executable, "-c", "print('up')"], capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+
+
+def test_what_ignores_sigterm_is_killed() -> None:
+    code = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(60)"
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, start_new_session=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "up\n"
+    started = time.monotonic()
+    end_group(process, grace_s=0.3)
+    assert process.returncode == -signal.SIGKILL
+    assert 0.3 <= time.monotonic() - started < 2
+
+
+def test_a_run_that_was_told_to_end_before_ends_at_once(counting_project: Path) -> None:
     stop = Stop()
     stop.request("SIGTERM")
     result = run_stage_process(counting_project, "first", stop=stop)
