@@ -12,10 +12,13 @@ from rlhf_core.state.atomic import file_digest, tree_digest
 from tasks import paths
 
 STAGES = ("sft", "reward", "align@ppo", "align@dpo")
+# In this order, each in a process of its own that resumes where the one before was killed; PPO has six steps.
 MOMENTS = (
-    "train.step@2:kill",  # before the first checkpoint
-    "train.step@5:kill",  # between two
-    "checkpoint.before_rename@2:kill",  # while one is being written
+    "train.step@2:kill",  # early
+    "train.step@3:kill",  # some steps after a resume
+    "checkpoint.before_rename@1:kill",  # while one is being written
+    "train.step@1:kill",  # right after a resume
+    "checkpoint.after_rename@1:kill",  # written, the older ones not yet pruned
     "stage.during_publish:kill",  # outputs renamed, metrics not yet written
 )
 
