@@ -17,6 +17,7 @@ from uuid import UUID
 from prefect import flow, get_run_logger, task
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State
+from prefect.exceptions import TerminationSignal
 from prefect.runtime import flow_run
 from prefect.states import Cancelled, Completed, Failed
 
@@ -109,6 +110,10 @@ def _run_stages(current: PipelineRun) -> State:
     except RlhfError as error:
         status, exit_code, message = "failed", error.exit_code, str(error)
         get_run_logger().error("%s", error)
+    except (KeyboardInterrupt, TerminationSignal):  # a second Ctrl-C, or a worker that ends its runs
+        current.stop.request("SIGTERM")
+        status, exit_code, message = "interrupted", current.stop.exit_code, f"ended ({current.stop.reason})"
+        raise
     finally:
         summary = current.close(status, exit_code, message)
     publish_summary(summary)

@@ -101,16 +101,17 @@ def set_steps(project: Path, steps: int) -> None:
 
 
 def processes_in(folder: Path) -> list[int]:
-    """Living processes whose working folder is `folder` or below it, servers' not counted."""
+    """Living stage and DVC processes that work in `folder` or below it, those of its worktrees not counted."""
     found = []
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit() or int(entry.name) == os.getpid():
             continue
         try:
-            inside = Path(os.readlink(entry / "cwd")).is_relative_to(folder)
+            where = Path(os.readlink(entry / "cwd"))
             command = (entry / "cmdline").read_bytes().replace(b"\0", b" ")
         except OSError:
             continue
+        inside = where.is_relative_to(folder) and not where.is_relative_to(folder / "runs")
         if inside and (b"counting.py" in command or b" dvc " in command):
             found.append(int(entry.name))
     return found

@@ -14,6 +14,7 @@ from tests.flows.conftest import plain_environment, set_steps, wait_for
 
 pytestmark = pytest.mark.integration
 
+ROOT = Path(__file__).parents[2]
 ASK = """
 import json, sys
 from uuid import UUID
@@ -99,6 +100,40 @@ def test_a_scheduled_run_happens_in_a_worktree_of_its_own(served_project: Path) 
     assert {"profile", "overrides", "data"} <= set(form)
     assert all(field["description"] for field in form.values())
     assert on_server(served_project, START_WRONG, key).strip() == "409"
+
+
+CANCEL_A_RUN = """
+import sys, time
+from pathlib import Path
+from uuid import UUID
+from prefect.client.orchestration import get_client
+from prefect.states import Cancelling
+from tests.flows.conftest import processes_in, wait_for
+runs = Path.cwd() / "runs"
+def counting():
+    return any('"progress"' in path.read_text() for path in runs.glob("long-*/.rlhf/progress/first.jsonl"))
+with get_client(sync_client=True) as client:
+    wish = {"run": {"name": "long", "overrides": ["sft.max_steps=3000"]}}
+    run = client.create_flow_run_from_deployment(UUID(sys.argv[1]), parameters=wish)
+    wait_for(counting, 90, "the stage counts")
+    client.set_flow_run_state(run.id, Cancelling(), force=True)
+    wait_for(lambda: not processes_in(runs), 5, "the stage's processes end")
+    wait_for(lambda: client.read_flow_run(run.id).state.is_cancelled(), 20, "the state says so")
+    print("cancelled")
+"""
+
+
+def test_cancelling_a_run_of_the_worker_ends_its_stage(served_project: Path) -> None:
+    key = json.loads(rlhf(served_project, "deploy", "--name", "by-hand", "--json"))["id"]
+    environment = plain_environment(
+        **prefect_settings(served_project, known_servers(served_project)["prefect"].port), PYTHONPATH=str(ROOT)
+    )
+    command = [sys.executable, "-c", CANCEL_A_RUN, key]
+    done = subprocess.run(command, cwd=served_project, env=environment, capture_output=True, text=True, check=False)
+    assert done.stdout == "cancelled\n", done.stderr
+    (worktree,) = (served_project / "runs").glob("long-*")
+    assert json.loads((worktree / ".rlhf/run.json").read_text())["status"] == "interrupted"
+    assert not (worktree / "artifacts/first").exists()
 
 
 def test_the_worker_is_our_own_process(served_project: Path) -> None:
