@@ -24,7 +24,7 @@ env: $(STAMP)
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet torch==2.13.0 -c constraints.txt
-	$(VENV)/bin/python -m pip install --quiet --editable ".[dev]" -c constraints.txt
+	$(VENV)/bin/python -m pip install --quiet --editable ".[dev,parity]" -c constraints.txt
 	touch $(STAMP)
 
 data: $(STAMP)

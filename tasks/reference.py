@@ -17,7 +17,7 @@ PAGE = Path("docs/parameters.md")
 
 HEADER = """# Parameters
 
-Every key of `params.yaml`, made from the schema in `rlhf_core/config.py` by `python -m tasks.reference`
+Every key of `params.yaml`, made from the schema in `rlhf_core/config` by `python -m tasks.reference`
 (a test fails when this page is stale). A key that is left out has its default. Unknown keys, wrong types and
 values out of bounds are refused before anything runs, with file, line and cure, exit code 2.
 

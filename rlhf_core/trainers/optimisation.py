@@ -1,12 +1,14 @@
 """The optimiser step that all trainers share: AdamW, clipping by norm, and a guard against numbers that are not."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import nn
 
 from rlhf_core.errors import Diverged
 from rlhf_core.state.train_state import TrainState
+from rlhf_core.state.world import ALONE, World
 
 MOST_REFUSED_STEPS = 3  # in a row, before training is given up
 
@@ -35,12 +37,15 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
         group["lr"] = rate
 
 
-def apply_gradients(state: TrainState, name: str, loss: float, max_grad_norm: float) -> float | None:
+def apply_gradients(
+    state: TrainState, name: str, loss: float, max_grad_norm: float, world: World = ALONE
+) -> float | None:
     """Take one step of `state.optimizers[name]` with the gradients that lie on its parameters, then clear them.
 
-    Gradients are scaled down to a norm of `max_grad_norm`. A step whose loss or gradient is not finite is refused:
-    no weight and no moment changes. `state.extra["refused_in_a_row/<name>"]` counts; a step that is taken sets it
-    back to 0.
+    Gradients are summed over the processes of `world`, so each holds the gradient of its share of one common loss;
+    `loss` is that loss, the same in all of them. They are then scaled down to a norm of `max_grad_norm`. A step
+    whose loss or gradient is not finite is refused: no weight and no moment changes, and
+    `state.extra["refused_in_a_row/<name>"]` counts; a step that is taken sets it back to 0.
 
     Returns:
         The norm before clipping; None where the step was refused.
@@ -50,6 +55,7 @@ def apply_gradients(state: TrainState, name: str, loss: float, max_grad_norm: fl
     """
     optimizer = state.optimizers[name]
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    sum_gradients(parameters, world)
     norm = nn.utils.clip_grad_norm_(parameters, max_grad_norm, foreach=True).item()
     counter = f"refused_in_a_row/{name}"
     taken = math.isfinite(loss) and math.isfinite(norm)
@@ -63,6 +69,21 @@ def apply_gradients(state: TrainState, name: str, loss: float, max_grad_norm: fl
             "in a row; the last good checkpoint is kept. Fix: lower learning_rate, or look at the data of this step"
         )
     return norm if taken else None
+
+
+@torch.no_grad()
+def sum_gradients(parameters: Sequence[nn.Parameter], world: World) -> None:
+    """Give every parameter the sum of its gradients over all processes, in one exchange.
+
+    A parameter without a gradient here, of a process without rows, say, counts as zero.
+    """
+    if world.size == 1:
+        return
+    gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+    summed = world.total(torch.cat([gradient.flatten() for gradient in gradients]))
+    pieces = summed.split([p.numel() for p in parameters])
+    for parameter, piece in zip(parameters, pieces, strict=True):
+        parameter.grad = piece.view_as(parameter).clone()
 
 
 def finite(figures: dict[str, float]) -> dict[str, float]:

@@ -1,0 +1,53 @@
+"""Every setting of a run: one section a stage, the same names as in `params.yaml` and `dvc.yaml`.
+
+Importing this package costs no torch: the command line and the schema export read it too.
+"""
+
+from pydantic import Field, NonNegativeInt
+
+from rlhf_core.config.align import AlignConfig
+from rlhf_core.config.base import Section
+from rlhf_core.config.data import DataConfig, GenerateConfig, LabelConfig, PreferencesConfig, ValidateConfig
+from rlhf_core.config.evaluation import EvaluateConfig, GatesConfig
+from rlhf_core.config.model import ComputeConfig, ModelConfig
+from rlhf_core.config.ppo import PPOConfig
+from rlhf_core.config.preference import DPOConfig
+from rlhf_core.config.reward import RewardConfig
+from rlhf_core.config.sft import SFTConfig
+
+__all__ = [
+    "AlignConfig",
+    "ComputeConfig",
+    "DPOConfig",
+    "DataConfig",
+    "EvaluateConfig",
+    "GatesConfig",
+    "GenerateConfig",
+    "LabelConfig",
+    "ModelConfig",
+    "PPOConfig",
+    "Params",
+    "PreferencesConfig",
+    "RewardConfig",
+    "SFTConfig",
+    "Section",
+    "ValidateConfig",
+]
+
+
+class Params(Section):
+    """The whole of `params.yaml`."""
+
+    seed: NonNegativeInt = Field(0, description="every random choice is addressed from this")
+    compute: ComputeConfig = ComputeConfig()
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    validate_: ValidateConfig = Field(ValidateConfig(), alias="validate")
+    sft: SFTConfig = SFTConfig()
+    generate: GenerateConfig = GenerateConfig()
+    label: LabelConfig = LabelConfig()
+    preferences: PreferencesConfig = PreferencesConfig()
+    reward: RewardConfig = RewardConfig()
+    align: AlignConfig = AlignConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    gates: GatesConfig = GatesConfig()

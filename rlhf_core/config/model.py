@@ -1,0 +1,38 @@
+"""Settings of the machine and of the language model."""
+
+from typing import Literal, Self
+
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+
+from rlhf_core.config.base import Section
+
+
+class ComputeConfig(Section):
+    """Where and how tensors are computed; part of what decides the bytes of a result."""
+
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto takes the GPU where there is one")
+    threads: PositiveInt = Field(2, description="CPU threads of a stage; another number gives other last bits")
+
+
+class ModelConfig(Section):
+    """The language model that every stage starts from: built from numbers, or loaded from a local folder."""
+
+    source: Literal["config", "folder"] = Field("config", description="build from these numbers, or load `path`")
+    path: str | None = Field(None, description="local folder with a pretrained model and tokenizer (source: folder)")
+    family: Literal["llama", "qwen2"] = Field("llama", description="architecture (source: config)")
+    hidden_size: PositiveInt = Field(128, description="width (source: config)")
+    layers: PositiveInt = Field(2, description="decoder layers (source: config)")
+    heads: PositiveInt = Field(4, description="attention heads (source: config)")
+    intermediate_size: PositiveInt = Field(256, description="width of the feed-forward part (source: config)")
+    init_std: PositiveFloat = Field(0.05, description="standard deviation of the initial weights (source: config)")
+    vocab_size: PositiveInt = Field(1024, description="largest vocabulary of the tokenizer trained on the corpus")
+    max_prompt_tokens: PositiveInt = Field(160, description="longer prompts lose their beginning")
+    max_response_tokens: PositiveInt = Field(56, description="longer responses lose their end")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.source == "folder" and not self.path:
+            raise ValueError("source 'folder' needs `path`, a local folder with model and tokenizer")
+        if self.hidden_size % self.heads:
+            raise ValueError(f"heads {self.heads} must divide hidden_size {self.hidden_size}")
+        return self
