@@ -119,6 +119,15 @@ def hidden_states(body: nn.Module, batch: SequenceBatch) -> Tensor:
     ).last_hidden_state
 
 
+def response_states(body: nn.Module, batch: SequenceBatch) -> Tensor:
+    """Hidden states where responses are predicted and read, states_BCD, C = R + 1.
+
+    Column 0 is the last prompt token, column t the t-th response token: `states[:, :-1]` predict the response,
+    `states[:, 1:]` have read it. What stands under padding is finite and means nothing.
+    """
+    return hidden_states(body, batch)[:, batch.prompt_width - 1 :]
+
+
 def _silence_dropout(config: PretrainedConfig) -> None:
     """Set every dropout rate of a configuration to 0: with it, old and new log-probabilities would never agree."""
     for key, value in config.to_dict().items():

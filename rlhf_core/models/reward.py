@@ -17,7 +17,7 @@ from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerBase
 from rlhf_core.data.batches import SequenceBatch
 from rlhf_core.errors import ConfigError, EnvironmentProblem
 from rlhf_core.models.folder import read_json
-from rlhf_core.models.policy import hidden_states, load_pretrained, save_policy
+from rlhf_core.models.policy import load_pretrained, response_states, save_policy
 from rlhf_core.rollout.logprobs import token_logprobs
 from rlhf_core.state.atomic import write_json
 
@@ -83,9 +83,9 @@ class RewardModel(nn.Module):
         """Scores before standardisation, scores_B."""
         mask_BR = batch.response_mask_BR
         if self.head == "last":
-            hidden_BSD = hidden_states(self.body, batch)
-            last_B = batch.prompt_width - 1 + mask_BR.sum(1).long()
-            hidden_BD = hidden_BSD[torch.arange(len(last_B), device=last_B.device), last_B]
+            states_BCD = response_states(self.body, batch)
+            last_B = mask_BR.sum(1).long()
+            hidden_BD = states_BCD[torch.arange(len(last_B), device=last_B.device), last_B]
             return self.scalar(hidden_BD)[:, 0].float()
         total_B = self._token_values(batch).sum(1)
         return total_B / mask_BR.sum(1).clamp_min(1.0) if self.head == "mean" else total_B
@@ -157,19 +157,19 @@ class RewardModel(nn.Module):
 
     def _token_values(self, batch: SequenceBatch) -> Tensor:
         """Scalar of each response token, values_BR, float32; padding has 0."""
-        hidden_BSD = hidden_states(self.body, batch)
+        states_BCD = response_states(self.body, batch)
         mask_BR = batch.response_mask_BR
-        outputs = self.scalar(hidden_BSD[:, batch.prompt_width :]).float()
+        outputs = self.scalar(states_BCD[:, 1:]).float()
         values_BR = outputs[..., 0]
         if self.head == "gated":
-            logprobs_BR = self._own_logprobs(hidden_BSD, batch)
+            logprobs_BR = self._own_logprobs(states_BCD, batch)
             values_BR = values_BR + outputs[..., 1] * (logprobs_BR.clamp_min(LOWEST_LOGPROB) + LOGPROB_SHIFT)
         return values_BR.masked_fill(mask_BR == 0, 0.0)
 
-    def _own_logprobs(self, hidden_BSD: Tensor, batch: SequenceBatch) -> Tensor:
+    def _own_logprobs(self, states_BCD: Tensor, batch: SequenceBatch) -> Tensor:
         real_BR = batch.mask_BS[:, batch.prompt_width :].bool()
         tied = self.output_weight is None
         weight_VD = self.body.get_input_embeddings().weight if tied else self.output_weight
-        hidden_ND = hidden_BSD[:, batch.prompt_width - 1 : -1][real_BR]
+        hidden_ND = states_BCD[:, :-1][real_BR]
         logprobs_N, _ = token_logprobs(hidden_ND, weight_VD, batch.response_ids_BR[real_BR])
         return logprobs_N.new_zeros(real_BR.shape).masked_scatter(real_BR, logprobs_N)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from rlhf_core.data.batches import SequenceBatch
-from rlhf_core.models.policy import hidden_states
+from rlhf_core.models.policy import response_states
 from rlhf_core.models.reward import RewardModel
 
 
@@ -41,6 +41,6 @@ class ValueModel(nn.Module):
 
         The value of token t is read at the position that predicts it, so it knows nothing of the token itself.
         """
-        hidden_BSD = hidden_states(self.body, batch)
-        values_BR = self.scalar(hidden_BSD[:, batch.prompt_width - 1 : -1])[..., 0].float()
+        states_BCD = response_states(self.body, batch)
+        values_BR = self.scalar(states_BCD[:, :-1])[..., 0].float()
         return values_BR.masked_fill(batch.response_mask_BR == 0, 0.0)
