@@ -11,30 +11,24 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from rlhf_core.config import DPOConfig, PPOConfig
-from rlhf_core.data.pairs import encode_pairs, group_pairs
 from rlhf_core.data.records import prompt_id
-from rlhf_core.errors import DataError
 from rlhf_core.evaluation.drift import drift_figures, summed_logprobs
 from rlhf_core.evaluation.judges import reward_scores
 from rlhf_core.evaluation.response_set import ResponseSet, sample_response_set
-from rlhf_core.models.policy import eos_token_ids, load_policy, save_policy
+from rlhf_core.models.policy import load_policy, save_policy
 from rlhf_core.models.reward import RewardModel
-from rlhf_core.models.tokenizer import encode_prompts, load_tokenizer
-from rlhf_core.models.value import ValueModel
+from rlhf_core.models.tokenizer import load_tokenizer
 from rlhf_core.state.atomic import write_json
 from rlhf_core.state.train_state import TrainState
-from rlhf_core.trainers.optimisation import make_optimizer
-from rlhf_core.trainers.ppo import Sampling, train_ppo
-from rlhf_core.trainers.preference import train_dpo
 from tasks import paths
+from tasks.align_dpo import run_dpo
+from tasks.align_ppo import run_ppo
+from tasks.align_prompts import training_prompts
 from tasks.stage import Stage
-from tasks.tables import read_table
 
 MEASURED_PROMPTS = 256
 SHOWN_SAMPLES = 20
 BATCH_SIZE = 256
-PPO_BETAS = (0.9, 0.95)
 
 
 def run(stage: Stage) -> dict[str, Any]:
@@ -46,82 +40,17 @@ def run(stage: Stage) -> dict[str, Any]:
     """
     tokenizer = load_tokenizer(stage.root / paths.SFT / "model")
     reference = load_policy(stage.root / paths.SFT / "model").to(stage.device).eval()
+    policy = load_policy(stage.root / paths.SFT / "model").to(stage.device)
     reward_model = RewardModel.load(stage.root / paths.REWARD / "model").to(stage.device).eval()
     match stage.item:
         case "ppo":
-            state = _run_ppo(stage, tokenizer, reference, reward_model)
+            state = run_ppo(stage, tokenizer, policy, reference, reward_model)
         case "dpo":
-            state = _run_dpo(stage, tokenizer, reference)
-    policy = state.modules["policy"]
+            state = run_dpo(stage, tokenizer, policy, reference)
     save_policy(policy, tokenizer, stage.out / "model")
     metrics, samples = _compare(stage, tokenizer, policy, reference, reward_model)
     write_json(stage.out / "samples.json", samples)
     return metrics | {"steps": state.step} | _last_figures(state)
-
-
-def _run_ppo(
-    stage: Stage, tokenizer: PreTrainedTokenizerBase, reference: PreTrainedModel, reward_model: RewardModel
-) -> TrainState:
-    cfg: PPOConfig = stage.params.align.ppo
-    policy = load_policy(stage.root / paths.SFT / "model").to(stage.device)
-    value = ValueModel.from_reward_model(reward_model).to(stage.device)
-    optimizers = {
-        "policy": make_optimizer(policy, cfg.learning_rate, 0.0, betas=PPO_BETAS),
-        "value": make_optimizer(value, cfg.value_learning_rate, 0.0, betas=PPO_BETAS),
-    }
-    state = stage.restore(TrainState(modules={"policy": policy, "value": value}, optimizers=optimizers))
-    sampling = Sampling(
-        eos_ids=eos_token_ids(policy, tokenizer),
-        pad_id=tokenizer.pad_token_id,
-        max_new_tokens=stage.params.model.max_response_tokens,
-    )
-    return train_ppo(
-        cfg,
-        state,
-        reference,
-        reward_model,
-        [ids for _, ids in _training_prompts(stage, tokenizer)],
-        seed=stage.params.seed,
-        sampling=sampling,
-        log=stage.log,
-        checkpoint=stage.checkpoint,
-    )
-
-
-def _run_dpo(stage: Stage, tokenizer: PreTrainedTokenizerBase, reference: PreTrainedModel) -> TrainState:
-    cfg: DPOConfig = stage.params.align.dpo
-    path = paths.PREFERENCES / "train.parquet"
-    limits = stage.params.model
-    pairs = encode_pairs(
-        tokenizer,
-        read_table(stage.root / path),
-        max_prompt_tokens=limits.max_prompt_tokens,
-        max_response_tokens=limits.max_response_tokens,
-    )
-    if not pairs:
-        raise DataError(f"{path}: no pair to learn from. Fix: more labelled pairs, or a looser `preferences` section")
-    policy = load_policy(stage.root / paths.SFT / "model").to(stage.device)
-    optimizer = make_optimizer(policy, cfg.learning_rate, 0.0)
-    state = stage.restore(TrainState(modules={"policy": policy}, optimizers={"policy": optimizer}))
-    return train_dpo(
-        cfg,
-        state,
-        reference,
-        group_pairs(pairs),
-        seed=stage.params.seed,
-        pad_id=tokenizer.pad_token_id,
-        log=stage.log,
-        checkpoint=stage.checkpoint,
-    )
-
-
-def _training_prompts(stage: Stage, tokenizer: PreTrainedTokenizerBase) -> list[tuple[str, list[int]]]:
-    """Training prompts as text and tokens; more than one row with the same text counts once."""
-    path = paths.VALIDATE / "prompts.parquet"
-    texts = list(dict.fromkeys(row["prompt"] for row in read_table(stage.root / path)))
-    if not texts:
-        raise DataError(f"{path}: no training prompt. Fix: name prompts, demonstrations or comparisons under data")
-    return list(zip(texts, encode_prompts(tokenizer, texts, stage.params.model.max_prompt_tokens), strict=True))
 
 
 def _compare(
@@ -133,7 +62,7 @@ def _compare(
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Figures and samples of the aligned policy beside the SFT model, on training prompts at temperature 1."""
     rng, pad_id = stage.rng(), tokenizer.pad_token_id
-    prompts = _training_prompts(stage, tokenizer)
+    prompts = training_prompts(stage, tokenizer)
     order = torch.randperm(len(prompts), generator=rng("measured prompts"))[:MEASURED_PROMPTS].tolist()
     texts, encoded = [prompts[i][0] for i in order], [prompts[i][1] for i in order]
 
