@@ -36,6 +36,9 @@ def _hand_over(arguments: list[str]) -> int:
 
 
 def _run(name: str, module: str) -> int:
+    # Threads that wait for each other sleep instead of spinning. On cores that something else uses too, spinning
+    # threads take turns at waiting: ten times slower (docs/lab-log.md). Read when torch loads its thread library.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     import importlib
 
     from rlhf_core.errors import RlhfError
