@@ -4,7 +4,7 @@ Shape suffixes: B = responses of a batch, N = pairs of a batch.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any
 
@@ -17,12 +17,30 @@ from rlhf_core.models.tokenizer import encode_prompts, encode_responses
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class PairLabel:
+    """What people said of a pair, beside which response they chose.
+
+    Attributes:
+        agreement: share of the votes that say the same as the label.
+        margin: mean signed vote strength toward the label; 0 for a tie.
+        criterion: what was judged.
+        tie: neither response is better; which of the two stands as chosen means nothing.
+    """
+
+    agreement: float = 1.0
+    margin: float = 1.0
+    criterion: str = "overall"
+    tie: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class PreferencePair:
     """A prompt's tokens with those of the chosen and of the rejected response."""
 
     prompt: list[int]
     chosen: list[int]
     rejected: list[int]
+    label: PairLabel = PairLabel()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,11 +51,16 @@ class PreferenceGroup:
         prompt: its tokens.
         responses: the distinct responses, tokens each.
         pairs: (chosen, rejected) as places in `responses`.
+        labels: one a pair; pairs that came without any get the plain one.
     """
 
     prompt: list[int]
     responses: list[list[int]]
     pairs: list[tuple[int, int]]
+    labels: list[PairLabel] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.labels.extend(PairLabel() for _ in self.pairs[len(self.labels) :])
 
 
 def encode_pairs(
@@ -49,6 +72,7 @@ def encode_pairs(
 ) -> list[PreferencePair]:
     """Turn rows with `prompt`, `chosen` and `rejected` into tokens, in the order given.
 
+    The columns `agreement`, `margin`, `criterion` and `tie`, where a row has them, become the pair's label.
     Pairs whose two responses are the same tokens once they are cut to `max_response_tokens` prefer nothing and are
     left out.
     """
@@ -57,10 +81,14 @@ def encode_pairs(
     chosen = encode_responses(tokenizer, [row["chosen"] for row in rows], max_response_tokens)
     rejected = encode_responses(tokenizer, [row["rejected"] for row in rows], max_response_tokens)
     return [
-        PreferencePair(prompt=prompt, chosen=better, rejected=worse)
-        for prompt, better, worse in zip(prompts, chosen, rejected, strict=True)
+        PreferencePair(prompt=prompt, chosen=better, rejected=worse, label=_label(row))
+        for row, prompt, better, worse in zip(rows, prompts, chosen, rejected, strict=True)
         if better != worse
     ]
+
+
+def _label(row: Mapping[str, Any]) -> PairLabel:
+    return PairLabel(**{name: row[name] for name in ("agreement", "margin", "criterion", "tie") if name in row})
 
 
 def group_pairs(pairs: Sequence[PreferencePair]) -> list[PreferenceGroup]:
@@ -80,6 +108,7 @@ def group_pairs(pairs: Sequence[PreferencePair]) -> list[PreferenceGroup]:
                 known[tuple(response)] = len(known)
                 group.responses.append(response)
         group.pairs.append((known[tuple(pair.chosen)], known[tuple(pair.rejected)]))
+        group.labels.append(pair.label)
     return list(groups.values())
 
 
