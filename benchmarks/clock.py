@@ -1,0 +1,72 @@
+"""Time, work and memory of the steps of one worker process."""
+
+import resource
+import time
+from pathlib import Path
+
+HIGH_WATER = "VmHWM"
+
+
+class Clock:
+    """Counts tokens, CPU-seconds and wall seconds of the steps after the warm-up.
+
+    A worker calls `begin` when everything is loaded, and `tick` after each step. Peak memory is of the whole process
+    from `begin` on, warm-up included.
+    """
+
+    def __init__(self, warmup: int) -> None:
+        self.warmup, self.steps, self.tokens = warmup, 0, 0
+        self._ticks = 0
+
+    def begin(self) -> None:
+        """Start: what came before (imports, loading, reference log-probabilities) is not counted."""
+        self._held_mb = _status_mb("VmRSS")
+        _forget_peak()
+        self._mark()
+
+    def tick(self, tokens: int) -> None:
+        """A step is over that read `tokens` tokens which are not padding, prompts counted once a response."""
+        self._ticks += 1
+        if self._ticks <= self.warmup:
+            self._mark()
+            return
+        self.steps += 1
+        self.tokens += tokens
+        self._cpu_end, self._wall_end = time.process_time(), time.perf_counter()
+
+    def figures(self) -> dict[str, float]:
+        """What was counted.
+
+        Raises:
+            RuntimeError: no step came after the warm-up.
+        """
+        if not self.steps:
+            raise RuntimeError(f"{self._ticks} steps, all of them warm-up: nothing was measured")
+        return {
+            "steps": self.steps,
+            "tokens": self.tokens,
+            "cpu_s": self._cpu_end - self._cpu,
+            "wall_s": self._wall_end - self._wall,
+            "held_mb": self._held_mb,
+            "peak_mb": _status_mb(HIGH_WATER),
+        }
+
+    def _mark(self) -> None:
+        self._cpu, self._wall = time.process_time(), time.perf_counter()
+
+
+def _status_mb(key: str) -> float:
+    """A figure of /proc/self/status in MiB; the highest ever where there is no such file."""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(f"{key}:"))
+
+
+def _forget_peak() -> None:
+    """Let the kernel measure the peak from here on, where it allows that; else it is the peak since the start."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return

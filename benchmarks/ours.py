@@ -1,0 +1,90 @@
+"""Our side of the benchmarks: the project's own trainers, as the stages call them."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from benchmarks.clock import Clock
+from benchmarks.worker import Setting
+from benchmarks.workload import PAD, SIZES, make_pairs, model_folder
+from rlhf_core.config import DPOConfig, RewardConfig, SFTConfig
+from rlhf_core.data.pairs import PreferencePair, group_pairs
+from rlhf_core.models.policy import load_policy
+from rlhf_core.models.reward import RewardModel
+from rlhf_core.state.train_state import TrainState
+from rlhf_core.trainers.optimisation import make_optimizer
+from rlhf_core.trainers.preference import train_dpo
+from rlhf_core.trainers.reward import train_reward
+from rlhf_core.trainers.sft import train_sft
+
+RATE = 1e-4
+NEVER = 10**9  # steps between checkpoints
+
+
+class Ticks:
+    """A `MetricSink` that tells the clock of each step's tokens, and notes the losses."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock, self._before = clock, 0
+        self.losses: list[float] = []
+
+    def __call__(self, step: int, total: int, metrics: Mapping[str, float], tokens: int) -> None:
+        self._clock.tick(tokens - self._before)
+        self._before = tokens
+        self.losses.append(metrics["loss/train"])
+
+
+def _no_checkpoint(state: TrainState) -> None:
+    """Checkpoints are not what is measured here."""
+
+
+def _policy(setting: Setting) -> Any:
+    return load_policy(model_folder(setting.size, Path(setting.cache)))
+
+
+def sft(setting: Setting, clock: Clock) -> dict[str, Any]:
+    """Supervised fine-tuning on responses only."""
+    policy = _policy(setting)
+    state = TrainState(modules={"policy": policy}, optimizers={"policy": make_optimizer(policy, RATE)})
+    rows = make_pairs(setting.num_rows, SIZES[setting.size].vocabulary, setting.seed)
+    cfg = SFTConfig(
+        max_steps=setting.steps + setting.warmup, batch_size=setting.rows, learning_rate=RATE, save_every=NEVER
+    )
+    ticks = Ticks(clock)
+    clock.begin()
+    train_sft(
+        cfg, state, [(row.prompt, row.chosen) for row in rows], [],
+        seed=setting.seed, pad_id=PAD, log=ticks, checkpoint=_no_checkpoint,
+    )  # fmt: skip
+    return {"loss_first": ticks.losses[0], "loss_last": ticks.losses[-1]}
+
+
+def reward(setting: Setting, clock: Clock) -> dict[str, Any]:
+    """Bradley-Terry with a scalar at the last token."""
+    model = RewardModel.from_policy(_policy(setting), "last", seed=0)
+    state = TrainState(modules={"reward": model}, optimizers={"reward": make_optimizer(model, RATE)})
+    cfg = RewardConfig(epochs=1, prompts_per_step=setting.rows, learning_rate=RATE, centering=0.0, save_every=NEVER)
+    ticks = Ticks(clock)
+    groups = group_pairs(_pairs(setting))
+    clock.begin()
+    train_reward(cfg, state, groups, seed=setting.seed, pad_id=PAD, log=ticks, checkpoint=_no_checkpoint)
+    return {"loss_first": ticks.losses[0], "loss_last": ticks.losses[-1]}
+
+
+def dpo(setting: Setting, clock: Clock) -> dict[str, Any]:
+    """DPO with the reference's log-probabilities computed beforehand, which the clock does not count."""
+    policy = _policy(setting)
+    state = TrainState(modules={"policy": policy}, optimizers={"policy": make_optimizer(policy, RATE)})
+    cfg = DPOConfig(epochs=1, prompts_per_step=setting.rows, learning_rate=RATE, save_every=NEVER)
+    ticks = Ticks(clock)
+    clock.begin()
+    train_dpo(
+        cfg, state, _policy(setting), group_pairs(_pairs(setting)),
+        seed=setting.seed, pad_id=PAD, log=ticks, checkpoint=_no_checkpoint,
+    )  # fmt: skip
+    return {"loss_first": ticks.losses[0], "loss_last": ticks.losses[-1]}
+
+
+def _pairs(setting: Setting) -> list[PreferencePair]:
+    rows = make_pairs(setting.num_rows, SIZES[setting.size].vocabulary, setting.seed)
+    return [PreferencePair(prompt=row.prompt, chosen=row.chosen, rejected=row.rejected) for row in rows]

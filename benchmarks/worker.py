@@ -1,0 +1,118 @@
+"""One measured process: `python -m benchmarks.worker '<setting as JSON>'` prints its figures as a line of JSON.
+
+A task is a pair of functions `(setting, clock) -> extra figures`, ours and the peer's, named in `TASKS`. A new task
+is one line there.
+"""
+
+import importlib
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.clock import Clock
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Setting:
+    """What one process is to measure.
+
+    Attributes:
+        task: key of `TASKS`.
+        side: `ours` or `trl`.
+        size: key of `workload.SIZES`.
+        steps: counted steps, after `warmup` others.
+        rows: examples a step: demonstrations, pairs, prompts.
+        threads: CPU threads of torch.
+        seed: of the data.
+        cache: folder for models.
+    """
+
+    task: str
+    side: str
+    size: str
+    steps: int
+    warmup: int
+    rows: int
+    threads: int
+    seed: int
+    cache: str
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of one pass in which every step is full."""
+        return (self.steps + self.warmup) * self.rows
+
+
+Work = Callable[[Setting, Clock], dict[str, Any]]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Task:
+    """A row of the table.
+
+    Attributes:
+        title: what it is called there.
+        ours, trl: `module:function` of each side.
+        bars: least ratio of tokens a CPU-second, by size.
+        memory_bar: largest ratio of peak memory.
+        matmul_bars: least share of the measured matmul rate, by size; empty where the formula of `flops` has none.
+    """
+
+    title: str
+    ours: str
+    trl: str
+    bars: dict[str, float]
+    memory_bar: float
+    matmul_bars: dict[str, float]
+
+
+TASKS = {
+    "sft": Task(
+        title="SFT",
+        ours="benchmarks.ours:sft",
+        trl="benchmarks.peer_trl:sft",
+        bars={"S": 1.8, "M": 1.6},
+        memory_bar=0.5,
+        matmul_bars={"S": 0.6, "M": 0.75},
+    ),
+    "reward": Task(
+        title="reward model",
+        ours="benchmarks.ours:reward",
+        trl="benchmarks.peer_trl:reward",
+        bars={"S": 1.5, "M": 1.5},
+        memory_bar=0.5,
+        matmul_bars={"S": 0.6, "M": 0.75},
+    ),
+    "dpo": Task(
+        title="DPO",
+        ours="benchmarks.ours:dpo",
+        trl="benchmarks.peer_trl:dpo",
+        bars={"S": 1.9, "M": 1.9},
+        memory_bar=0.5,
+        matmul_bars={"S": 0.6, "M": 0.75},
+    ),
+}
+
+
+def function_of(name: str) -> Work:
+    """The function named `module:function`."""
+    module, _, function = name.partition(":")
+    return getattr(importlib.import_module(module), function)
+
+
+def measure(setting: Setting) -> dict[str, Any]:
+    """Run one side of one task in this process."""
+    import torch
+
+    torch.set_num_threads(setting.threads)
+    Path(setting.cache).mkdir(parents=True, exist_ok=True)
+    task, clock = TASKS[setting.task], Clock(setting.warmup)
+    extra = function_of(task.ours if setting.side == "ours" else task.trl)(setting, clock)
+    return clock.figures() | extra
+
+
+if __name__ == "__main__":
+    print(json.dumps(measure(Setting(**json.loads(sys.argv[1])))))
