@@ -1,13 +1,13 @@
 """Reward model: a decoder whose hidden states become one score a response.
 
-The score is the last response token's scalar (`last`; Ouyang et al. 2022), the mean or sum of all response tokens'
-scalars, or a sum gated by the model's own log-probabilities (`gated`), then standardised by two buffers.
-Shape suffixes: B = rows, R = response tokens, D = hidden size.
+A head (`rlhf_core.models.heads`) gives a raw score for each criterion; their weighted sum, standardised by two
+buffers, is what a policy is given.
+Shape suffixes: B = rows, R = response tokens, C = criteria, D = hidden size, V = vocabulary.
 """
 
 import copy
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, get_args
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -15,80 +15,100 @@ from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_core.data.batches import SequenceBatch
-from rlhf_core.errors import ConfigError, EnvironmentProblem
+from rlhf_core.errors import EnvironmentProblem
 from rlhf_core.models.folder import read_json
+from rlhf_core.models.heads import OVERALL, SUMMED, Head, HeadSpec, ScoreHead, describe_head, read_head
 from rlhf_core.models.policy import load_pretrained, response_states, save_policy
 from rlhf_core.rollout.logprobs import token_logprobs
 from rlhf_core.state.atomic import write_json
 
-Head = Literal["last", "mean", "sum", "gated"]
-SUMMED = ("sum", "gated")
 HEAD_FILE, HEAD_WEIGHTS = "reward_head.json", "reward_head.safetensors"
-LOWEST_LOGPROB, LOGPROB_SHIFT = -8.0, 1.0
 
 
 class RewardModel(nn.Module):
-    """A decoder with a scalar head.
+    """A decoder with a head of scalars.
 
-    `gated` gives each response token t the value a_t + b_t * (max(logp_t, -8) + 1), where (a_t, b_t) is linear in
-    its hidden state and logp_t is the token's log-probability under the body itself, from the hidden state before
-    it. So the head can use what supervised fine-tuning already knows: which fact should have come next. Its output
+    The `gated` head uses what supervised fine-tuning already knows: which fact should have come next. Its output
     layer is the body's input embedding; where the language model did not tie the two, a frozen copy of its own.
 
     Args:
         body: decoder without output layer.
-        head: how token values become a score.
-        output_weight: [V, D], output layer for `gated` where it is not the input embedding.
+        spec: the head.
+        output_weight: [V, D], output layer for log-probabilities where it is not the input embedding.
     """
 
     shift: Tensor
     scale: Tensor
     output_weight: Tensor | None
 
-    def __init__(self, body: PreTrainedModel, head: Head, output_weight: Tensor | None = None) -> None:
+    def __init__(self, body: PreTrainedModel, spec: HeadSpec, output_weight: Tensor | None = None) -> None:
         super().__init__()
-        self.body, self.head = body, head
-        self.scalar = nn.Linear(body.config.hidden_size, 2 if head == "gated" else 1)
+        self.body = body
+        self.head = ScoreHead(spec, body.config.hidden_size)
         self.register_buffer("shift", torch.zeros(()))
         self.register_buffer("scale", torch.ones(()))
         self.register_buffer("output_weight", output_weight)
 
     @classmethod
-    def from_policy(cls, policy: PreTrainedModel, head: Head, seed: int) -> "RewardModel":
-        """A reward model on a copy of a language model's body.
+    def from_policy(
+        cls,
+        policy: PreTrainedModel,
+        head: Head,
+        seed: int,
+        *,
+        criteria: Mapping[str, float] = OVERALL,
+        spread: bool = False,
+        alpha: float | None = None,
+        pessimism: float = 0.0,
+        keep_output: bool = False,
+    ) -> "RewardModel":
+        """A reward model on a copy of a language model's body, with a new head.
 
-        The scalar starts with standard deviation 1 / sqrt(D + 1) and no bias (Stiennon et al. 2020); that of
-        `gated` starts at zero, so that the first gradient says which way log-probabilities count.
+        Args:
+            policy: the language model.
+            head, criteria, spread, alpha, pessimism: see `HeadSpec`.
+            seed: of the head's first weights.
+            keep_output: keep an output layer that is not tied, for the log-probabilities of a joint loss.
         """
+        spec = HeadSpec(kind=head, criteria=dict(criteria), spread=spread, alpha=alpha, pessimism=pessimism)
         output = policy.get_output_embeddings().weight
         tied = output is policy.get_input_embeddings().weight
-        frozen = None if head != "gated" or tied else output.detach().clone()
-        model = cls(copy.deepcopy(policy.get_decoder()), head, frozen)
-        with torch.no_grad():
-            if head == "gated":
-                model.scalar.weight.zero_()
-            else:
-                generator = torch.Generator().manual_seed(seed)
-                spread = (policy.config.hidden_size + 1) ** -0.5
-                drawn = torch.randn(model.scalar.weight.shape, generator=generator) * spread
-                model.scalar.weight.copy_(drawn)
-            model.scalar.bias.zero_()
+        frozen = None if tied or not (keep_output or head == "gated") else output.detach().clone()
+        model = cls(copy.deepcopy(policy.get_decoder()), spec, frozen)
+        model.head.start(seed)
         return model.to(policy.device).eval()
+
+    @property
+    def spec(self) -> HeadSpec:
+        """What the head is."""
+        return self.head.spec
 
     def forward(self, batch: SequenceBatch) -> Tensor:
         """Score each response, scores_B, float32: (raw score - shift) / scale."""
         return (self.raw_scores(batch) - self.shift) / self.scale
 
     def raw_scores(self, batch: SequenceBatch) -> Tensor:
-        """Scores before standardisation, scores_B."""
-        mask_BR = batch.response_mask_BR
-        if self.head == "last":
-            states_BCD = response_states(self.body, batch)
-            last_B = mask_BR.sum(1).long()
-            hidden_BD = states_BCD[torch.arange(len(last_B), device=last_B.device), last_B]
-            return self.scalar(hidden_BD)[:, 0].float()
-        total_B = self._token_values(batch).sum(1)
-        return total_B / mask_BR.sum(1).clamp_min(1.0) if self.head == "mean" else total_B
+        """Scores before standardisation, scores_B: the criteria's weighted sum, less the pessimism."""
+        states_BCD = response_states(self.body, batch)
+        raw_B = self.head.combine(self.criterion_scores(states_BCD, batch))
+        if not self.spec.pessimism:
+            return raw_B
+        log_variances_BC = self.head.log_variances(states_BCD, batch.response_mask_BR)
+        return raw_B - self.spec.pessimism * self.head.combined_deviation(log_variances_BC)
+
+    def scores_and_deviations(self, batch: SequenceBatch) -> tuple[Tensor, Tensor | None]:
+        """`forward`, and beside it the scores' standard deviations on the same scale, where the head gives them."""
+        if not self.spec.spread:
+            return self(batch), None
+        states_BCD = response_states(self.body, batch)
+        raw_B = self.head.combine(self.criterion_scores(states_BCD, batch))
+        deviation_B = self.head.combined_deviation(self.head.log_variances(states_BCD, batch.response_mask_BR))
+        raw_B = raw_B - self.spec.pessimism * deviation_B
+        return (raw_B - self.shift) / self.scale, deviation_B / self.scale
+
+    def criterion_scores(self, states_BCD: Tensor, batch: SequenceBatch) -> Tensor:
+        """Raw score for each criterion, scores_BC, from `response_states` of the body."""
+        return self.head(states_BCD, batch.response_mask_BR, self._gate(states_BCD, batch))
 
     def token_scores(self, batch: SequenceBatch) -> Tensor:
         """What each response token adds to the score, scores_BR, for `sum` and `gated`; a row sums to its score.
@@ -96,14 +116,26 @@ class RewardModel(nn.Module):
         The constant shift is counted at the last token; padding has 0.
 
         Raises:
-            ValueError: the head does not sum over tokens.
+            ValueError: the score is not a sum over tokens.
         """
-        if self.head not in SUMMED:
-            raise ValueError(f"head {self.head!r} gives a response one score, not one a token; {SUMMED} do")
-        mask_BR = batch.response_mask_BR
+        if self.spec.kind not in SUMMED:
+            raise ValueError(f"head {self.spec.kind!r} gives a response one score, not one a token; {SUMMED} do")
+        if self.spec.pessimism:
+            raise ValueError("a score less a part of its deviation is no sum over tokens")
+        states_BCD, mask_BR = response_states(self.body, batch), batch.response_mask_BR
+        values_BRC = self.head.token_values(states_BCD, mask_BR, self._gate(states_BCD, batch))
         columns_R = torch.arange(1, mask_BR.shape[1] + 1, device=mask_BR.device)
         is_last_BR = columns_R == mask_BR.sum(1, keepdim=True)
-        return (self._token_values(batch) - self.shift * is_last_BR) / self.scale
+        return ((values_BRC * self.head.weights_C).sum(2) - self.shift * is_last_BR) / self.scale
+
+    def own_logprobs(self, states_BCD: Tensor, batch: SequenceBatch) -> Tensor:
+        """Log-probability of each response token under the body and its output layer, logprobs_BR; padding has 0."""
+        real_BR = batch.mask_BS[:, batch.prompt_width :].bool()
+        tied = self.output_weight is None
+        weight_VD = self.body.get_input_embeddings().weight if tied else self.output_weight
+        hidden_ND = states_BCD[:, :-1][real_BR]
+        logprobs_N, _ = token_logprobs(hidden_ND, weight_VD, batch.response_ids_BR[real_BR])
+        return logprobs_N.new_zeros(real_BR.shape).masked_scatter(real_BR, logprobs_N)
 
     def standardise(self, mean: float, deviation: float) -> None:
         """From now on a raw score of `mean` is 0 and one of `mean + deviation` is 1.
@@ -120,11 +152,11 @@ class RewardModel(nn.Module):
         """Write body and tokenizer as `transformers` does, the head beside them in safetensors with a description."""
         folder = Path(folder)
         save_policy(self.body, tokenizer, folder)
-        tensors = {"weight": self.scalar.weight, "bias": self.scalar.bias, "shift": self.shift, "scale": self.scale}
-        if self.output_weight is not None:
+        tensors = self._head_tensors()
+        if self.output_weight is not None and self.spec.kind == "gated":
             tensors["output_weight"] = self.output_weight
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, folder / HEAD_WEIGHTS)
-        write_json(folder / HEAD_FILE, {"head": self.head, "outputs": self.scalar.out_features})
+        write_json(folder / HEAD_FILE, describe_head(self.spec) | {"outputs": self.head.scalar.out_features})
 
     @classmethod
     def load(cls, folder: Path | str) -> "RewardModel":
@@ -142,34 +174,18 @@ class RewardModel(nn.Module):
                 f"{folder}: missing {', '.join(missing)}: a language model, not a reward model. "
                 "Fix: a folder that the reward stage wrote"
             )
-        described = read_json(folder / HEAD_FILE)
-        head: Head = described.get("head", "")
-        if head not in get_args(Head):
-            raise ConfigError(f"{folder / HEAD_FILE}: head: {head!r} is none. Fix: one of {', '.join(get_args(Head))}")
+        spec = read_head(read_json(folder / HEAD_FILE), folder / HEAD_FILE)
         tensors = load_file(folder / HEAD_WEIGHTS)
-        model = cls(body, head, tensors.get("output_weight"))
+        model = cls(body, spec, tensors.get("output_weight"))
         with torch.no_grad():
-            for name, target in (("weight", model.scalar.weight), ("bias", model.scalar.bias)):
+            for name, target in model._head_tensors().items():
                 target.copy_(tensors[name])
-            model.shift.copy_(tensors["shift"])
-            model.scale.copy_(tensors["scale"])
         return model.eval()
 
-    def _token_values(self, batch: SequenceBatch) -> Tensor:
-        """Scalar of each response token, values_BR, float32; padding has 0."""
-        states_BCD = response_states(self.body, batch)
-        mask_BR = batch.response_mask_BR
-        outputs = self.scalar(states_BCD[:, 1:]).float()
-        values_BR = outputs[..., 0]
-        if self.head == "gated":
-            logprobs_BR = self._own_logprobs(states_BCD, batch)
-            values_BR = values_BR + outputs[..., 1] * (logprobs_BR.clamp_min(LOWEST_LOGPROB) + LOGPROB_SHIFT)
-        return values_BR.masked_fill(mask_BR == 0, 0.0)
+    def _head_tensors(self) -> dict[str, Tensor]:
+        """Weights of the head and the two numbers of `standardise`, by their names in the file."""
+        weights = {name.removeprefix("scalar."): tensor for name, tensor in self.head.named_parameters()}
+        return weights | {"shift": self.shift, "scale": self.scale}
 
-    def _own_logprobs(self, states_BCD: Tensor, batch: SequenceBatch) -> Tensor:
-        real_BR = batch.mask_BS[:, batch.prompt_width :].bool()
-        tied = self.output_weight is None
-        weight_VD = self.body.get_input_embeddings().weight if tied else self.output_weight
-        hidden_ND = states_BCD[:, :-1][real_BR]
-        logprobs_N, _ = token_logprobs(hidden_ND, weight_VD, batch.response_ids_BR[real_BR])
-        return logprobs_N.new_zeros(real_BR.shape).masked_scatter(real_BR, logprobs_N)
+    def _gate(self, states_BCD: Tensor, batch: SequenceBatch) -> Tensor | None:
+        return self.own_logprobs(states_BCD, batch) if self.spec.kind == "gated" else None

@@ -11,6 +11,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 from rlhf_core.config import ModelConfig
 from rlhf_core.data.batches import SequenceBatch, collate
 from rlhf_core.errors import ConfigError, EnvironmentProblem
+from rlhf_core.models.heads import HeadSpec
 from rlhf_core.models.policy import build_policy, save_policy
 from rlhf_core.models.reward import RewardModel
 from rlhf_core.models.tokenizer import train_tokenizer
@@ -18,7 +19,7 @@ from rlhf_core.models.value import ValueModel
 from rlhf_core.rollout.logprobs import response_logprobs
 from rlhf_core.state.atomic import tree_digest
 
-HEADS = ["last", "mean", "sum", "gated"]
+HEADS = ["last", "mean", "attention", "mixed", "sum", "gated"]
 # A response of three tokens and one of a single token, after prompts of two and one.
 BATCH = collate([[11, 12], [13]], [[2, 3, 5], [7]], pad_id=0)
 
@@ -37,10 +38,10 @@ class EchoBody(nn.Module):
 
 
 def echo_reward(head: str) -> RewardModel:
-    model = RewardModel(EchoBody(), head)
+    model = RewardModel(EchoBody(), HeadSpec(kind=head))
     with torch.no_grad():
-        model.scalar.weight.fill_(10.0)
-        model.scalar.bias.fill_(1.0)
+        model.head.scalar.weight.fill_(10.0)
+        model.head.scalar.bias.fill_(1.0)
     return model
 
 
@@ -92,13 +93,13 @@ def test_gated_head_is_a_plus_b_times_clamped_logprob_plus_one(tied: bool) -> No
     language_model = policy(tied=tied)
     model = RewardModel.from_policy(language_model, "gated", seed=0)
     with torch.no_grad():
-        model.scalar.weight.normal_(generator=torch.Generator().manual_seed(1))
-        model.scalar.bias.copy_(torch.tensor([0.3, -0.7]))
+        model.head.scalar.weight.normal_(generator=torch.Generator().manual_seed(1))
+        model.head.scalar.bias.copy_(torch.tensor([0.3, -0.7]))
         logprobs = response_logprobs(language_model, BATCH)
         hidden = model.body(
             BATCH.ids_BS, attention_mask=BATCH.mask_BS, position_ids=BATCH.position_ids_BS
         ).last_hidden_state
-        outputs = hidden[:, 2:] @ model.scalar.weight.t() + model.scalar.bias
+        outputs = hidden[:, 2:] @ model.head.scalar.weight.t() + model.head.scalar.bias
         values = outputs[..., 0] + outputs[..., 1] * (torch.maximum(logprobs, torch.tensor(-8.0)) + 1.0)
         assert (logprobs[BATCH.response_mask_BR == 1] < -8).any(), "the clamp is not tested"
         assert (logprobs[BATCH.response_mask_BR == 1] > -8).any(), "the log-probability is not tested"
@@ -129,13 +130,15 @@ def test_the_body_is_a_copy_and_learns(head: str) -> None:
 
 
 def test_how_heads_start() -> None:
-    for head in ("last", "mean", "sum"):
+    for head in ("last", "mean", "attention", "mixed", "sum"):
         model = RewardModel.from_policy(policy(), head, seed=0)
-        assert model.scalar.bias.tolist() == [0.0]
-        assert torch.equal(model.scalar.weight, RewardModel.from_policy(policy(), head, seed=0).scalar.weight)
-        assert not torch.equal(model.scalar.weight, RewardModel.from_policy(policy(), head, seed=1).scalar.weight)
-        assert 0.5 < model.scalar.weight.std() * 17**0.5 < 1.6
-    assert not RewardModel.from_policy(policy(), "gated", seed=0).scalar.weight.any()
+        assert model.head.scalar.bias.tolist() == [0.0]
+        assert torch.equal(model.head.scalar.weight, RewardModel.from_policy(policy(), head, seed=0).head.scalar.weight)
+        assert not torch.equal(
+            model.head.scalar.weight, RewardModel.from_policy(policy(), head, seed=1).head.scalar.weight
+        )
+        assert 0.5 < model.head.scalar.weight.std() * 17**0.5 < 1.6
+    assert not RewardModel.from_policy(policy(), "gated", seed=0).head.scalar.weight.any()
 
 
 @pytest.mark.parametrize("head", HEADS)
@@ -143,7 +146,7 @@ def test_scores_do_not_depend_on_padding_or_company(head: str) -> None:
     """1e-5 is the bound in float32 for scores of size 1 to 10."""
     model = RewardModel.from_policy(policy(), head, seed=0)
     with torch.no_grad():
-        model.scalar.weight.normal_(generator=torch.Generator().manual_seed(1))
+        model.head.scalar.weight.normal_(generator=torch.Generator().manual_seed(1))
         together = model(collate([[11, 12], [13], [14] * 9], [[2, 3, 5], [7], [8] * 9], pad_id=33))
         alone = torch.cat([model(collate([[11, 12]], [[2, 3, 5]], 0)), model(collate([[13]], [[7]], 0))])
     torch.testing.assert_close(together[:2], alone, atol=1e-5, rtol=1e-5)
@@ -155,7 +158,7 @@ def test_save_and_load_give_the_same_scores_and_bytes(tmp_path: Path, head: str,
     tokenizer = train_tokenizer(["some words"], 270)
     model = RewardModel.from_policy(policy(tied=tied), head, seed=0)
     with torch.no_grad():
-        model.scalar.weight.normal_(generator=torch.Generator().manual_seed(1))
+        model.head.scalar.weight.normal_(generator=torch.Generator().manual_seed(1))
     model.standardise(0.25, 1.5)
     model.save(tmp_path / "one", tokenizer)
     loaded = RewardModel.load(tmp_path / "one")
@@ -172,7 +175,7 @@ def test_a_folder_without_a_known_head_is_refused(tmp_path: Path) -> None:
         RewardModel.load(tmp_path / "policy")
     RewardModel.from_policy(policy(), "last", seed=0).save(tmp_path / "reward", tokenizer)
     (tmp_path / "reward" / "reward_head.json").write_text('{"head": "best"}')
-    with pytest.raises(ConfigError, match=r"head: 'best' is none. Fix: one of last, mean, sum, gated"):
+    with pytest.raises(ConfigError, match=r"head: 'best' is none. Fix: one of last, mean, attention, mixed"):
         RewardModel.load(tmp_path / "reward")
 
 

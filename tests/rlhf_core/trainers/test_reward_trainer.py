@@ -147,7 +147,7 @@ def test_three_bad_steps_in_a_row_end_the_run(make_state: Callable[..., TrainSta
 
     def log(step: int, total: int, metrics: dict[str, float], tokens: int) -> None:
         sink(step, total, metrics, tokens)
-        before[step] = state.modules["reward"].good.scalar.weight.detach().clone()
+        before[step] = state.modules["reward"].good.head.scalar.weight.detach().clone()
 
     groups = group_pairs(toy_pairs(30, seed=4))
     with pytest.raises(Diverged, match=r"step 6"):
