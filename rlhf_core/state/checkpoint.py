@@ -2,16 +2,21 @@
 
 A checkpoint is a folder `step-000123` with safetensors and JSON, no pickle. It is written under a temporary name,
 flushed, its manifest (SHA-256 of every file) written last, and renamed; the older ones are pruned only then.
+It holds what training changes: of a network the trainable parameters and the buffers, whole, however they are divided
+among processes. Frozen weights (a base under adapters) are not written; their digest is, and is compared.
 """
 
+import hashlib
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from rlhf_core.errors import EnvironmentProblem
 from rlhf_core.state.atomic import (
@@ -23,9 +28,11 @@ from rlhf_core.state.atomic import (
     write_json,
 )
 from rlhf_core.state.faults import faultpoint
+from rlhf_core.state.sharding import local, part_like, whole
 from rlhf_core.state.train_state import TrainState
+from rlhf_core.state.world import ALONE, World
 
-SCHEMA = 1
+SCHEMA = 2
 MANIFEST = "manifest.json"
 
 
@@ -37,38 +44,23 @@ class Checkpointer:
         identity: what the state depends on (hashes of inputs, parameters, code, environment). A checkpoint of
             another identity is refused, because going on from it would give a result that nobody can rebuild.
         keep: newest checkpoints to keep, at least 2, so that a torn newest one has a predecessor.
+        world: processes that train together. All call `save` and `restore`; the first writes, verifies and chooses.
     """
 
-    def __init__(self, folder: Path, identity: dict[str, Any], keep: int = 2) -> None:
+    def __init__(self, folder: Path, identity: dict[str, Any], keep: int = 2, world: World = ALONE) -> None:
         if keep < 2:
             raise ValueError(f"keep must be at least 2, not {keep}: a torn newest checkpoint needs a predecessor")
-        self.folder, self.identity, self.keep = folder, identity, keep
+        self.folder, self.identity, self.keep, self.world = folder, identity, keep, world
+        self._frozen: dict[str, str] | None = None
 
     def save(self, state: TrainState) -> None:
         """Write `state` as `step-<step>`; a checkpoint of this step that is already there is left alone."""
         final = self.folder / f"step-{state.step:09d}"
-        if final.exists():
-            return
-        with temporary_folder(self.folder, "checkpoint") as temporary:
-            for name, module in state.modules.items():
-                _save_tensors(_module_tensors(module), temporary / f"module-{name}.safetensors")
-            groups = {}
-            for name, optimizer in state.optimizers.items():
-                tensors, groups[name] = _flatten_optimizer(optimizer)
-                _save_tensors(tensors, temporary / f"optimizer-{name}.safetensors")
-            _save_tensors(state.tensors, temporary / "tensors.safetensors")
-            write_json(
-                temporary / "state.json",
-                {"step": state.step, "extra": state.extra, "history": state.history, "optimizers": groups},
-            )
-            faultpoint("checkpoint.written")
-            manifest = {"schema": SCHEMA, "identity": self.identity, "files": tree_digest(temporary)}
-            write_json(temporary / MANIFEST, manifest)
-            faultpoint("checkpoint.before_rename")
-            publish_folder(temporary, final)
-        faultpoint("checkpoint.after_rename")
-        for old in self._steps()[: -self.keep]:
-            shutil.rmtree(old)
+        if self.world.rank == 0 and not final.exists():
+            self._write(final, state)
+        else:  # still gives its parts to whoever writes
+            for tensors in _files(state)[0].values():
+                _gathered(tensors, keep=False)
 
     def restore(self, state: TrainState) -> bool:
         """Load the newest checkpoint that verifies into `state`, in place.
@@ -79,15 +71,38 @@ class Checkpointer:
         Raises:
             EnvironmentProblem: there are checkpoints and none verifies, or they belong to another identity.
         """
+        found = [self._newest(state)] if self.world.rank == 0 else []
+        step = self.world.collect(found)[0]
+        if step is not None:
+            _load(self.folder / f"step-{step:09d}", state)
+        return step is not None
+
+    def _write(self, final: Path, state: TrainState) -> None:
+        files, groups = _files(state)
+        with temporary_folder(self.folder, "checkpoint") as temporary:
+            for name, tensors in files.items():
+                save_file(_gathered(tensors, keep=True), temporary / f"{name}.safetensors")
+            rest = {"step": state.step, "extra": state.extra, "history": state.history, "optimizers": groups}
+            write_json(temporary / "state.json", rest | {"frozen": self._frozen_digests(state)})
+            faultpoint("checkpoint.written")
+            manifest = {"schema": SCHEMA, "identity": self.identity, "files": tree_digest(temporary)}
+            write_json(temporary / MANIFEST, manifest)
+            faultpoint("checkpoint.before_rename")
+            publish_folder(temporary, final)
+        faultpoint("checkpoint.after_rename")
+        for old in self._steps()[: -self.keep]:
+            shutil.rmtree(old)
+
+    def _newest(self, state: TrainState) -> int | None:
+        """Step of the newest checkpoint that verifies; those after it are set aside."""
         if not self.folder.exists():
-            return False
+            return None
         sweep_temporary(self.folder)
         found = self._steps()
         for folder in reversed(found):
-            problem = self._problem(folder)
+            problem = self._problem(folder, state)
             if problem is None:
-                _load(folder, state)
-                return True
+                return int(folder.name.removeprefix("step-"))
             broken = self.folder / "quarantine"
             broken.mkdir(exist_ok=True)
             shutil.rmtree(broken / folder.name, ignore_errors=True)
@@ -101,12 +116,12 @@ class Checkpointer:
                 f"{self.folder}: none of {len(found)} checkpoints verifies. "
                 f"Fix: look at {self.folder / 'quarantine'}, then remove {self.folder} to train from the beginning"
             )
-        return False
+        return None
 
     def _steps(self) -> list[Path]:
         return sorted(self.folder.glob("step-*"))
 
-    def _problem(self, folder: Path) -> str | None:
+    def _problem(self, folder: Path, state: TrainState) -> str | None:
         try:
             manifest = json.loads((folder / MANIFEST).read_text())
         except (OSError, ValueError) as error:
@@ -120,22 +135,52 @@ class Checkpointer:
             if file_digest(folder / name) != digest:
                 return f"{name} does not have the content that the manifest records"
         differing = [key for key in self.identity if manifest["identity"].get(key) != self.identity[key]]
-        return f"made under another {', '.join(differing)}" if differing else None
+        if differing:
+            return f"made under another {', '.join(differing)}"
+        frozen, now = json.loads((folder / "state.json").read_text())["frozen"], self._frozen_digests(state)
+        moved = [name for name in sorted(now.keys() | frozen.keys()) if frozen.get(name) != now.get(name)]
+        return f"made on other frozen weights of {', '.join(moved)}" if moved else None
+
+    def _frozen_digests(self, state: TrainState) -> dict[str, str]:
+        """SHA-256 of each network's frozen weights, as this process holds them; taken once, for they do not change."""
+        if self._frozen is None:
+            self._frozen = {
+                name: _digest(parameter for parameter in module.parameters() if not parameter.requires_grad)
+                for name, module in state.modules.items()
+            }
+        return self._frozen
 
 
-def _module_tensors(module: torch.nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers by name, tied ones once."""
-    seen: set[int] = set()
-    tensors = {}
-    for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
-        if id(tensor) not in seen:
-            seen.add(id(tensor))
-            tensors[name] = tensor
-    return tensors
+def _digest(tensors: Iterator[Tensor]) -> str:
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(local(tensor.detach()).cpu().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
-def _save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
+def _changing(module: nn.Module) -> dict[str, Tensor]:
+    """Trainable parameters and saved buffers by name, tied ones once."""
+    trainable = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
+    saved = module.state_dict().keys()
+    return trainable | {name: buffer for name, buffer in module.named_buffers() if name in saved}
+
+
+def _files(state: TrainState) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+    """Tensors of a state by the file that holds them, and the optimisers' JSON-able rest."""
+    files, groups = {f"module-{name}": _changing(module) for name, module in state.modules.items()}, {}
+    for name, optimizer in state.optimizers.items():
+        files[f"optimizer-{name}"], groups[name] = _flatten_optimizer(optimizer)
+    return files | {"tensors": state.tensors}, groups
+
+
+def _gathered(tensors: dict[str, Tensor], *, keep: bool) -> dict[str, Tensor]:
+    """Whole tensors on the CPU, one at a time, so that only who keeps them ever holds them all."""
+    kept = {}
+    for name, tensor in tensors.items():
+        complete = whole(tensor.detach())
+        if keep:
+            kept[name] = complete.cpu().contiguous()
+    return kept
 
 
 def _flatten_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -157,16 +202,18 @@ def _load(folder: Path, state: TrainState) -> None:
     state.tensors = load_file(folder / "tensors.safetensors")
     with torch.no_grad():
         for name, module in state.modules.items():
-            tensors = load_file(folder / f"module-{name}.safetensors")
-            for key, target in _module_tensors(module).items():
-                target.copy_(tensors[key])
+            with safe_open(folder / f"module-{name}.safetensors", "pt") as file:
+                for key, target in _changing(module).items():
+                    target.copy_(part_like(file.get_tensor(key), target))
     for name, optimizer in state.optimizers.items():
         rest = saved["optimizers"][name]
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         entries: dict[int, dict[str, Any]] = {}
         flat = {**load_file(folder / f"optimizer-{name}.safetensors"), **rest["scalars"]}
         for path, value in flat.items():
-            index, key = path.split("/", 1)
-            entries.setdefault(int(index), {})[key] = value
+            place, key = path.split("/", 1)
+            moment = isinstance(value, Tensor) and value.shape == parameters[int(place)].shape
+            entries.setdefault(int(place), {})[key] = part_like(value, parameters[int(place)]) if moment else value
         groups = [
             {k: tuple(v) if isinstance(v, list) and k == "betas" else v for k, v in g.items()} for g in rest["groups"]
         ]

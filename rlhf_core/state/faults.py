@@ -1,8 +1,9 @@
 """Named points at which a test may make the process fail, to prove that nothing is lost.
 
-A point does nothing unless the environment variable `RLHF_FAULT` names it: `name[@nth]:action`, where `nth`
-counts from 1 and `action` is one of `kill`, `term`, `raise`, `sleep`, `enospc`. This is the one place in the
-package that reads the environment: a fault has to reach a process that a test starts indirectly.
+A point does nothing unless the environment variable `RLHF_FAULT` names it: `name[@nth][#rank]:action`, where `nth`
+counts from 1, `rank` is the process it is meant for (else any), and `action` is one of `kill`, `term`, `raise`,
+`sleep`, `enospc`. This is the one place in the package that reads the environment: a fault has to reach a process that
+a test starts indirectly.
 """
 
 import errno
@@ -41,10 +42,11 @@ def faultpoint(name: str) -> None:
     if not order:
         return
     target, _, action = order.partition(":")
-    point, _, nth = target.partition("@")
+    place, _, rank = target.partition("#")
+    point, _, nth = place.partition("@")
     if point not in FAULT_POINTS or name not in FAULT_POINTS:
         raise ValueError(f"RLHF_FAULT={order!r}: unknown fault point. Fix: one of {sorted(FAULT_POINTS)}")
-    if point != name:
+    if point != name or (rank and rank != os.environ.get("RANK", "0")):
         return
     _hits[name] += 1
     if _hits[name] == int(nth or 1):

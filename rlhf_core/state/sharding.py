@@ -1,0 +1,92 @@
+"""Weights, gradients and moments divided among processes (FSDP2), and how they become whole again.
+
+Accelerate's FSDP plugin is not used: it is out of reach on several CPUs (its state takes a plugin only with
+accelerators), it wraps the optimiser and the forward, and it divides gradients by the number of processes, where ours
+are sums over shares of one loss. `fully_shard` of torch, which it calls too, needs no more than what stands here.
+"""
+
+import copy
+from collections.abc import Sequence
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from rlhf_core.state.world import Item, World
+
+Module = TypeVar("Module", bound=nn.Module)
+
+
+def shard(module: Module) -> Module:
+    """A copy of `module` whose parameters are divided among all processes; `module` gives its own weights up.
+
+    Each decoder layer is gathered when it computes and given back after; what is left (embeddings, norm, heads) is
+    one more unit. `restore_whole` brings the weights back into `module`.
+    """
+    divided = copy.deepcopy(module)
+    for layer in _decoder_layers(divided):
+        fully_shard(layer)
+    fully_shard(divided)
+    for part in divided.modules():
+        if isinstance(part, FSDPModule):
+            part.set_gradient_divide_factor(1.0)  # sums, not means, over the processes
+            part.set_force_sum_reduction_for_comms(True)
+    for parameter in module.parameters():
+        parameter.data = parameter.data.new_empty(0)
+    return divided
+
+
+@torch.no_grad()
+def restore_whole(module: nn.Module, divided: nn.Module) -> None:
+    """Give `module` the weights and buffers that `divided`, once made of it by `shard`, has now; all processes call."""
+    for target, source in zip(module.parameters(), divided.parameters(), strict=True):
+        target.data = whole(source).clone()
+    for target, source in zip(module.buffers(), divided.buffers(), strict=True):
+        target.copy_(source)
+
+
+def is_sharded(module: nn.Module) -> bool:
+    """Whether `module` or its layers belong to FSDP: their weights are at hand only inside their own forward."""
+    return any(isinstance(part, FSDPModule) for part in module.modules())
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """The whole of a tensor that may be divided; all processes call, and all get it."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def part_like(tensor: Tensor, like: Tensor) -> Tensor:
+    """This process's part of a whole `tensor`, divided as `like` is; every process holds the same whole one."""
+    if not isinstance(like, DTensor) or isinstance(tensor, DTensor):
+        return tensor
+    on_device = tensor.to(like.device, like.dtype)
+    return distribute_tensor(on_device, like.device_mesh, like.placements, src_data_rank=None)
+
+
+def local(tensor: Tensor) -> Tensor:
+    """What this process holds of a tensor."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def in_step(items: Sequence[Item], module: nn.Module, world: World) -> list[tuple[Item, float]]:
+    """This process's micro-batches, each with weight 1, and as many in every process where `module` is sharded.
+
+    Each forward of a sharded module gathers weights from all processes, so none may pass through it more often than
+    another. Who has fewer micro-batches goes through one again with weight 0, which adds a zero gradient.
+    """
+    mine = [(item, 1.0) for item in items]
+    if world.size == 1 or not is_sharded(module):
+        return mine
+    counts = torch.zeros(world.size)
+    counts[world.rank] = len(mine)
+    counts = world.total(counts)
+    spare = list(items[:1]) if counts.min() else world.collect(items[:1])  # a process may have no rows of its own
+    return mine + [(item, 0.0) for item in spare[:1]] * (int(counts.max()) - len(mine))
+
+
+def _decoder_layers(module: nn.Module) -> Sequence[nn.Module]:
+    """The longest list of modules in `module`: in every decoder of transformers, its layers."""
+    lists = [part for part in module.modules() if isinstance(part, nn.ModuleList)]
+    return max(lists, key=len, default=())
