@@ -9,7 +9,7 @@ import io
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 from ruamel.yaml import YAML
@@ -171,6 +171,7 @@ def _known_keys(location: Sequence[str | int]) -> list[str]:
     model: type[BaseModel] = Params
     for part in location:
         for name, field in model.model_fields.items():
-            if part in (name, field.alias) and isinstance(field.annotation, type):
-                model = field.annotation
+            if part in (name, field.alias):
+                kinds = get_args(field.annotation) or (field.annotation,)  # a section, or a section or null
+                model = next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)), model)
     return [field.alias or name for name, field in model.model_fields.items()]

@@ -38,9 +38,10 @@ def _section(model: type[BaseModel], prefix: str, parts: list[str]) -> None:
     rows, nested = [], []
     for name, field in model.model_fields.items():
         key = f"{prefix}{field.alias or name}"
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            nested.append((field.annotation, key))
-        else:
+        section = _nested(field.annotation)
+        if section is not None:
+            nested.append((section, key))
+        if section is not field.annotation:
             rows.append(f"| `{key}` | {_type(field)} | `{_default(field)}` | {field.description or ''} |")
     if rows:
         title = prefix.rstrip(".") or "Top level"
@@ -48,6 +49,14 @@ def _section(model: type[BaseModel], prefix: str, parts: list[str]) -> None:
         parts += [f"## {title}", "", doc, "", "| key | takes | default | meaning |", "|---|---|---|---|", *rows, ""]
     for section, key in nested:
         _section(section, f"{key}.", parts)
+
+
+def _nested(annotation: Any) -> type[BaseModel] | None:
+    """The section a field holds, also where it may hold null instead."""
+    for kind in typing.get_args(annotation) or (annotation,):
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            return kind
+    return None
 
 
 def _default(field: FieldInfo) -> str:
@@ -81,6 +90,11 @@ def _describe(annotation: Any) -> tuple[str, list[str]]:
     if origin is tuple:
         text, bounds = _describe(arguments[0])
         return " ".join([f"list of {text}", *bounds]), []
+    if origin is dict:
+        keys, values = (_describe(argument) for argument in arguments)
+        return " ".join([f"map of {keys[0]} to {values[0]}", *values[1]]), []
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return "a section", []
     names = {str: "text", int: "integer", float: "number", bool: "true or false", type(None): "null"}
     return names[annotation], []
 

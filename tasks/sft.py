@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_core.data.splits import is_heldout, prompt_group
 from rlhf_core.errors import ConfigError, DataError
+from rlhf_core.models.adapters import add_adapters
 from rlhf_core.models.policy import build_policy, check_vocabulary, eos_token_ids, load_policy, save_policy
 from rlhf_core.models.tokenizer import (
     decode_response,
@@ -44,6 +45,7 @@ def run(stage: Stage) -> dict[str, Any]:
     """
     train, kept = _demonstrations(stage)
     model, tokenizer = _starting_point(stage, train)
+    add_adapters(model, stage.params.model.lora_at("sft"), stage.rng().integer("adapters"))
     model.to(stage.device)
     cfg = stage.params.sft
     optimizer = make_optimizer(model, cfg.learning_rate, cfg.weight_decay)

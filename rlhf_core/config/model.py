@@ -5,6 +5,7 @@ from typing import Literal, Self
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from rlhf_core.config.base import Section
+from rlhf_core.config.lora import AdaptedStage, LoraConfig
 
 
 class ComputeConfig(Section):
@@ -28,11 +29,18 @@ class ModelConfig(Section):
     vocab_size: PositiveInt = Field(1024, description="largest vocabulary of the tokenizer trained on the corpus")
     max_prompt_tokens: PositiveInt = Field(160, description="longer prompts lose their beginning")
     max_response_tokens: PositiveInt = Field(56, description="longer responses lose their end")
+    lora: LoraConfig | None = Field(None, description="train low-rank adapters; null: all weights")
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.source == "folder" and not self.path:
             raise ValueError("source 'folder' needs `path`, a local folder with model and tokenizer")
+        if self.lora and self.source == "config" and "sft" in self.lora.stages:
+            raise ValueError("lora.stages names sft, but adapters beside random weights learn little: leave sft out")
         if self.hidden_size % self.heads:
             raise ValueError(f"heads {self.heads} must divide hidden_size {self.hidden_size}")
         return self
+
+    def lora_at(self, stage: AdaptedStage) -> LoraConfig | None:
+        """The adapters that a stage trains; null where it trains all weights."""
+        return self.lora if self.lora and stage in self.lora.stages else None

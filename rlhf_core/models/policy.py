@@ -22,6 +22,7 @@ from transformers.utils import logging as transformers_logging
 from rlhf_core.config import ModelConfig
 from rlhf_core.data.batches import SequenceBatch
 from rlhf_core.errors import ConfigError
+from rlhf_core.models.adapters import FOLDER, has_adapters, merged, save_adapters
 from rlhf_core.models.folder import check_model_folder
 
 transformers_logging.disable_progress_bar()  # a bar a file does not belong in a log
@@ -82,7 +83,13 @@ def load_pretrained(auto_class: Any, folder: Path | str) -> PreTrainedModel:
 
 
 def save_policy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path | str) -> None:
-    """Write a folder that plain `transformers` loads; the same weights give the same bytes, whatever their history."""
+    """Write a folder that plain `transformers` loads; the same weights give the same bytes, whatever their history.
+
+    Adapters are folded into the weights, and stand alone in `adapter/` too, as peft reads them.
+    """
+    if has_adapters(model):
+        save_adapters(model, Path(folder) / FOLDER)
+        model = merged(model)
     model.config.name_or_path = ""  # where it was loaded from is no property of the model
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

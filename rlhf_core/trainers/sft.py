@@ -134,7 +134,8 @@ def note_heldout_loss(state: TrainState, loss: float, patience: int) -> None:
     if loss < extra.get("best_heldout_loss", math.inf):
         extra |= {"best_heldout_loss": loss, "best_step": state.step, "evaluations_since_best": 0}
         for name, parameter in state.modules["policy"].named_parameters():
-            state.tensors[BEST + name] = parameter.detach().clone()
+            if parameter.requires_grad:
+                state.tensors[BEST + name] = parameter.detach().clone()
     else:
         extra["evaluations_since_best"] = extra.get("evaluations_since_best", 0) + 1
         extra["stopped_early"] = extra["evaluations_since_best"] >= patience
