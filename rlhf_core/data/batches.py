@@ -3,14 +3,28 @@
 Shape suffixes: B = rows, P = prompt tokens, R = response tokens, S = P + R.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 CHUNK_BATCHES = 16  # rows are sorted by length inside chunks of so many batches, so that an epoch stays well mixed
+
+
+class RowShapes(NamedTuple):
+    """What a batch is made of, a number a row each.
+
+    Attributes:
+        prompts: tokens of the prompt.
+        responses: tokens of the response.
+        same_prompt: the first row that has the very same prompt, which may be the row itself.
+    """
+
+    prompts: tuple[int, ...]
+    responses: tuple[int, ...]
+    same_prompt: tuple[int, ...]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -21,11 +35,13 @@ class SequenceBatch:
         ids_BS: token ids (int64).
         mask_BS: 1 for tokens, 0 for padding (int64). Made from lengths: the padding id may be a real token elsewhere.
         prompt_width: P; every response begins in this column.
+        shapes: see `row_shapes`; None where nobody noted them, and they are found from the tensors when asked for.
     """
 
     ids_BS: Tensor
     mask_BS: Tensor
     prompt_width: int
+    shapes: RowShapes | None = None
 
     @property
     def response_ids_BR(self) -> Tensor:
@@ -49,9 +65,18 @@ class SequenceBatch:
 
     def to(self, device: torch.device | str) -> "SequenceBatch":
         """The batch on another device."""
-        return SequenceBatch(
-            ids_BS=self.ids_BS.to(device), mask_BS=self.mask_BS.to(device), prompt_width=self.prompt_width
-        )
+        return replace(self, ids_BS=self.ids_BS.to(device), mask_BS=self.mask_BS.to(device))
+
+    def row_shapes(self) -> RowShapes:
+        """Lengths of prompts and responses, and which rows share a prompt, as numbers on the host."""
+        if self.shapes is not None:
+            return self.shapes
+        width = self.prompt_width
+        prompt_lengths = self.mask_BS[:, :width].sum(1).tolist()
+        prompts = [
+            tuple(ids[width - n :]) for ids, n in zip(self.ids_BS[:, :width].tolist(), prompt_lengths, strict=True)
+        ]
+        return RowShapes(tuple(prompt_lengths), tuple(self.mask_BS[:, width:].sum(1).tolist()), first_places(prompts))
 
 
 def collate(prompts: Sequence[list[int]], responses: Sequence[list[int]], pad_id: int) -> SequenceBatch:
@@ -71,7 +96,14 @@ def collate(prompts: Sequence[list[int]], responses: Sequence[list[int]], pad_id
         left, right = width - len(prompt), room - len(response)
         ids.append([pad_id] * left + prompt + response + [pad_id] * right)
         mask.append([0] * left + [1] * (len(prompt) + len(response)) + [0] * right)
-    return SequenceBatch(ids_BS=torch.tensor(ids), mask_BS=torch.tensor(mask), prompt_width=width)
+    shapes = RowShapes(tuple(map(len, prompts)), tuple(map(len, responses)), first_places([tuple(p) for p in prompts]))
+    return SequenceBatch(ids_BS=torch.tensor(ids), mask_BS=torch.tensor(mask), prompt_width=width, shapes=shapes)
+
+
+def first_places(items: Sequence[Hashable]) -> tuple[int, ...]:
+    """For each item the place of the first one that is equal to it."""
+    known: dict[Hashable, int] = {}
+    return tuple(known.setdefault(item, place) for place, item in enumerate(items))
 
 
 def length_buckets(lengths: Sequence[Any], batch_size: int, generator: torch.Generator) -> list[list[int]]:

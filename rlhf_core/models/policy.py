@@ -1,13 +1,9 @@
-"""The language model: built from numbers or loaded from a folder, and its hidden states over a batch.
-
-Shape suffixes: B = rows, S = prompt and response tokens, D = hidden size.
-"""
+"""The language model: built from numbers or loaded from a folder, and saved."""
 
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -20,10 +16,21 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from rlhf_core.config import ModelConfig
-from rlhf_core.data.batches import SequenceBatch
 from rlhf_core.errors import ConfigError
 from rlhf_core.models.adapters import FOLDER, has_adapters, merged, save_adapters
 from rlhf_core.models.folder import check_model_folder
+from rlhf_core.models.states import hidden_states, response_states
+
+__all__ = [
+    "build_policy",
+    "check_vocabulary",
+    "eos_token_ids",
+    "hidden_states",
+    "load_policy",
+    "load_pretrained",
+    "response_states",
+    "save_policy",
+]
 
 transformers_logging.disable_progress_bar()  # a bar a file does not belong in a log
 
@@ -114,25 +121,6 @@ def eos_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) ->
     declared = model.generation_config.eos_token_id if model.generation_config else None
     more = declared if isinstance(declared, list) else [declared]
     return tuple(sorted({tokenizer.eos_token_id, *(token for token in more if token is not None)}))
-
-
-def hidden_states(body: nn.Module, batch: SequenceBatch) -> Tensor:
-    """Last hidden states of a decoder without its output layer, hidden_BSD; padding is masked and not counted."""
-    return body(
-        input_ids=batch.ids_BS,
-        attention_mask=batch.mask_BS,
-        position_ids=batch.position_ids_BS,
-        use_cache=False,
-    ).last_hidden_state
-
-
-def response_states(body: nn.Module, batch: SequenceBatch) -> Tensor:
-    """Hidden states where responses are predicted and read, states_BCD, C = R + 1.
-
-    Column 0 is the last prompt token, column t the t-th response token: `states[:, :-1]` predict the response,
-    `states[:, 1:]` have read it. What stands under padding is finite and means nothing.
-    """
-    return hidden_states(body, batch)[:, batch.prompt_width - 1 :]
 
 
 def _silence_dropout(config: PretrainedConfig) -> None:

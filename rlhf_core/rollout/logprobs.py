@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from rlhf_core.data.batches import SequenceBatch
-from rlhf_core.models.policy import hidden_states
+from rlhf_core.models.states import predicting_states
 
 LOGITS_AT_ONCE = 2**25
 """Most logits that are held at a time: 128 MiB in float32."""
@@ -65,10 +65,8 @@ def _logprobs_and_entropy(
 ) -> tuple[Tensor, Tensor]:
     real_BR = batch.mask_BS[:, batch.prompt_width :].bool()
     targets_N = batch.response_ids_BR[real_BR]
-    # The token in column t is predicted at column t - 1.
-    before = slice(batch.prompt_width - 1, -1)
     if model.config.model_type in PLAIN_HEADS:
-        hidden_ND = hidden_states(model.get_decoder(), batch)[:, before][real_BR]
+        hidden_ND = predicting_states(model.get_decoder(), batch)
         weight_VD = model.get_output_embeddings().weight
         values_N, entropy_N = token_logprobs(hidden_ND, weight_VD, targets_N, temperature, with_entropy=with_entropy)
     else:

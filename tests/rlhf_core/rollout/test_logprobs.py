@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from rlhf_core.config import ModelConfig
 from rlhf_core.data.batches import SequenceBatch, collate
@@ -74,6 +75,17 @@ def test_a_planted_token_shows_a_shift_by_one(batch: SequenceBatch) -> None:
     assert (response_logprobs(model, collate([[2, 3]], [[5, 6, 7]], PAD))[0, 0] < -10).all()
 
 
+@pytest.fixture
+def exact_norms(monkeypatch: pytest.MonkeyPatch) -> None:
+    """transformers computes norms in float32 whatever the weights are; in the type of their input they can be exact."""
+
+    def forward(self: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
+        return self.weight * x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.variance_epsilon)
+
+    monkeypatch.setattr(LlamaRMSNorm, "forward", forward)
+
+
+@pytest.mark.usefixtures("exact_norms")
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
 def test_gradients_equal_those_of_a_plain_log_softmax(batch: SequenceBatch, temperature: float) -> None:
     weights = torch.tensor([[1.0, -2.0, 0.0, 0.0, 0.0], [0.5, 1.0, 2.0, -1.0, 3.0], [4.0, 0.0, 0.0, 0.0, 0.0]]).double()
