@@ -3,8 +3,18 @@
 Shape suffixes: B = rows, R = response tokens.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
+
+SumOver = Callable[[Tensor], Tensor]
+"""Sum of a tensor over all processes, such as `World.total`."""
+
+
+def here(tensor: Tensor) -> Tensor:
+    """The sum over the only process: the tensor itself, gradient included."""
+    return tensor
 
 
 def zero_masked(values: Tensor, mask: Tensor) -> Tensor:
@@ -34,13 +44,31 @@ def masked_variance(values: Tensor, mask: Tensor) -> Tensor:
     return masked_mean((zero_masked(values, mask) - masked_mean(values, mask)).square(), mask)
 
 
-def masked_whiten(values: Tensor, mask: Tensor, eps: float = 1e-8) -> Tensor:
-    """Shift and scale to mean 0 and variance 1 over the tokens with mask 1; zeros elsewhere.
+def masked_moments(values: Tensor, mask: Tensor, across: SumOver = here) -> tuple[Tensor, Tensor]:
+    """(mean, population variance) over the tokens with mask 1 of all processes that `across` sums over.
 
-    `eps` stands beside the variance, so tokens that are all alike become zeros and not 0/0.
+    Two passes, since the mean square less the squared mean loses its digits where the mean is large.
+    Raises ValueError when the masks are zero everywhere.
     """
-    centred = zero_masked(values, mask) - masked_mean(values, mask)
-    return zero_masked(centred * torch.rsqrt(masked_variance(values, mask) + eps), mask)
+    count = across(mask.sum())
+    if count == 0:
+        raise ValueError("the mask is zero everywhere, so no mean exists; leave empty responses out of a batch")
+    mean = across(zero_masked(values, mask).sum()) / count
+    centred = zero_masked(zero_masked(values, mask) - mean, mask)
+    return mean, across(centred.square().sum()) / count
+
+
+def masked_whiten(
+    values: Tensor, mask: Tensor, eps: float = 1e-8, across: SumOver = here, *, shift_mean: bool = True
+) -> Tensor:
+    """Shift and scale to mean 0 and variance 1 over the tokens with mask 1 of all processes; zeros elsewhere.
+
+    `eps` stands beside the variance, so tokens that are all alike become zeros and not 0/0. Without `shift_mean` the
+    mean stays where it was: rewards keep their sign (lm-human-preferences whitens rewards so, advantages not).
+    """
+    mean, variance = masked_moments(values, mask, across)
+    whitened = (zero_masked(values, mask) - mean) * torch.rsqrt(variance + eps)
+    return zero_masked(whitened if shift_mean else whitened + mean, mask)
 
 
 def _count(mask: Tensor) -> Tensor:

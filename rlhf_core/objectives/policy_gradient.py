@@ -1,4 +1,4 @@
-"""PPO's two losses.
+"""Losses of policy and value model under PPO and REINFORCE, one a token.
 
 Shape suffixes: B = rows, R = response tokens.
 """
@@ -10,38 +10,39 @@ from rlhf_core.objectives.kl import MAX_LOG_RATIO, kl_k3
 from rlhf_core.objectives.masked import masked_mean, zero_masked
 
 
-def ppo_policy_loss(
+def ppo_policy_losses(
     logprobs_BR: Tensor, old_logprobs_BR: Tensor, advantages_BR: Tensor, mask_BR: Tensor, clip_eps: float
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Clipped surrogate objective with its sign turned, as a token mean (Schulman et al. 2017, eq. 7).
+    """Clipped surrogate objective with its sign turned, losses_BR (Schulman et al. 2017, eq. 7).
 
-    L = -mean min(ratio * A, clip(ratio, 1 - eps, 1 + eps) * A), ratio = exp(logprobs - old_logprobs).
-    Statistics, detached: `policy/approx_kl` (k3 of old against new), `policy/clip_fraction` (share of tokens whose
-    ratio lies outside the band), `policy/ratio_max`.
+    L = -min(ratio * A, clip(ratio, 1 - eps, 1 + eps) * A), ratio = exp(logprobs - old_logprobs).
+    Statistics per token: `policy/approx_kl` (k3 of old against new), `policy/clip_fraction` (1 where the ratio lies
+    outside the band), `policy/ratio` (whose maximum tells).
     """
     log_ratio_BR = zero_masked(logprobs_BR - old_logprobs_BR, mask_BR).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
+    advantages_BR = zero_masked(advantages_BR, mask_BR)
     ratio_BR = log_ratio_BR.exp()
     clipped_BR = ratio_BR.clamp(1.0 - clip_eps, 1.0 + clip_eps)
-    loss = -masked_mean(torch.minimum(ratio_BR * advantages_BR, clipped_BR * advantages_BR), mask_BR)
+    losses_BR = -zero_masked(torch.minimum(ratio_BR * advantages_BR, clipped_BR * advantages_BR), mask_BR)
     with torch.no_grad():
         outside_BR = ((ratio_BR - 1.0).abs() > clip_eps).to(ratio_BR.dtype)
         stats = {
             # The old policy drew the tokens, so KL(old || new) is the divergence that they estimate.
-            "policy/approx_kl": masked_mean(kl_k3(old_logprobs_BR, logprobs_BR, mask_BR), mask_BR),
-            "policy/clip_fraction": masked_mean(outside_BR, mask_BR),
-            "policy/ratio_max": zero_masked(ratio_BR, mask_BR).max(),
+            "policy/approx_kl": kl_k3(old_logprobs_BR, logprobs_BR, mask_BR),
+            "policy/clip_fraction": zero_masked(outside_BR, mask_BR),
+            "policy/ratio": zero_masked(ratio_BR, mask_BR),
         }
-    return loss, stats
+    return losses_BR, stats
 
 
-def value_loss(
+def value_losses(
     values_BR: Tensor, old_values_BR: Tensor, returns_BR: Tensor, mask_BR: Tensor, value_clip_eps: float
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Half the squared error, the worse of the free and the clipped prediction, as a token mean.
+    """Half the squared error, the worse of the free and the clipped prediction, losses_BR.
 
-    L = mean 1/2 max((V - G)^2, (V_old + clip(V - V_old, -eps, eps) - G)^2): a prediction that has run further than
-    eps from the rollout's value gets no gradient for running on. The statistic `loss/value_clip_fraction` is the
-    share of tokens where the clipped error is the larger one.
+    L = 1/2 max((V - G)^2, (V_old + clip(V - V_old, -eps, eps) - G)^2): a prediction that has run further than
+    eps from the rollout's value gets no gradient for running on. The statistic `loss/value_clip_fraction` is 1 where
+    the clipped error is the larger one.
     """
     old_BR = zero_masked(old_values_BR, mask_BR)
     target_BR = zero_masked(returns_BR, mask_BR)
@@ -49,6 +50,36 @@ def value_loss(
     clipped_BR = old_BR + (free_BR - old_BR).clamp(-value_clip_eps, value_clip_eps)
     free_error_BR = (free_BR - target_BR).square()
     clipped_error_BR = (clipped_BR - target_BR).square()
-    loss = 0.5 * masked_mean(torch.maximum(free_error_BR, clipped_error_BR), mask_BR)
-    held_BR = (clipped_error_BR > free_error_BR).to(loss.dtype)
-    return loss, {"loss/value_clip_fraction": masked_mean(held_BR, mask_BR).detach()}
+    losses_BR = 0.5 * torch.maximum(free_error_BR, clipped_error_BR)
+    held_BR = (clipped_error_BR > free_error_BR).to(losses_BR.dtype)
+    return losses_BR, {"loss/value_clip_fraction": held_BR.detach()}
+
+
+def reinforce_losses(logprobs_BR: Tensor, advantages_BR: Tensor, mask_BR: Tensor) -> Tensor:
+    """-A * log pi(token), losses_BR (Williams 1992): its gradient is the policy gradient of tokens just sampled.
+
+    Advantages carry no gradient. The value of the loss means nothing; only its gradient does.
+    """
+    return -zero_masked(advantages_BR.detach(), mask_BR) * zero_masked(logprobs_BR, mask_BR)
+
+
+def entropy_losses(entropy_BR: Tensor, mask_BR: Tensor) -> Tensor:
+    """Minus the entropy of each counted token's distribution, losses_BR; with a coefficient it keeps exploration up."""
+    return -zero_masked(entropy_BR, mask_BR)
+
+
+def ppo_policy_loss(
+    logprobs_BR: Tensor, old_logprobs_BR: Tensor, advantages_BR: Tensor, mask_BR: Tensor, clip_eps: float
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """`ppo_policy_losses` as a token mean over this batch; the statistics too, but the largest ratio."""
+    losses_BR, stats = ppo_policy_losses(logprobs_BR, old_logprobs_BR, advantages_BR, mask_BR, clip_eps)
+    means = {name: masked_mean(value, mask_BR) for name, value in stats.items() if name != "policy/ratio"}
+    return masked_mean(losses_BR, mask_BR), means | {"policy/ratio_max": stats["policy/ratio"].max()}
+
+
+def value_loss(
+    values_BR: Tensor, old_values_BR: Tensor, returns_BR: Tensor, mask_BR: Tensor, value_clip_eps: float
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """`value_losses` as a token mean over this batch, its statistic too."""
+    losses_BR, stats = value_losses(values_BR, old_values_BR, returns_BR, mask_BR, value_clip_eps)
+    return masked_mean(losses_BR, mask_BR), {name: masked_mean(value, mask_BR) for name, value in stats.items()}

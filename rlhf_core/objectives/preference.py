@@ -1,12 +1,151 @@
-"""Losses that learn a policy from pairs directly.
+"""Losses that learn a policy from pairs directly, one a pair.
 
-Shape suffixes: B = rows (one pair each), R = response tokens.
+Shape suffixes: N = pairs, B = rows (one pair each), R = response tokens.
 """
 
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rlhf_core.objectives.masked import masked_mean
+from rlhf_core.objectives.masked import masked_mean, zero_masked
+
+PairLoss = Literal["sigmoid", "conservative", "robust", "ipo", "ipo_sum", "hinge", "orpo", "simpo"]
+REFERENCE_FREE: tuple[PairLoss, ...] = ("orpo", "simpo")
+"""Losses that ask no reference: its log-probabilities may be zeros."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PairLogprobs:
+    """Summed response log-probabilities of N pairs, and how many tokens each sum has.
+
+    The sums are over the same tokens under both models. Each tensor is [N].
+    """
+
+    policy_chosen_N: Tensor
+    policy_rejected_N: Tensor
+    reference_chosen_N: Tensor
+    reference_rejected_N: Tensor
+    chosen_tokens_N: Tensor
+    rejected_tokens_N: Tensor
+
+
+def pair_losses(
+    kind: PairLoss, pairs: PairLogprobs, beta: float, *, label_smoothing: float = 0.0, target_margin: float = 0.0
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The chosen loss of each pair, losses_N, with statistics_N.
+
+    `beta` scales implicit rewards (for `ipo` it is that paper's tau, for `orpo` its lambda); `label_smoothing`, the
+    share of labels taken to be wrong, is read by `conservative` and `robust`; `target_margin` (gamma) by `simpo`.
+    Statistics, detached: the implicit rewards `reward/chosen` and `reward/rejected`, their difference
+    `reward/margin`, and `reward/accuracy` with ties counted as half.
+
+    `ipo`, `orpo` and `simpo` read means over tokens, the others sums. `orpo` is the odds-ratio term alone; its paper
+    adds the likelihood of the chosen response with weight 1 (`nll_losses`).
+    """
+    chosen_N = pairs.policy_chosen_N - pairs.reference_chosen_N
+    rejected_N = pairs.policy_rejected_N - pairs.reference_rejected_N
+    # DPO's margin is the difference of the two rewards, rounded as it is reported.
+    match kind:
+        case "sigmoid":
+            losses_N = sigmoid_losses(beta * chosen_N - beta * rejected_N)
+        case "conservative":
+            losses_N = conservative_losses(beta * chosen_N - beta * rejected_N, label_smoothing)
+        case "robust":
+            losses_N = robust_losses(beta * chosen_N - beta * rejected_N, label_smoothing)
+        case "ipo":
+            chosen_N, rejected_N = chosen_N / pairs.chosen_tokens_N, rejected_N / pairs.rejected_tokens_N
+            losses_N = ipo_losses(chosen_N - rejected_N, beta)
+        case "ipo_sum":
+            losses_N = ipo_losses(chosen_N - rejected_N, beta)
+        case "hinge":
+            losses_N = hinge_losses(beta * chosen_N - beta * rejected_N)
+        case "orpo":
+            chosen_N = pairs.policy_chosen_N / pairs.chosen_tokens_N
+            rejected_N = pairs.policy_rejected_N / pairs.rejected_tokens_N
+            losses_N = beta * odds_ratio_losses(chosen_N, rejected_N)
+        case "simpo":
+            chosen_N = pairs.policy_chosen_N / pairs.chosen_tokens_N
+            rejected_N = pairs.policy_rejected_N / pairs.rejected_tokens_N
+            losses_N = simpo_losses(chosen_N, rejected_N, beta, target_margin)
+    return losses_N, implicit_rewards(beta * chosen_N.detach(), beta * rejected_N.detach())
+
+
+def implicit_rewards(chosen_N: Tensor, rejected_N: Tensor) -> dict[str, Tensor]:
+    """Statistics of each pair: the two rewards, their difference, and 1, 1/2 or 0 for right, tied, wrong."""
+    margin_N = chosen_N - rejected_N
+    return {
+        "reward/chosen": chosen_N,
+        "reward/rejected": rejected_N,
+        "reward/margin": margin_N,
+        "reward/accuracy": 0.5 * (margin_N.sign() + 1.0),
+    }
+
+
+def sigmoid_losses(margin_N: Tensor) -> Tensor:
+    """DPO (Rafailov et al. 2023, eq. 7): -log sigmoid(margin), margin = beta * difference of the log-ratios.
+
+    A policy equal to its reference has margin 0 and pays ln 2. It is `logsigmoid` and not log(sigmoid): the latter
+    is -inf from a margin of about -104 on, in float32.
+    """
+    return -F.logsigmoid(margin_N)
+
+
+def conservative_losses(margin_N: Tensor, label_smoothing: float) -> Tensor:
+    """cDPO (Mitchell 2023): cross-entropy with a target of 1 - eps; lowest where sigmoid(margin) = 1 - eps."""
+    return -(1.0 - label_smoothing) * F.logsigmoid(margin_N) - label_smoothing * F.logsigmoid(-margin_N)
+
+
+def robust_losses(margin_N: Tensor, label_smoothing: float) -> Tensor:
+    """Robust DPO (Chowdhury et al. 2024, eq. 10): unbiased for the clean loss where a share eps of labels is flipped.
+
+    [(1 - eps) * l(margin) - eps * l(-margin)] / (1 - 2 eps); it may be negative.
+    Raises ValueError for eps of 1/2 or more, where labels say nothing.
+    """
+    if not 0.0 <= label_smoothing < 0.5:
+        raise ValueError(f"label_smoothing is {label_smoothing}; the robust loss needs 0 <= label_smoothing < 0.5")
+    clean_N = -(1.0 - label_smoothing) * F.logsigmoid(margin_N) + label_smoothing * F.logsigmoid(-margin_N)
+    return clean_N / (1.0 - 2.0 * label_smoothing)
+
+
+def ipo_losses(log_ratio_gap_N: Tensor, beta: float) -> Tensor:
+    """IPO (Azar et al. 2024, eq. 17): (gap - 1 / (2 beta))^2, which does not push a sure pair apart for ever.
+
+    The gap is the difference of the log-ratios: summed over tokens as the paper writes it, or averaged as its authors
+    ran it (so they told TRL), where long responses do not dominate the square.
+    """
+    return (log_ratio_gap_N - 1.0 / (2.0 * beta)).square()
+
+
+def hinge_losses(margin_N: Tensor) -> Tensor:
+    """max(0, 1 - margin), SLiC's loss on DPO's margin (Zhao et al. 2023; Liu et al. 2024, RSO, eq. 10)."""
+    return (1.0 - margin_N).relu()
+
+
+def odds_ratio_losses(chosen_mean_N: Tensor, rejected_mean_N: Tensor) -> Tensor:
+    """ORPO's ranking term (Hong et al. 2024, eq. 7): -log sigmoid(log odds(chosen) - log odds(rejected)).
+
+    odds = p / (1 - p) with p = exp(mean log-probability of a token). Raises no error for p = 1, whose odds are
+    infinite: log(1 - p) is held at the smallest step below 1 that the number format knows.
+    """
+    difference_N = chosen_mean_N - rejected_mean_N
+    return -F.logsigmoid(difference_N - (_log1m_exp(chosen_mean_N) - _log1m_exp(rejected_mean_N)))
+
+
+def simpo_losses(chosen_mean_N: Tensor, rejected_mean_N: Tensor, beta: float, target_margin: float) -> Tensor:
+    """SimPO (Meng et al. 2024, eq. 6): -log sigmoid(beta * (mean log-prob chosen - rejected) - gamma)."""
+    return -F.logsigmoid(beta * (chosen_mean_N - rejected_mean_N) - target_margin)
+
+
+def nll_losses(logprobs_BR: Tensor, mask_BR: Tensor) -> Tensor:
+    """Negative log-likelihood of each counted token, losses_BR: supervised fine-tuning, or a term beside a pair loss.
+
+    Divided by all counted tokens it is the mean of Ouyang et al. 2022; beside DPO it keeps the chosen response itself
+    likely and well formed (Pang et al. 2024, eq. 2), where DPO only asks for a difference.
+    """
+    return -zero_masked(logprobs_BR, mask_BR)
 
 
 def dpo_loss(
@@ -16,28 +155,25 @@ def dpo_loss(
     reference_rejected_B: Tensor,
     beta: float,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """DPO on summed response log-probabilities (Rafailov et al. 2023, eq. 7).
-
-    L = -mean log sigmoid(beta * [(log pi(c) - log ref(c)) - (log pi(r) - log ref(r))]); a policy equal to its
-    reference gives ln 2. Statistics, detached: the implicit rewards `reward/chosen` and `reward/rejected`
-    (beta * log-ratio), their difference `reward/margin`, and `reward/accuracy` with ties counted as half.
-    """
-    chosen_reward_B = beta * (policy_chosen_B - reference_chosen_B)
-    rejected_reward_B = beta * (policy_rejected_B - reference_rejected_B)
-    margin_B = chosen_reward_B - rejected_reward_B
-    stats = {
-        "reward/chosen": chosen_reward_B.mean(),
-        "reward/rejected": rejected_reward_B.mean(),
-        "reward/margin": margin_B.mean(),
-        "reward/accuracy": (0.5 * (margin_B.sign() + 1.0)).mean(),
-    }
-    # logsigmoid, not log(sigmoid): the latter is -inf from a margin of about -104 on, in float32.
-    return -F.logsigmoid(margin_B).mean(), {name: value.detach() for name, value in stats.items()}
+    """`sigmoid_losses` of summed log-probabilities as a mean over this batch, its statistics too."""
+    chosen_B, rejected_B = (
+        beta * (policy_chosen_B - reference_chosen_B),
+        beta * (policy_rejected_B - reference_rejected_B),
+    )
+    stats = implicit_rewards(chosen_B.detach(), rejected_B.detach())
+    return sigmoid_losses(chosen_B - rejected_B).mean(), {name: value.mean() for name, value in stats.items()}
 
 
 def chosen_nll(chosen_logprobs_BR: Tensor, chosen_mask_BR: Tensor) -> Tensor:
-    """Negative log-likelihood of the chosen responses, per token (Pang et al. 2024, eq. 2, normalised over the batch).
-
-    Beside DPO's loss, which only asks for a difference, it keeps the chosen response itself likely and well formed.
-    """
+    """`nll_losses` as a token mean over this batch."""
     return -masked_mean(chosen_logprobs_BR, chosen_mask_BR)
+
+
+def _log1m_exp(x_N: Tensor) -> Tensor:
+    """log(1 - exp(x)) for x <= 0 without cancellation (Maechler 2012): two forms, each exact on its side of -ln 2."""
+    x_N = x_N.clamp_max(-torch.finfo(x_N.dtype).eps)
+    near_N = x_N > -0.6931471805599453
+    # Each branch sees only arguments of its own side, so the gradient of the branch not taken stays finite.
+    small_N = torch.where(near_N, x_N, -0.5)
+    large_N = torch.where(near_N, -1.0, x_N)
+    return torch.where(near_N, (-small_N.expm1()).log(), (-large_N.exp()).log1p())
