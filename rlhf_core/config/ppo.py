@@ -1,18 +1,130 @@
-"""Settings of PPO."""
+"""Settings of PPO and of what runs in the same loop: REINFORCE, RLOO, GRPO."""
 
-from typing import Self
+import re
+from typing import Literal, Self
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
 
 from rlhf_core.config.base import Section, Share
+
+CALLABLE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
+"""`package.module:function`."""
+BUILT_IN_TERMS = ("length", "diversity")
+GROUPED = ("rloo", "grpo")
+"""Methods that compare the responses to one prompt with each other."""
+
+
+class AdvantageConfig(Section):
+    """How much better a token did than was to be expected."""
+
+    method: Literal["gae", "reinforce", "rloo", "grpo"] = Field(
+        "gae",
+        description="against the value model (gae), the rollout's other responses (reinforce), those to the same "
+        "prompt (rloo), or those to the same prompt in units of their deviation (grpo)",
+    )
+    scaling: Literal["whiten", "none"] = Field(
+        "whiten", description="mean 0 and variance 1 over all response tokens of the rollout, or as they are"
+    )
+
+
+class ValueConfig(Section):
+    """The value model, which method gae alone has."""
+
+    model: Literal["separate", "shared"] = Field(
+        "separate", description="a network of its own from the reward model, or a head on the policy's own states"
+    )
+    coef: PositiveFloat = Field(0.1, description="weight of the value loss in the common loss (model: shared)")
+
+
+class KLConfig(Section):
+    """How divergence from the SFT model is measured and priced."""
+
+    estimator: Literal["k1", "k2", "k3"] = Field("k1", description="what each token pays for; k1 alone is unbiased")
+    controller: Literal["fixed", "adaptive"] = Field("fixed", description="whether kl_coef follows the measured KL")
+    target: PositiveFloat = Field(6.0, description="nats a response that the adaptive controller steers to")
+    horizon: PositiveFloat = Field(10_000.0, description="responses over which it corrects an error; less is faster")
+
+
+class ScoresConfig(Section):
+    """What is done to the reward model's scores before they are learned from, and what is added to them."""
+
+    normalise: Literal["none", "running", "quantile"] = Field(
+        "none", description="running: standard scores among all so far; quantile: two quantiles become -1 and 1"
+    )
+    quantiles: tuple[Share, Share] = Field(
+        (0.1, 0.9), strict=False, description="the two shares of recent scores (normalise: quantile)"
+    )
+    window: PositiveInt = Field(1024, description="how many recent scores these are taken from (normalise: quantile)")
+    terms: dict[str, float] = Field(
+        {}, description="further rewards and their weights: `length`, `diversity`, or `package.module:function`"
+    )
+
+    @model_validator(mode="after")
+    def _quantiles_rise(self) -> Self:
+        low, high = self.quantiles
+        if low >= high:
+            raise ValueError(f"quantiles {low} and {high} must rise")
+        return self
+
+    @field_validator("terms")
+    @classmethod
+    def _known(cls, terms: dict[str, float]) -> dict[str, float]:
+        for name in terms:
+            if name not in BUILT_IN_TERMS and not CALLABLE.fullmatch(name):
+                raise ValueError(f"no term {name!r}; {', '.join(BUILT_IN_TERMS)} or package.module:function")
+        return terms
+
+
+class ReplayConfig(Section):
+    """Old responses that are learned from again (0 rows: none)."""
+
+    rows: NonNegativeInt = Field(0, description="replayed responses a rollout, beside the fresh ones")
+    capacity: PositiveInt = Field(512, description="responses kept; the oldest go first")
+    priority: NonNegativeFloat = Field(0.6, description="drawn by |advantage| to this power; 0 draws evenly")
+    correction: Share = Field(0.4, description="how much of the uneven drawing the weights take back")
+    max_weight: PositiveFloat = Field(2.0, description="importance weights of a token are cut here")
+
+
+class CurriculumConfig(Section):
+    """Easy prompts first: only this share of them, those with the best mean scores, growing to all."""
+
+    start_share: float = Field(1.0, gt=0.0, le=1.0, description="share of the prompts at the first rollout; 1: all")
+    steps: PositiveInt = Field(20, description="rollouts until all prompts take part")
+
+
+class GuardConfig(Section):
+    """Ends a run that earns more from the reward model and less from a scorer that it is not trained on."""
+
+    every: NonNegativeInt = Field(0, description="rollouts between readings; 0: no guard")
+    scorer: str | None = Field(None, description="folder of another reward model, or `package.module:function`")
+    prompts: PositiveInt = Field(64, description="held-out prompts of a reading")
+    max_drop: NonNegativeFloat = Field(0.1, description="how far the held-out score may lie below its best reading")
+    max_kl: PositiveFloat = Field(30.0, description="nats a response from the SFT model that end the run at once")
+    patience: PositiveInt = Field(2, description="bad readings in a row that end the run")
+
+    @model_validator(mode="after")
+    def _has_a_scorer(self) -> Self:
+        if self.every and not self.scorer:
+            raise ValueError("a guard needs `scorer`, a folder with a reward model or package.module:function")
+        return self
 
 
 class PPOConfig(Section):
     """Proximal policy optimisation against the frozen reward model."""
 
     steps: PositiveInt = Field(24, description="rollout batches")
-    rollout_batch: PositiveInt = Field(64, description="prompts a rollout")
-    minibatch: PositiveInt = Field(32, description="rows a gradient step")
+    rollout_batch: PositiveInt = Field(64, description="responses a rollout")
+    responses_per_prompt: PositiveInt = Field(1, description="responses to each prompt of a rollout")
+    minibatch: PositiveInt = Field(32, description="responses a gradient step")
+    microbatch: PositiveInt | None = Field(None, description="responses a forward pass; null: the whole minibatch")
     epochs: PositiveInt = Field(2, description="passes over a rollout")
     temperature: PositiveFloat = Field(1.0, description="of sampling and of every log-probability")
     learning_rate: PositiveFloat = Field(4e-4, description="of the policy")
@@ -21,6 +133,7 @@ class PPOConfig(Section):
     min_learning_rate_share: Share = Field(0.3, description="the linear decay ends at this share of the peak")
     clip_eps: PositiveFloat = Field(0.2, description="ratio clipping")
     value_clip_eps: PositiveFloat = Field(0.4, description="value clipping around the rollout's values")
+    entropy_coef: NonNegativeFloat = Field(0.0, description="reward for each nat of the policy's mean entropy a token")
     gamma: Share = Field(1.0, description="discount")
     gae_lambda: Share = Field(0.95, description="bias against variance of the advantages")
     kl_coef: NonNegativeFloat = Field(0.2, description="price of one nat of divergence from the SFT model, each token")
@@ -31,9 +144,46 @@ class PPOConfig(Section):
     missing_end_penalty: NonNegativeFloat = Field(1.0, description="taken off the score of a response that never ends")
     max_grad_norm: PositiveFloat = Field(1.0, description="gradients are clipped to this norm")
     save_every: PositiveInt = Field(5, description="rollouts between checkpoints")
+    advantages: AdvantageConfig = AdvantageConfig()
+    value: ValueConfig = ValueConfig()
+    kl: KLConfig = KLConfig()
+    scores: ScoresConfig = ScoresConfig()
+    replay: ReplayConfig = ReplayConfig()
+    curriculum: CurriculumConfig = CurriculumConfig()
+    guard: GuardConfig = GuardConfig()
+
+    @property
+    def has_value_model(self) -> bool:
+        """Whether the method learns values."""
+        return self.advantages.method == "gae"
 
     @model_validator(mode="after")
     def _minibatch_divides(self) -> Self:
         if self.rollout_batch % self.minibatch:
             raise ValueError(f"minibatch {self.minibatch} must divide rollout_batch {self.rollout_batch}")
+        return self
+
+    @model_validator(mode="after")
+    def _groups_are_whole(self) -> Self:
+        group, method = self.responses_per_prompt, self.advantages.method
+        if self.rollout_batch % group:
+            raise ValueError(f"responses_per_prompt {group} must divide rollout_batch {self.rollout_batch}")
+        if method in GROUPED and group < 2:
+            raise ValueError(
+                f"advantages.method {method!r} compares responses to one prompt: responses_per_prompt >= 2"
+            )
+        if not self.has_value_model and self.value.model == "shared":
+            raise ValueError(f"advantages.method {method!r} has no value model: leave value.model out")
+        return self
+
+    @model_validator(mode="after")
+    def _replay_fits(self) -> Self:
+        rows, capacity = self.replay.rows, self.replay.capacity
+        if rows % self.minibatch or rows % self.responses_per_prompt:
+            raise ValueError(
+                f"replay.rows {rows} must be a multiple of minibatch {self.minibatch} "
+                f"and of responses_per_prompt {self.responses_per_prompt}"
+            )
+        if rows > capacity:
+            raise ValueError(f"replay.rows {rows} is more than replay.capacity {capacity} holds")
         return self

@@ -1,6 +1,6 @@
 """Value model: what the rest of a response is worth, seen from each position that predicts a token.
 
-Shape suffixes: B = rows, R = response tokens.
+Shape suffixes: B = rows, R = response tokens, C = R + 1, D = hidden size.
 """
 
 import copy
@@ -14,7 +14,7 @@ from rlhf_core.models.reward import RewardModel
 
 
 class ValueModel(nn.Module):
-    """A decoder with a scalar head that starts at zero.
+    """A decoder of its own with a scalar head that starts at zero.
 
     Args:
         body: decoder without output layer.
@@ -23,9 +23,7 @@ class ValueModel(nn.Module):
     def __init__(self, body: PreTrainedModel) -> None:
         super().__init__()
         self.body = body
-        self.scalar = nn.Linear(body.config.hidden_size, 1)
-        nn.init.zeros_(self.scalar.weight)
-        nn.init.zeros_(self.scalar.bias)
+        self.scalar = _zero_scalar(body.config.hidden_size)
 
     @classmethod
     def from_reward_model(cls, reward_model: RewardModel) -> "ValueModel":
@@ -41,6 +39,32 @@ class ValueModel(nn.Module):
 
         The value of token t is read at the position that predicts it, so it knows nothing of the token itself.
         """
-        states_BCD = response_states(self.body, batch)
-        values_BR = self.scalar(states_BCD[:, :-1])[..., 0].float()
-        return values_BR.masked_fill(batch.response_mask_BR == 0, 0.0)
+        return _values(self.scalar, response_states(self.body, batch), batch.response_mask_BR)
+
+
+class ValueHead(nn.Module):
+    """A scalar that starts at zero, on states that the policy's own body has made: one forward pass for both.
+
+    Args:
+        hidden_size: D of the policy.
+    """
+
+    def __init__(self, hidden_size: int) -> None:
+        super().__init__()
+        self.scalar = _zero_scalar(hidden_size)
+
+    def forward(self, states_BCD: Tensor, mask_BR: Tensor) -> Tensor:
+        """Values as of `ValueModel`, from what `response_states` gives; its gradient goes on into the body."""
+        return _values(self.scalar, states_BCD, mask_BR)
+
+
+def _zero_scalar(hidden_size: int) -> nn.Linear:
+    scalar = nn.Linear(hidden_size, 1)
+    nn.init.zeros_(scalar.weight)
+    nn.init.zeros_(scalar.bias)
+    return scalar
+
+
+def _values(scalar: nn.Linear, states_BCD: Tensor, mask_BR: Tensor) -> Tensor:
+    values_BR = scalar(states_BCD[:, :-1])[..., 0].float()
+    return values_BR.masked_fill(mask_BR == 0, 0.0)

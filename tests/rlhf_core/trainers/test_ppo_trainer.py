@@ -17,20 +17,14 @@ from rlhf_core.models.value import ValueModel
 from rlhf_core.objectives.policy_gradient import ppo_policy_loss
 from rlhf_core.rollout.logprobs import response_logprobs
 from rlhf_core.state.train_state import TrainState
+from rlhf_core.trainers.curriculum import draw_prompts
 from rlhf_core.trainers.optimisation import make_optimizer
-from rlhf_core.trainers.ppo import (
-    Minibatch,
-    RolloutPart,
-    Sampling,
-    assign_credit,
-    collect_rollout,
-    draw_prompts,
-    rollout_figures,
-    run_epochs,
-    set_learning_rates,
-    train_ppo,
-    update,
-)
+from rlhf_core.trainers.ppo import Sampling, train_ppo
+from rlhf_core.trainers.ppo_credit import CreditedPart, Minibatch, assign_credit
+from rlhf_core.trainers.ppo_figures import rollout_figures
+from rlhf_core.trainers.ppo_rollout import Rollout, RolloutPart, collect_rollout, write_responses
+from rlhf_core.trainers.ppo_update import run_epochs, set_learning_rates, update
+from rlhf_core.trainers.replay import Written
 
 PAD, EOS, GOOD = 0, 1, 5
 SAMPLING = Sampling(eos_ids=(EOS,), pad_id=PAD, max_new_tokens=8)
@@ -60,26 +54,19 @@ def quiet(*_: object) -> None:
     return None
 
 
-def roll(cfg: PPOConfig, state: TrainState, reference: PreTrainedModel, seed: int = 3) -> list[RolloutPart]:
-    return collect_rollout(
-        cfg,
-        state.modules["policy"],
-        state.modules["value"],
-        reference,
-        share_of_good,
-        PROMPTS[: cfg.rollout_batch],
-        SAMPLING,
-        torch.Generator().manual_seed(seed),
-    )
+def roll(cfg: PPOConfig, state: TrainState, reference: PreTrainedModel, seed: int = 3) -> Rollout:
+    generator = torch.Generator().manual_seed(seed)
+    written = write_responses(state, PROMPTS, range(cfg.rollout_batch), SAMPLING, cfg.temperature, generator)
+    return collect_rollout(cfg, state, reference, share_of_good, PROMPTS, written, [], PAD)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
-def test_the_first_update_starts_from_a_log_ratio_of_exactly_zero(
+def test_n04_the_first_update_starts_from_a_log_ratio_of_exactly_zero(
     make_state: Callable[[], TrainState], tiny_policy: Callable[[], PreTrainedModel], temperature: float
 ) -> None:
     cfg = CFG.model_copy(update={"temperature": temperature})
     state = make_state()
-    for part in roll(cfg, state, tiny_policy()):
+    for part in roll(cfg, state, tiny_policy()).parts():
         logprobs_BR = response_logprobs(state.modules["policy"], part.batch, temperature)
         assert torch.equal(logprobs_BR.detach(), part.old_logprobs_BR)
         assert torch.equal(part.old_logprobs_BR, part.ref_logprobs_BR)
@@ -88,14 +75,15 @@ def test_the_first_update_starts_from_a_log_ratio_of_exactly_zero(
         )
         assert stats["policy/approx_kl"].item() == 0.0
         assert stats["policy/ratio_max"].item() == 1.0
-    figures, stopped = update(cfg, state, assign_credit(cfg, roll(cfg, state, tiny_policy()))[0])
+    figures, stopped = update(cfg, state, assign_credit(cfg, {}, roll(cfg, state, tiny_policy()))[0][0])
     assert (figures["policy/approx_kl"], figures["policy/ratio_max"], stopped) == (0.0, 1.0, False)
 
 
 def test_a_rollout_holds_every_row_once_and_sorted_by_length(
     make_state: Callable[[], TrainState], tiny_policy: Callable[[], PreTrainedModel]
 ) -> None:
-    parts = roll(CFG, make_state(), tiny_policy())
+    rollout = roll(CFG, make_state(), tiny_policy())
+    parts = rollout.parts()
     assert [len(part.scores_B) for part in parts] == [8, 8]
     lengths = [length for part in parts for length in part.batch.response_mask_BR.sum(1).tolist()]
     assert lengths == sorted(lengths)
@@ -111,21 +99,27 @@ def test_a_rollout_holds_every_row_once_and_sorted_by_length(
     assert sorted(prompts) == sorted(PROMPTS[:16])
     for part in parts:
         ended_B = (part.batch.response_ids_BR == EOS).logical_and(part.batch.response_mask_BR == 1).any(1)
-        assert torch.equal(part.finished_B, ended_B)
+        assert [rollout.responses[row].finished for row in part.rows] == ended_B.tolist()
+        assert [rollout.responses[row].score for row in part.rows] == part.scores_B.tolist()
 
 
-def handmade_part(scores: list[float], kl: list[float], values: list[float], finished: bool) -> RolloutPart:
-    """One row of three tokens."""
-    batch = collate([[7]], [[8, 9, EOS]], PAD)
-    return RolloutPart(
-        batch=batch,
-        old_logprobs_BR=torch.tensor([kl]),
-        ref_logprobs_BR=torch.zeros(1, 3),
-        old_values_BR=torch.tensor([values]),
-        entropy_BR=torch.ones(1, 3),
-        scores_B=torch.tensor(scores),
-        finished_B=torch.tensor([finished]),
-    )
+def handmade(*rows: tuple[float, list[float], list[float], bool]) -> Rollout:
+    """Rows of three tokens, each a minibatch of its own: score, KL of the tokens, values, whether it is finished."""
+    minibatches = []
+    for number, (score, kl, values, _) in enumerate(rows):
+        part = RolloutPart(
+            rows=[number],
+            batch=collate([[7]], [[8, 9, EOS]], PAD),
+            old_logprobs_BR=torch.tensor([kl]),
+            ref_logprobs_BR=torch.zeros(1, 3),
+            old_values_BR=torch.tensor([values]),
+            entropy_BR=torch.ones(1, 3),
+            scores_B=torch.tensor([score]),
+            weights_BR=torch.ones(1, 3),
+        )
+        minibatches.append([part])
+    responses = [Written(prompt=0, response_ids=[8, 9, EOS], finished=row[3], score=row[0]) for row in rows]
+    return Rollout(responses=responses, num_fresh=len(rows), minibatches=minibatches, tokens=[3] * len(rows))
 
 
 def test_credit_worked_by_hand() -> None:
@@ -138,11 +132,10 @@ def test_credit_worked_by_hand() -> None:
         delta = -2; 0 + 2 - 2 = 0; 0 + 2 - 0 = 2. A = -2; -1; 1.5. Returns 0, 1, 1.5.
     """
     cfg = PPOConfig(kl_coef=0.5, gamma=1.0, gae_lambda=0.5, score_clip=2.0, missing_end_penalty=1.0)
-    rollout = [
-        handmade_part([9.0], [1.0, 0.0, 0.0], [1.0, 0.0, 1.0], finished=True),
-        handmade_part([1.0], [0.0, 0.0, 0.0], [0.0, 2.0, 2.0], finished=False),
-    ]
-    first, second = assign_credit(cfg, rollout)
+    rollout = handmade((9.0, [1.0, 0.0, 0.0], [1.0, 0.0, 1.0], True), (1.0, [0.0, 0.0, 0.0], [0.0, 2.0, 2.0], False))
+    minibatches, surprise_N = assign_credit(cfg, {}, rollout)
+    first, second = (minibatch.parts[0] for minibatch in minibatches)
+    assert surprise_N.tolist() == pytest.approx([(0.75 + 1.5 + 1.0) / 3, (1.5 + 1.0 + 2.0) / 3])
     assert first.rewards_BR.tolist() == [[-0.5, 0.0, 2.0]]
     assert first.returns_BR.tolist() == [[0.25, 1.5, 2.0]]
     assert second.rewards_BR.tolist() == [[0.0, 0.0, 0.0]]
@@ -154,11 +147,8 @@ def test_credit_worked_by_hand() -> None:
 
 def test_figures_of_a_rollout_worked_by_hand() -> None:
     cfg = PPOConfig(kl_coef=0.5, score_clip=2.0, missing_end_penalty=1.0)
-    rollout = [
-        handmade_part([9.0], [1.0, 1.0, 0.0], [1.0, 0.0, 1.0], finished=True),
-        handmade_part([1.0], [0.0, 0.0, -1.0], [0.0, 2.0, 2.0], finished=False),
-    ]
-    figures = rollout_figures(assign_credit(cfg, rollout))
+    rollout = handmade((9.0, [1.0, 1.0, 0.0], [1.0, 0.0, 1.0], True), (1.0, [0.0, 0.0, -1.0], [0.0, 2.0, 2.0], False))
+    figures = rollout_figures(cfg, rollout, assign_credit(cfg, {}, rollout)[0])
     assert figures["reward/score"] == 5.0
     assert figures["reward/score_std"] == 4.0
     assert figures["reward/total"] == pytest.approx(((2.0 - 1.0) + (0.0 + 0.5)) / 2)
@@ -230,9 +220,9 @@ def test_broken_off_and_resumed_it_ends_with_the_same_bits(
     same_state(runs.resumed_after(step), runs.unbroken())
 
 
-def credited(cfg: PPOConfig, state: TrainState, reference: PreTrainedModel) -> list[Minibatch]:
+def credited_rollout(cfg: PPOConfig, state: TrainState, reference: PreTrainedModel) -> list[Minibatch]:
     set_learning_rates(cfg, state)
-    return assign_credit(cfg, roll(cfg, state, reference))
+    return assign_credit(cfg, {}, roll(cfg, state, reference))[0]
 
 
 def test_the_epochs_stop_when_the_policy_has_moved_far(
@@ -241,11 +231,11 @@ def test_the_epochs_stop_when_the_policy_has_moved_far(
     """The minibatch that shows it is not learned from: weights after it are those after the update before it."""
     far = CFG.model_copy(update={"learning_rate": 0.05, "warmup_steps": 0, "target_kl": 1e-4})
     state = make_state()
-    figures = run_epochs(far, state, credited(far, state, tiny_policy()), torch.Generator().manual_seed(1))
+    figures = run_epochs(far, state, credited_rollout(far, state, tiny_policy()), torch.Generator().manual_seed(1))
     assert figures["policy/stopped_early"] == 1.0
     assert figures["policy/updates"] == 1
     free = make_state()
-    minibatches = credited(far, free, tiny_policy())
+    minibatches = credited_rollout(far, free, tiny_policy())
     first = int(torch.randperm(2, generator=torch.Generator().manual_seed(1))[0])
     once = far.model_copy(update={"epochs": 1})
     run_epochs(once, free, [minibatches[first]], torch.Generator())
@@ -257,10 +247,26 @@ def test_all_epochs_run_when_the_policy_stays_near(
     make_state: Callable[[], TrainState], tiny_policy: Callable[[], PreTrainedModel]
 ) -> None:
     state = make_state()
-    figures = run_epochs(CFG, state, credited(CFG, state, tiny_policy()), torch.Generator().manual_seed(1))
+    figures = run_epochs(CFG, state, credited_rollout(CFG, state, tiny_policy()), torch.Generator().manual_seed(1))
     assert (figures["policy/updates"], figures["policy/stopped_early"]) == (4, 0.0)
     steps = {name: next(iter(opt.state.values()))["step"].item() for name, opt in state.optimizers.items()}
     assert steps == {"policy": 4.0, "value": 4.0}
+
+
+def with_rubbish(credited: CreditedPart, rubbish: float) -> CreditedPart:
+    """The same part with `rubbish` under its padding."""
+    padding_BR = rubbish * (credited.part.batch.response_mask_BR == 0)
+    assert padding_BR.numel() > padding_BR.count_nonzero()
+    return CreditedPart(
+        part=replace(
+            credited.part,
+            old_logprobs_BR=credited.part.old_logprobs_BR + padding_BR,
+            old_values_BR=credited.part.old_values_BR + padding_BR,
+        ),
+        rewards_BR=credited.rewards_BR,
+        advantages_BR=credited.advantages_BR + padding_BR,
+        returns_BR=credited.returns_BR + padding_BR,
+    )
 
 
 def test_padding_does_not_move_the_update(
@@ -270,23 +276,10 @@ def test_padding_does_not_move_the_update(
     weights = []
     for rubbish in (0.0, 1e6):
         state = make_state()
-        minibatches = []
-        for minibatch in credited(CFG, state, tiny_policy()):
-            padding_BR = rubbish * (minibatch.part.batch.response_mask_BR == 0)
-            assert padding_BR.numel() > padding_BR.count_nonzero()
-            part = replace(
-                minibatch.part,
-                old_logprobs_BR=minibatch.part.old_logprobs_BR + padding_BR,
-                old_values_BR=minibatch.part.old_values_BR + padding_BR,
-            )
-            minibatches.append(
-                Minibatch(
-                    part=part,
-                    rewards_BR=minibatch.rewards_BR,
-                    advantages_BR=minibatch.advantages_BR + padding_BR,
-                    returns_BR=minibatch.returns_BR + padding_BR,
-                )
-            )
+        minibatches = [
+            replace(one, parts=[with_rubbish(credited, rubbish) for credited in one.parts])
+            for one in credited_rollout(CFG, state, tiny_policy())
+        ]
         run_epochs(CFG, state, minibatches, torch.Generator().manual_seed(1))
         weights.append([p.detach() for module in state.modules.values() for p in module.parameters()])
     assert all(torch.equal(one, two) for one, two in zip(*weights, strict=True))
@@ -299,7 +292,10 @@ def test_policy_and_value_gradients_are_clipped_apart(
     weights = []
     for scale in (1.0, 1e6):
         state = make_state()
-        minibatches = [replace(m, returns_BR=m.returns_BR * scale) for m in credited(CFG, state, tiny_policy())]
+        minibatches = [
+            replace(one, parts=[replace(part, returns_BR=part.returns_BR * scale) for part in one.parts])
+            for one in credited_rollout(CFG, state, tiny_policy())
+        ]
         figures = run_epochs(CFG, state, minibatches, torch.Generator().manual_seed(1))
         weights.append([p.detach() for p in state.modules["policy"].parameters()])
     assert figures["optim/grad_norm_value"] > 1e3

@@ -1,0 +1,70 @@
+"""What a rollout showed before anything was learned from it.
+
+Shape suffixes: N = all responses of the rollout.
+"""
+
+from collections.abc import Sequence
+
+import torch
+
+from rlhf_core.config import PPOConfig
+from rlhf_core.objectives.kl import kl_to_reference
+from rlhf_core.objectives.masked import masked_moments, masked_sum
+from rlhf_core.state.world import ALONE, World
+from rlhf_core.trainers.ppo_credit import Minibatch, flat
+from rlhf_core.trainers.ppo_rollout import Rollout
+
+KL = "rollout/kl_to_reference"
+
+
+def rollout_figures(
+    cfg: PPOConfig, rollout: Rollout, minibatches: Sequence[Minibatch], world: World = ALONE
+) -> dict[str, float]:
+    """Figures of the fresh responses; the same in all processes.
+
+    `reward/score` is the reward model's own number, `reward/total` what PPO maximises (further terms, penalty and KL
+    counted in), `rollout/kl_to_reference` nats a response, `rollout/distinct_share` the share of different responses:
+    near 1 / rows, the policy writes one thing whatever it is asked. `rollout/explained_variance` needs a value model.
+    """
+    fresh = rollout.responses[: rollout.num_fresh]
+    credited = [one for minibatch in minibatches for one in minibatch.parts]
+    masks = [part.batch.response_mask_BR for part in rollout.parts()]
+
+    def mean(per_part: list[torch.Tensor]) -> float:
+        return rollout.gather(per_part, world)[: len(fresh)].mean().item()
+
+    scores_N = torch.tensor([row.score for row in fresh], dtype=torch.float64)
+    tokens = sum(len(row.response_ids) for row in fresh)
+    entropies = [masked_sum(part.entropy_BR, mask) for part, mask in zip(rollout.parts(), masks, strict=True)]
+    figures = {
+        "reward/score": scores_N.mean().item(),
+        "reward/score_std": scores_N.std(correction=0).item(),
+        "reward/total": mean([masked_sum(one.rewards_BR, mask) for one, mask in zip(credited, masks, strict=True)]),
+        "policy/entropy": mean(entropies) * len(fresh) / tokens,
+        KL: mean(
+            [
+                kl_to_reference(part.old_logprobs_BR, part.ref_logprobs_BR, mask)
+                for part, mask in zip(rollout.parts(), masks, strict=True)
+            ]
+        ),
+        "rollout/response_tokens": tokens / len(fresh),
+        "rollout/finished_share": sum(row.finished for row in fresh) / len(fresh),
+        "rollout/distinct_share": len({tuple(row.response_ids) for row in fresh}) / len(fresh),
+    }
+    if cfg.has_value_model:
+        figures["rollout/explained_variance"] = explained_variance(minibatches, world)
+    return figures
+
+
+def explained_variance(minibatches: Sequence[Minibatch], world: World = ALONE) -> float:
+    """Share of the returns' variance that the values foresaw, over the tokens of the fresh responses.
+
+    1 - Var(return - value) / Var(return): 1 is perfect, 0 no better than a constant. Returns that are all alike leave
+    nothing to explain and give 0.
+    """
+    credited = [one for minibatch in minibatches if minibatch.fresh for one in minibatch.parts]
+    mask_T = flat([one.part.batch.response_mask_BR for one in credited])
+    returns_T, values_T = flat([one.returns_BR for one in credited]), flat([one.part.old_values_BR for one in credited])
+    _, total = masked_moments(returns_T, mask_T, world.total)
+    _, left = masked_moments(returns_T - values_T, mask_T, world.total)
+    return (1.0 - left / total).item() if total > 0 else 0.0
