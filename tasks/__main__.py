@@ -43,14 +43,19 @@ def _run(name: str, module: str) -> int:
 
     from rlhf_core.errors import RlhfError
     from tasks import paths
+    from tasks.frame import run_stage
     from tasks.params import load_params
-    from tasks.stage import run_stage
+    from tasks.ranks import only_watches, run_in_processes, wants_processes
     from tasks.watchdog import end_with_ancestors
 
     end_with_ancestors(os.environ.get("RLHF_SUPERVISOR"))
     root = Path.cwd()
     try:
         params = load_params(root / paths.PARAMS)
+        if only_watches(name):
+            return 0
+        if wants_processes(name, params):
+            return run_in_processes(name, params, root)
         body = importlib.import_module(f"tasks.{module}").run
         return run_stage(name, body, params, root)
     except RlhfError as error:

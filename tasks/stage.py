@@ -5,53 +5,65 @@ watched and reproduced stands here.
 """
 
 import csv
-import errno
 import io
 import json
-import os
 import platform
-import resource
-import shutil
-import signal
-import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
-
-from filelock import FileLock, Timeout
+from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 from rlhf_core.config import Params
-from rlhf_core.errors import EnvironmentProblem, RlhfError
-from rlhf_core.state.atomic import (
-    canonical_json,
-    digest_of,
-    publish_folder,
-    sweep_temporary,
-    temporary_folder,
-    tree_digest,
-    write_text,
-)
+from rlhf_core.errors import EnvironmentProblem
+from rlhf_core.state.atomic import canonical_json, digest_of, publish_folder, tree_digest, write_text
 from rlhf_core.state.faults import faultpoint
 from tasks import paths
-from tasks.definition import StageDefinition, input_digests, stage_definition
+from tasks.definition import StageDefinition, input_digests
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
 
+    from rlhf_core.state.processes import Processes
     from rlhf_core.state.rng import StepRng
     from rlhf_core.state.train_state import TrainState
+    from rlhf_core.state.world import World
+
+    Module = TypeVar("Module", bound=nn.Module)
 
 LINE_EVERY_SECONDS = 2.0
-LOCK_WAIT_SECONDS = 10.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Place:
+    """Which of a stage's processes this one is. The first has the lock, writes, reports; the others help it train."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    local_size: int = 1
+
+    @classmethod
+    def of(cls, environment: Mapping[str, str]) -> "Place":
+        """What torchrun says in the environment; one process alone where it says nothing."""
+        names = {"rank": "RANK", "size": "WORLD_SIZE", "local_rank": "LOCAL_RANK", "local_size": "LOCAL_WORLD_SIZE"}
+        if not all(name in environment for name in names.values()):
+            return cls()
+        return cls(**{key: int(environment[name]) for key, name in names.items()})
+
+
+class HelperDone(BaseException):
+    """A process that is not the first has trained to the end and has nothing more to do."""
 
 
 class Progress:
     """Writes live figures, with times, to `.rlhf/progress/<stage>.jsonl`, and now and then a line to stdout."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, lines: bool = True) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file: IO[str] = path.open("w", encoding="utf-8")
+        self._lines = lines
         self._last_line = 0.0
         self.tokens = 0
 
@@ -66,7 +78,7 @@ class Progress:
         self.tokens = tokens
         self.event("progress", step=step, total=total, metrics=dict(metrics), tokens=tokens)
         now = time.monotonic()
-        if now - self._last_line >= LINE_EVERY_SECONDS or step == total:
+        if self._lines and (now - self._last_line >= LINE_EVERY_SECONDS or step == total):
             self._last_line = now
             figures = "  ".join(f"{key} {value:.4g}" for key, value in metrics.items())
             print(f"step {step}/{total}  {figures}", flush=True)
@@ -86,14 +98,26 @@ class Stage:
         root: the checkout or worktree; input paths are relative to it.
         out: staging folder that becomes the stage's output folder when the body returns.
         log: reports a step (see `rlhf_core.state.train_state.MetricSink`).
+        place: which of the stage's processes this one is.
     """
 
-    def __init__(self, definition: StageDefinition, params: Params, root: Path, out: Path, log: Progress) -> None:
+    def __init__(
+        self,
+        definition: StageDefinition,
+        params: Params,
+        root: Path,
+        out: Path,
+        log: Progress,
+        place: Place = Place(),
+    ) -> None:
         self.definition, self.params, self.root, self.out, self.log = definition, params, root, out, log
+        self.place = place
         self.name = definition.name
         self.item = self.name.partition("@")[2]
         self.history: list[dict[str, float]] = []
         self._identity: dict[str, str] | None = None
+        self._world: Processes | None = None
+        self._divided: list[tuple[nn.Module, nn.Module]] = []
 
     @property
     def device(self) -> "torch.device":
@@ -105,12 +129,65 @@ class Stage:
         import torch
 
         compute = self.params.compute
-        torch.set_num_threads(compute.threads)
+        torch.set_num_threads(self.threads)
         torch.use_deterministic_algorithms(True)
-        available = torch.cuda.is_available()
-        if compute.device == "cuda" and not available:
-            raise EnvironmentProblem("compute.device: cuda asked for, torch sees no GPU. Fix: set it to auto or cpu")
-        return torch.device("cuda" if available and compute.device != "cpu" else "cpu")
+        gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if compute.device == "cpu" or (compute.device == "auto" and not gpus):
+            return torch.device("cpu")
+        if gpus < self.place.local_size:
+            raise EnvironmentProblem(
+                f"compute.device: {compute.device}: {self.place.local_size} GPUs wanted, torch sees {gpus or 'none'}. "
+                "Fix: set compute.device to cpu, or compute.processes to as many as there are"
+            )
+        return torch.device("cuda", self.place.local_rank) if self.place.size > 1 else torch.device("cuda")
+
+    @property
+    def threads(self) -> int:
+        """CPU threads of this process: `compute.threads` divided among the processes of this machine."""
+        return max(1, self.params.compute.threads // self.place.local_size)
+
+    @property
+    def world(self) -> "World":
+        """The processes that train together; joined on first use, until `finish`."""
+        from rlhf_core.state.world import ALONE
+
+        if self._world is None and self.place.size > 1:
+            from rlhf_core.state.processes import Processes
+
+            self._world = Processes(cpu=self.device.type == "cpu")
+        return self._world or ALONE
+
+    def shard(self, module: "Module") -> "Module":
+        """The module to train: `module`, or with `compute.sharding: fsdp` a copy divided among the processes.
+
+        A module that was divided is empty until `finish` gives it the trained weights.
+        """
+        if self.params.compute.sharding == "none" or self.world.size == 1:
+            return module
+        from rlhf_core.state.sharding import shard
+
+        divided = shard(module)
+        self._divided.append((module, divided))
+        return divided
+
+    def finish(self, state: "TrainState") -> None:
+        """End what the processes do together: `state` has whole modules; the first goes on alone, the others end.
+
+        Raises:
+            HelperDone: in every process but the first.
+        """
+        if self._world is None:
+            return
+        from rlhf_core.state.sharding import restore_whole
+
+        for module, divided in self._divided:
+            restore_whole(module, divided)
+            state.modules = {name: module if other is divided else other for name, other in state.modules.items()}
+        self._world.leave()
+        self._world = None
+        if self.place.rank:
+            raise HelperDone
+        self.place = Place()
 
     def rng(self, step: int = 0) -> "StepRng":
         """Addressed randomness of this stage."""
@@ -123,7 +200,7 @@ class Stage:
         self.history = state.history
         resumed = self._checkpointer().restore(state)
         self.history = state.history
-        if resumed:
+        if resumed and self.place.rank == 0:
             print(f"resumed at step {state.step}", flush=True)
             self.log.event("resumed", step=state.step)
         return state
@@ -138,7 +215,7 @@ class Stage:
             self._identity = {
                 "inputs": digest_of(input_digests(self.root, self.definition)),
                 "parameters": digest_of(self._own_parameters()),
-                "environment": digest_of(environment(str(self.device), self.params.compute.threads)),
+                "environment": digest_of(environment(str(self.device), self.threads, self.place.size)),
             }
             if self.params.model.source == "folder" and "model" in self.definition.params:
                 folder = self.root / str(self.params.model.path)
@@ -162,10 +239,10 @@ class Stage:
     def _checkpointer(self) -> Any:
         from rlhf_core.state.checkpoint import Checkpointer
 
-        return Checkpointer(self.checkpoint_folder(), self.identity())
+        return Checkpointer(self.checkpoint_folder(), self.identity(), world=self.world)
 
 
-def environment(device: str, threads: int) -> dict[str, str]:
+def environment(device: str, threads: int, processes: int) -> dict[str, str]:
     """Versions and settings on which the last bits of a result depend."""
     import numpy
     import torch
@@ -180,70 +257,13 @@ def environment(device: str, threads: int) -> dict[str, str]:
         "machine": platform.machine(),
         "cpu": torch.backends.cpu.get_cpu_capability(),
         "threads": str(threads),
+        "processes": str(processes),
         "device": device.partition(":")[0] + (f" {gpu}" if gpu else ""),
     }
 
 
-class _Terminated(BaseException):
-    """SIGTERM came: leave by the ordinary way, so that temporary folders go."""
-
-
-def run_stage(name: str, body: Callable[[Stage], dict[str, Any]], params: Params, root: Path) -> int:
-    """Run one stage's body and publish what it wrote.
-
-    Returns:
-        The exit code of the process (ARCHITECTURE, decision 9): 0, the code of an `RlhfError`, 130, 143, or 1.
-    """
-    signal.signal(signal.SIGTERM, _terminate)
-    definition = stage_definition(root, name)
-    lock = FileLock(root / paths.LOCKS / f"{paths.slug(name)}.lock")
-    (root / paths.LOCKS).mkdir(parents=True, exist_ok=True)
-    try:
-        lock.acquire(timeout=LOCK_WAIT_SECONDS)
-    except Timeout:
-        print(f"{name}: this stage is already running in {root}. Fix: wait for it, or end it", file=sys.stderr)
-        return EnvironmentProblem.exit_code
-    progress = Progress(root / paths.progress_file(name))
-    try:
-        _run_and_publish(definition, body, params, root, progress)
-        return 0
-    except (Exception, KeyboardInterrupt, _Terminated) as error:
-        code, message = _outcome(error)
-        progress.event("failed", exit_code=code, message=message)
-        print(f"{name}: {message}", file=sys.stderr, flush=True)
-        if code == 1:
-            raise
-        return code
-    finally:
-        progress.close()
-        lock.release()
-
-
-def _run_and_publish(
-    definition: StageDefinition,
-    body: Callable[[Stage], dict[str, Any]],
-    params: Params,
-    root: Path,
-    progress: Progress,
-) -> None:
-    staging = root / paths.STAGING
-    staging.mkdir(parents=True, exist_ok=True)
-    sweep_temporary(staging)
-    with temporary_folder(staging, paths.slug(definition.name)) as out:
-        stage = Stage(definition, params, root, out, progress)
-        progress.event("start", pid=os.getpid())
-        started = time.monotonic()
-        metrics = body(stage)
-        compute_s = time.monotonic() - started
-        faultpoint("stage.before_publish")
-        _publish(stage, metrics)
-        faultpoint("stage.after_publish")
-        shutil.rmtree(root / paths.CHECKPOINTS / paths.slug(stage.name), ignore_errors=True)
-        peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        progress.event("done", compute_s=compute_s, peak_memory_mb=peak_mb, tokens=progress.tokens)
-
-
-def _publish(stage: Stage, metrics: dict[str, Any]) -> None:
+def publish(stage: Stage, metrics: dict[str, Any]) -> None:
+    """Rename a finished stage's outputs into place, then write its figures and curves."""
     publish_folder(stage.out, stage.root / paths.stage_output(stage.name))
     faultpoint("stage.during_publish")
     if metrics:
@@ -260,24 +280,3 @@ def curves_csv(history: list[dict[str, float]]) -> str:
     writer.writeheader()
     writer.writerows(history)
     return text.getvalue()
-
-
-def _outcome(error: BaseException) -> tuple[int, str]:
-    if isinstance(error, RlhfError):
-        return error.exit_code, str(error)
-    if isinstance(error, KeyboardInterrupt):
-        return 130, "interrupted; `rlhf resume` goes on from the last checkpoint"
-    if isinstance(error, _Terminated):
-        return 143, "terminated; `rlhf resume` goes on from the last checkpoint"
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        free = shutil.disk_usage(Path.cwd()).free // 2**20
-        return (
-            EnvironmentProblem.exit_code,
-            f"{error.filename or 'disk'}: disk full ({free} MiB free). Fix: free space, run again",
-        )
-    return 1, f"{type(error).__name__}: {error}"
-
-
-def _terminate(number: int, frame: object) -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    raise _Terminated

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import threading
 import time
 from pathlib import Path
@@ -62,3 +63,23 @@ def end_with_ancestors(supervisor: str | None) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
     threading.Thread(target=watch, name="watchdog", daemon=True).start()
+
+
+def insist_on_sigterm(grace_s: float, exit_code: int = 143) -> None:
+    """End this process `grace_s` after a SIGTERM that it has not followed; call it in the main thread.
+
+    A handler written in Python waits for the main thread, which may wait for another process inside a library. The
+    interpreter notes the signal at once in a socket, and a thread of its own reads that.
+    """
+    reader, writer = socket.socketpair()
+    writer.setblocking(False)
+    signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+
+    def watch() -> None:
+        with reader, writer:
+            while reader.recv(1)[0] != signal.SIGTERM:
+                pass
+            time.sleep(grace_s)
+            os._exit(exit_code)
+
+    threading.Thread(target=watch, name="insist", daemon=True).start()

@@ -13,6 +13,10 @@ class ComputeConfig(Section):
 
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto takes the GPU where there is one")
     threads: PositiveInt = Field(2, description="CPU threads of a stage; another number gives other last bits")
+    processes: PositiveInt = Field(1, description="processes of a stage that trains; they share its CPU threads")
+    sharding: Literal["none", "fsdp"] = Field(
+        "none", description="fsdp divides weights, gradients and moments among the processes; none copies them"
+    )
 
 
 class ModelConfig(Section):

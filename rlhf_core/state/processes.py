@@ -1,5 +1,6 @@
 """Several processes as one `World`: started by torchrun, joined by Accelerate, gloo between CPUs, NCCL between GPUs."""
 
+import re
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -12,6 +13,8 @@ from rlhf_core.state.world import Item
 
 STALL = timedelta(minutes=30)
 """Longest wait for another process. One that dies is noticed at once; this ends a run in which one hangs."""
+
+SOURCE = re.compile(r"^\[[^\]]*\] ")  # gloo begins with the place in its own code
 
 Result = TypeVar("Result")
 
@@ -69,7 +72,7 @@ def _exchange(what: str, call: Callable[[], Result]) -> Result:
     try:
         return call()
     except RuntimeError as error:  # what gloo, NCCL and the rendezvous raise
-        reason = str(error).strip().partition("\n")[0]
+        reason = SOURCE.sub("", str(error).strip()).partition("\n")[0].partition(". ")[0]
         raise LostProcess(
             f"processes: {what}: another process of this run is gone ({reason}). "
             "Fix: see why it ended, then run again; training goes on from the newest checkpoint"

@@ -43,7 +43,7 @@ from pathlib import Path
 
 from rlhf_core.errors import DataError
 from tasks.params import load_params
-from tasks.stage import run_stage
+from tasks.frame import run_stage
 from tasks.watchdog import end_with_ancestors
 import os
 

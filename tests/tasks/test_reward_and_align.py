@@ -26,7 +26,7 @@ from rlhf_core.models.reward import RewardModel
 from rlhf_core.models.tokenizer import encode_prompts, encode_responses, load_tokenizer
 from tasks import align, reward
 from tasks.params import load_params
-from tasks.stage import run_stage
+from tasks.frame import run_stage
 from tasks.tables import SCHEMAS
 
 

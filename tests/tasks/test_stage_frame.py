@@ -29,7 +29,7 @@ import sys, time
 from pathlib import Path
 from rlhf_core import errors
 from rlhf_core.config import Params
-from tasks.stage import run_stage
+from tasks.frame import run_stage
 from tasks.watchdog import end_with_ancestors
 import os
 
