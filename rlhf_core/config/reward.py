@@ -1,21 +1,121 @@
 """Settings of the reward model."""
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
 
 from rlhf_core.config.base import Correlation, Section, Share
 
 
-class RewardConfig(Section):
-    """Bradley-Terry reward model, initialised from the SFT model."""
+class RewardLossConfig(Section):
+    """What the pairs of a prompt say of its responses' scores; Δ is the chosen less the rejected score."""
 
-    head: Literal["last", "mean", "sum", "gated"] = Field(
-        "last", description="scalar at the last token, its mean or sum, or the log-probability-gated sum"
+    name: Literal["bradley_terry", "margin", "hinge", "thurstone", "plackett_luce"] = Field(
+        "bradley_terry",
+        description="-log σ(Δ); -log σ(Δ - m); max(0, m - Δ); -log Φ(Δ / deviation) with a learned variance a "
+        "response; or the likelihood of the ranking that a prompt's pairs imply",
+    )
+    average: Literal["pair", "prompt"] = Field(
+        "pair", description="pair: every pair counts the same; prompt: every prompt, its C(K,2) pairs 1 / C(K,2) each"
+    )
+    margin: PositiveFloat = Field(1.0, description="m of `margin` and `hinge`")
+    margin_from: Literal["constant", "strength"] = Field(
+        "constant", description="strength: m times the mean vote strength of the pair"
+    )
+    weights: Literal["none", "agreement", "strength", "difficulty"] = Field(
+        "none",
+        description="what a pair counts: share of agreeing votes; mean vote strength; how little of it the model has "
+        "understood, 1 - σ(Δ)",
+    )
+    ties: Literal["half", "rao_kupper"] = Field(
+        "half",
+        description="pairs without a preference (preferences.keep_ties): half a win for each side, or the model of Rao "
+        "and Kupper with `tie_threshold`",
+    )
+    center: Literal["scores", "pairs"] = Field(
+        "scores", description="what `reward.centering` keeps near zero: every score, or the sum of a pair's two"
+    )
+    tie_threshold: PositiveFloat = Field(0.5, description="half width, in log-odds, of what people cannot tell apart")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.ties == "rao_kupper" and self.name != "bradley_terry":
+            raise ValueError(f"ties 'rao_kupper' extends name 'bradley_terry', not {self.name!r}: set ties to half")
+        if self.name == "plackett_luce" and (self.average != "prompt" or self.weights != "none"):
+            raise ValueError(
+                "name 'plackett_luce' counts rankings and not pairs: set average to prompt, weights to none"
+            )
+        return self
+
+
+class RewardAuxiliaryConfig(Section):
+    """Losses beside the ranking, each added with its weight; 0 leaves it out."""
+
+    sft_coef: NonNegativeFloat = Field(0.0, description="negative log-likelihood of the chosen responses, a token")
+    contrastive_coef: NonNegativeFloat = Field(
+        0.0, description="supervised contrast of the mean states of chosen responses with those of rejected ones"
+    )
+    contrastive_temperature: PositiveFloat = Field(0.1, description="its temperature")
+
+
+class RewardEnsembleConfig(Section):
+    """Several reward models in place of one, and how much they disagree."""
+
+    members: PositiveInt = Field(1, description="models, trained one after the other from seeds of their own")
+    resample: Literal["bootstrap", "none"] = Field(
+        "bootstrap", description="what a member is trained on: prompts drawn with replacement, or all of them"
+    )
+    aggregate: Literal["mean", "accuracy", "median", "vote", "pessimistic"] = Field(
+        "mean",
+        description="mean; mean weighted by the members' accuracy on prompts they did not draw; median; mean rank "
+        "among training responses; mean less `pessimism` deviations",
+    )
+    pessimism: PositiveFloat = Field(1.0, description="deviations that `pessimistic` takes off")
+    distill: Literal["none", "scores", "preferences"] = Field(
+        "none",
+        description="train one model on the members' aggregated scores, or on the preferences they are sure of, and "
+        "publish that one",
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.members == 1 and self.aggregate in ("accuracy", "median", "vote"):
+            raise ValueError(f"aggregate {self.aggregate!r} speaks of several models: set members above 1")
+        if self.members == 1 and self.distill != "none":
+            raise ValueError("distill needs several models to learn from: set members above 1")
+        if self.aggregate == "accuracy" and self.resample != "bootstrap":
+            raise ValueError("aggregate 'accuracy' is measured on prompts left out: set resample to bootstrap")
+        return self
+
+
+class RewardConfig(Section):
+    """Reward model, initialised from the SFT model."""
+
+    head: Literal["last", "mean", "attention", "mixed", "sum", "gated"] = Field(
+        "last",
+        description="scalar at the last token, its mean over the response, with learned attention, or a mixture of "
+        "last and mean; its sum, or the log-probability-gated sum",
+    )
+    alpha: Share | None = Field(None, description="share of the last token for head mixed; null: learned, from 0.5")
+    criteria: dict[str, PositiveFloat] = Field(
+        {"overall": 1.0},
+        min_length=1,
+        description="what is scored, a head each, and its weight in the loss and in the score; `overall` are the "
+        "labelled pairs, others come from graded responses",
     )
     epochs: PositiveInt = Field(2, description="passes over the preference pairs")
     prompts_per_step: PositiveInt = Field(
         12, description="prompt groups an optimiser step; a group's pairs stay together"
+    )
+    order: Literal["shuffled", "easy_first"] = Field(
+        "shuffled", description="easy_first: the first pass goes from strong preferences to weak ones"
     )
     learning_rate: PositiveFloat = Field(1e-3, description="peak learning rate")
     warmup_steps: NonNegativeInt = Field(20, description="steps of linear warm-up")
@@ -28,3 +128,18 @@ class RewardConfig(Section):
     min_spearman: Correlation | None = Field(None, description="gate on the rank correlation with graded responses")
     min_kendall: Correlation | None = Field(None, description="gate on Kendall's tau-b with graded responses")
     max_ece: Share | None = Field(None, description="gate on the expected calibration error")
+    loss: RewardLossConfig = RewardLossConfig()
+    auxiliary: RewardAuxiliaryConfig = RewardAuxiliaryConfig()
+    ensemble: RewardEnsembleConfig = RewardEnsembleConfig()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.alpha is not None and self.head != "mixed":
+            raise ValueError(f"alpha mixes last and mean, which head {self.head!r} does not: set head to mixed")
+        ensemble = self.ensemble
+        if ensemble.aggregate == "pessimistic" and ensemble.members == 1 and self.loss.name != "thurstone":
+            raise ValueError(
+                "ensemble.aggregate 'pessimistic' needs a deviation: set ensemble.members above 1, or loss.name to "
+                "thurstone"
+            )
+        return self

@@ -120,7 +120,8 @@ class ScoreHead(nn.Module):
         """Score of each criterion, scores_BC, float32.
 
         Args:
-            states_BCD: hidden states at the last prompt token and at each response token, [B, R + 1, D].
+            states_BCD: hidden states at the last prompt token and at each response token, [B, R + 1, D]; for `last`
+                the state of each row's last token is enough, [B, 1, D].
             mask_BR: 1 for response tokens.
             logprobs_BR: of the response tokens under the body; `gated` needs them.
         """
@@ -193,7 +194,7 @@ def mean_state(states_BCD: Tensor, mask_BR: Tensor) -> Tensor:
 
 def _last_state(states_BCD: Tensor, mask_BR: Tensor) -> Tensor:
     """State at each response's last token, found from the mask; of an empty response, at the last prompt token."""
-    last_B = mask_BR.sum(1).long()
+    last_B = mask_BR.sum(1).long().clamp_max(states_BCD.shape[1] - 1)
     return states_BCD[torch.arange(len(last_B), device=last_B.device), last_B]
 
 

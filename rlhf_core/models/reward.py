@@ -18,7 +18,8 @@ from rlhf_core.data.batches import SequenceBatch
 from rlhf_core.errors import EnvironmentProblem
 from rlhf_core.models.folder import read_json
 from rlhf_core.models.heads import OVERALL, SUMMED, Head, HeadSpec, ScoreHead, describe_head, read_head
-from rlhf_core.models.policy import load_pretrained, response_states, save_policy
+from rlhf_core.models.policy import load_pretrained, save_policy
+from rlhf_core.models.states import final_states, response_states
 from rlhf_core.rollout.logprobs import token_logprobs
 from rlhf_core.state.atomic import write_json
 
@@ -89,7 +90,7 @@ class RewardModel(nn.Module):
 
     def raw_scores(self, batch: SequenceBatch) -> Tensor:
         """Scores before standardisation, scores_B: the criteria's weighted sum, less the pessimism."""
-        states_BCD = response_states(self.body, batch)
+        states_BCD = self.states(batch)
         raw_B = self.head.combine(self.criterion_scores(states_BCD, batch))
         if not self.spec.pessimism:
             return raw_B
@@ -100,14 +101,20 @@ class RewardModel(nn.Module):
         """`forward`, and beside it the scores' standard deviations on the same scale, where the head gives them."""
         if not self.spec.spread:
             return self(batch), None
-        states_BCD = response_states(self.body, batch)
+        states_BCD = self.states(batch)
         raw_B = self.head.combine(self.criterion_scores(states_BCD, batch))
         deviation_B = self.head.combined_deviation(self.head.log_variances(states_BCD, batch.response_mask_BR))
         raw_B = raw_B - self.spec.pessimism * deviation_B
         return (raw_B - self.shift) / self.scale, deviation_B / self.scale
 
+    def states(self, batch: SequenceBatch) -> Tensor:
+        """The hidden states that the head reads, states_BCD: `response_states`, or for `last` the last ones alone."""
+        if self.spec.kind == "last":
+            return final_states(self.body, batch)[:, None]
+        return response_states(self.body, batch)
+
     def criterion_scores(self, states_BCD: Tensor, batch: SequenceBatch) -> Tensor:
-        """Raw score for each criterion, scores_BC, from `response_states` of the body."""
+        """Raw score for each criterion, scores_BC, from `states`, or from `response_states` of the body."""
         return self.head(states_BCD, batch.response_mask_BR, self._gate(states_BCD, batch))
 
     def token_scores(self, batch: SequenceBatch) -> Tensor:

@@ -1,23 +1,26 @@
-"""Bradley-Terry reward model (Ouyang et al. 2022, section 3.5): all pairs of a prompt in one step.
-
-Shape suffixes: B = responses of a step, N = pairs of a step.
-"""
+"""Reward models from labelled pairs (Ouyang et al. 2022, section 3.5): all pairs of a prompt in one step."""
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor
 
 from rlhf_core.config import RewardConfig
-from rlhf_core.data.pairs import PreferenceGroup, collate_groups, group_batches
+from rlhf_core.data.pairs import PreferenceGroup
 from rlhf_core.errors import GateRefused
 from rlhf_core.models.reward import RewardModel
-from rlhf_core.objectives.ranking import bradley_terry_loss, centering_loss
-from rlhf_core.state.rng import StepRng
+from rlhf_core.models.reward_ensemble import RewardEnsemble
 from rlhf_core.state.train_state import MetricSink, SaveCheckpoint, TrainState
+from rlhf_core.state.world import ALONE, World
 from rlhf_core.trainers.figures import reportable
 from rlhf_core.trainers.optimisation import apply_gradients, set_learning_rate
+from rlhf_core.trainers.reward_plan import Phase, ensemble_of, epoch_batches, phases
+from rlhf_core.trainers.reward_step import distilled_loss, labelled_loss
+from rlhf_core.trainers.reward_teacher import settle, teacher_scores
 from rlhf_core.trainers.schedule import learning_rate
+
+TEACHER = "teacher_scores"
 
 
 def train_reward(
@@ -29,52 +32,78 @@ def train_reward(
     pad_id: int,
     log: MetricSink,
     checkpoint: SaveCheckpoint,
+    world: World = ALONE,
 ) -> TrainState:
-    """Train from `state.step` over `cfg.epochs` passes of the prompt groups.
+    """Train from `state.step` over `cfg.epochs` passes of the prompt groups, every model of the run in turn.
 
-    `state` holds the module (a `RewardModel`) and the optimiser `reward`. Scores keep their natural scale, in which
-    a difference is a log-odds; `standardise` comes after.
+    `state` holds the modules of `make_models` and an optimiser of the same name for each: `reward` alone, or
+    `member-0`, `member-1`, ... and, where the ensemble is distilled, `reward` for its student. Which one is trained
+    follows from the step; moments of a model that is done are let go. Scores keep their natural scale, in which a
+    difference is a log-odds; `standardise` comes after.
 
     Raises:
         Diverged: losses or gradients were not finite three times in a row.
     """
-    model, optimizer = state.modules["reward"], state.optimizers["reward"]
-    device = next(model.parameters()).device
-    steps_per_epoch = len(group_batches(groups, cfg.prompts_per_step, torch.Generator()))
-    total = cfg.epochs * steps_per_epoch
-    for epoch in range(state.step // steps_per_epoch, cfg.epochs):
-        batches = group_batches(groups, cfg.prompts_per_step, StepRng(seed, "reward", epoch)("groups"))
-        for members in batches[state.step % steps_per_epoch :]:
-            rate = learning_rate(
-                state.step, total, cfg.learning_rate, cfg.warmup_steps, cfg.min_learning_rate_share, "linear"
-            )
-            set_learning_rate(optimizer, rate)
-            batch, chosen_N, rejected_N = collate_groups([groups[i] for i in members], pad_id)
-            loss, figures = group_loss(cfg, model(batch.to(device)), chosen_N.to(device), rejected_N.to(device))
-            loss.backward()
-            norm = apply_gradients(state, "reward", loss.item(), cfg.max_grad_norm)
-            figures = reportable(figures | {"optim/learning_rate": rate, "optim/grad_norm": norm})
-
-            state.extra["tokens"] = state.extra.get("tokens", 0) + batch.num_tokens
-            state.step += 1
-            state.record(figures)
-            if state.step % cfg.save_every == 0 or state.step == total:
-                checkpoint(state)
-            log(state.step, total, figures, state.extra["tokens"])
+    plan = phases(cfg, len(groups), seed)
+    for number, phase in enumerate(plan):
+        for done in plan[:number]:
+            state.optimizers[done.name].state.clear()
+        if phase.distills and TEACHER not in state.tensors:
+            ensemble = ensemble_of(cfg, state.modules)
+            settle(ensemble, groups, plan, list(cfg.criteria), pad_id)
+            state.tensors[TEACHER] = teacher_scores(ensemble, groups, pad_id)
+        while state.step < phase.end:
+            epoch, place = divmod(state.step - phase.start, (phase.end - phase.start) // cfg.epochs)
+            for members in epoch_batches(cfg, groups, phase, seed, epoch)[place:]:
+                figures = _step(cfg, state, phase, groups, members, pad_id, world)
+                if len(plan) > 1:
+                    figures["optim/model"] = number
+                state.step += 1
+                state.record(figures)
+                if state.step % cfg.save_every == 0 or state.step == plan[-1].end:
+                    checkpoint(state)
+                log(state.step, plan[-1].end, figures, state.extra["tokens"])
     return state
 
 
-def group_loss(
-    cfg: RewardConfig, scores_B: Tensor, chosen_N: Tensor, rejected_N: Tensor
-) -> tuple[Tensor, dict[str, float]]:
-    """Bradley-Terry over the pairs plus `cfg.centering` times the mean squared score."""
-    ranking, stats = bradley_terry_loss(scores_B[chosen_N], scores_B[rejected_N])
-    loss = ranking + cfg.centering * centering_loss(scores_B)
-    figures = {"loss/train": loss, "loss/ranking": ranking, "reward/score_std": scores_B.std(correction=0), **stats}
-    return loss, {key: value.item() for key, value in figures.items()}
+def _step(
+    cfg: RewardConfig,
+    state: TrainState,
+    phase: Phase,
+    groups: Sequence[PreferenceGroup],
+    members: Sequence[int],
+    pad_id: int,
+    world: World,
+) -> dict[str, float]:
+    """Train the model of `phase` on some groups and return the figures of the step."""
+    model, optimizer = cast(RewardModel, state.modules[phase.name]), state.optimizers[phase.name]
+    steps = phase.end - phase.start
+    rate = learning_rate(
+        state.step - phase.start, steps, cfg.learning_rate, cfg.warmup_steps, cfg.min_learning_rate_share, "linear"
+    )
+    set_learning_rate(optimizer, rate)
+    chosen = [groups[place] for place in members]
+    if phase.distills:
+        teacher_MB = state.tensors[TEACHER][:, _response_places(groups, members)]
+        loss, figures = distilled_loss(cfg, model, chosen, teacher_MB, pad_id, world)
+    else:
+        loss, figures = labelled_loss(cfg, model, chosen, pad_id, world)
+    if loss.requires_grad:  # a process without rows in this step has nothing to add
+        loss.backward()
+    norm = apply_gradients(state, phase.name, loss.item(), cfg.max_grad_norm, world)
+    tokens = sum(len(group.prompt) + len(response) for group in chosen for response in group.responses)
+    state.extra["tokens"] = state.extra.get("tokens", 0) + tokens
+    return reportable(figures | {"optim/learning_rate": rate, "optim/grad_norm": norm})
 
 
-def standardise(model: RewardModel, scores: Sequence[float]) -> None:
+def _response_places(groups: Sequence[PreferenceGroup], members: Sequence[int]) -> Tensor:
+    """Where the responses of some groups stand when those of all groups are written one after the other."""
+    sizes = [len(group.responses) for group in groups]
+    places = torch.arange(sum(sizes)).split(sizes)
+    return torch.cat([places[member] for member in members])
+
+
+def standardise(model: RewardModel | RewardEnsemble, scores: Sequence[float]) -> None:
     """Shift and scale the model so that the given scores of its own get mean 0 and standard deviation 1.
 
     The scores must come from the model before any standardisation. PPO's constants (`score_clip`, `kl_coef`,

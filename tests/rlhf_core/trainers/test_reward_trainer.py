@@ -11,12 +11,14 @@ from transformers import PreTrainedModel
 
 from rlhf_core.config import RewardConfig
 from rlhf_core.data.batches import SequenceBatch
+from rlhf_core.data.pair_table import pair_table
 from rlhf_core.data.pairs import PreferenceGroup, PreferencePair, collate_groups, group_batches, group_pairs
 from rlhf_core.errors import Diverged, GateRefused
 from rlhf_core.models.reward import RewardModel
 from rlhf_core.state.train_state import TrainState
 from rlhf_core.trainers.optimisation import make_optimizer
-from rlhf_core.trainers.reward import group_loss, standardise, train_reward
+from rlhf_core.trainers.reward import standardise, train_reward
+from rlhf_core.trainers.reward_loss import group_loss
 
 PAD, EOS, GOOD, BAD = 0, 1, 5, 6
 
@@ -55,7 +57,7 @@ def accuracy(model: nn.Module, pairs: list[PreferencePair]) -> float:
     return (scores_B[chosen_N] > scores_B[rejected_N]).float().mean().item()
 
 
-@pytest.mark.parametrize("head", ["last", "mean", "sum", "gated"])
+@pytest.mark.parametrize("head", ["last", "mean", "attention", "mixed", "sum", "gated"])
 def test_it_learns_a_preference_it_can_see(make_state: Callable[..., TrainState], sink: Any, head: str) -> None:
     cfg = RewardConfig(epochs=3, prompts_per_step=16, learning_rate=5e-3, warmup_steps=5)
     state = make_state(head)
@@ -120,26 +122,24 @@ def test_shared_responses_are_scored_once() -> None:
 
 def test_the_loss_is_the_ranking_plus_the_centering() -> None:
     cfg = RewardConfig(centering=0.5)
-    scores = torch.tensor([2.0, 0.0])
-    loss, figures = group_loss(cfg, scores, torch.tensor([0]), torch.tensor([1]))
+    scores_BC = torch.tensor([[2.0], [0.0]])
+    table = pair_table([PreferenceGroup(prompt=[7], responses=[[8], [9]], pairs=[(0, 1)])], ["overall"])
+    loss, figures = group_loss(cfg, scores_BC, None, table)
     ranking = torch.log1p(torch.exp(torch.tensor(-2.0))).item()
-    assert figures["loss/ranking"] == pytest.approx(ranking)
+    assert figures["loss/ranking"].item() == pytest.approx(ranking)
     assert loss.item() == pytest.approx(ranking + 0.5 * 2.0)
 
 
 def test_three_bad_steps_in_a_row_end_the_run(make_state: Callable[..., TrainState], sink: Any) -> None:
-    class Broken(nn.Module):
-        def __init__(self, good: RewardModel) -> None:
-            super().__init__()
-            self.good, self.calls = good, 0
-
-        def forward(self, batch: SequenceBatch) -> Tensor:
-            self.calls += 1
-            return self.good(batch) * (float("nan") if self.calls in (2, 4, 5, 6) else 1.0)
-
     state = make_state()
-    before = {}
-    state.modules["reward"] = Broken(state.modules["reward"])
+    model, calls, before = state.modules["reward"], [], {}
+    states = model.states
+
+    def broken(batch: SequenceBatch) -> Tensor:
+        calls.append(1)
+        return states(batch) * (float("nan") if len(calls) in (2, 4, 5, 6) else 1.0)
+
+    model.states = broken
     cfg = RewardConfig(epochs=4, prompts_per_step=8)
 
     def checkpoint(_: TrainState) -> None:
@@ -147,7 +147,7 @@ def test_three_bad_steps_in_a_row_end_the_run(make_state: Callable[..., TrainSta
 
     def log(step: int, total: int, metrics: dict[str, float], tokens: int) -> None:
         sink(step, total, metrics, tokens)
-        before[step] = state.modules["reward"].good.head.scalar.weight.detach().clone()
+        before[step] = model.head.scalar.weight.detach().clone()
 
     groups = group_pairs(toy_pairs(30, seed=4))
     with pytest.raises(Diverged, match=r"step 6"):

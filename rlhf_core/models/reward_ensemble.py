@@ -1,0 +1,195 @@
+"""Several reward models as one: their scores added up to one score, and how much they disagree.
+
+Shape suffixes: M = members, B = rows, Q = reference scores of a member.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal, get_args
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from rlhf_core.data.batches import SequenceBatch
+from rlhf_core.errors import ConfigError
+from rlhf_core.models.folder import read_json
+from rlhf_core.models.reward import RewardModel
+from rlhf_core.state.atomic import write_json
+
+Aggregate = Literal["mean", "accuracy", "median", "vote", "pessimistic"]
+ENSEMBLE_FILE, ENSEMBLE_WEIGHTS = "reward_ensemble.json", "reward_ensemble.safetensors"
+
+
+class RewardEnsemble(nn.Module):
+    """Reward models whose raw scores are aggregated, and then standardised as one model's are.
+
+    Every member is a whole model, in memory and on disk: that of an ensemble costs as much as all its members.
+
+    Args:
+        members: trained models, not standardised.
+        aggregate: `mean`; `accuracy`, a mean with `weights_M`; `median`; `pessimistic`, the mean less `pessimism`
+            deviations (Coste et al. 2024); `vote`, the mean over members of the share of their own reference scores
+            that lie below: each member ranks the response and the ranks are averaged (the rule of Borda).
+        pessimism: deviations that `pessimistic` takes off.
+    """
+
+    weights_M: Tensor
+    reference_MQ: Tensor
+    shift: Tensor
+    scale: Tensor
+
+    def __init__(self, members: Sequence[RewardModel], aggregate: Aggregate, pessimism: float = 1.0) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(members)
+        self.aggregate, self.pessimism = aggregate, pessimism
+        self.register_buffer("weights_M", torch.full((len(members),), 1 / len(members)))
+        self.register_buffer("reference_MQ", torch.zeros(len(members), 0))
+        self.register_buffer("shift", torch.zeros(()))
+        self.register_buffer("scale", torch.ones(()))
+
+    @property
+    def body(self) -> PreTrainedModel:
+        """The first member's body: what a value model may start from."""
+        return self._models()[0].body
+
+    def forward(self, batch: SequenceBatch) -> Tensor:
+        """Score each response, scores_B, float32: (raw score - shift) / scale."""
+        return (self.raw_scores(batch) - self.shift) / self.scale
+
+    def raw_scores(self, batch: SequenceBatch) -> Tensor:
+        """Aggregated scores before standardisation, scores_B."""
+        return self._aggregated(*self.member_scores(batch))
+
+    def scores_and_deviations(self, batch: SequenceBatch) -> tuple[Tensor, Tensor]:
+        """`forward`, and the standard deviation of each response's score on the scale of the members' scores.
+
+        It is the members' spread, joined by what they themselves give as deviation where they do.
+        """
+        scores_MB, deviations_MB = self.member_scores(batch)
+        deviation_B = total_deviation(scores_MB, deviations_MB)
+        return (self._aggregated(scores_MB, deviations_MB) - self.shift) / self.scale, deviation_B / self._unit()
+
+    def member_scores(self, batch: SequenceBatch) -> tuple[Tensor, Tensor | None]:
+        """Raw scores of every member, scores_MB, and their own deviations, where their heads give them."""
+        read = [member.scores_and_deviations(batch) for member in self._models()]
+        deviations = [deviation_B for _, deviation_B in read if deviation_B is not None]
+        return torch.stack([scores_B for scores_B, _ in read]), torch.stack(deviations) if deviations else None
+
+    def standardise(self, mean: float, deviation: float) -> None:
+        """From now on an aggregated score of `mean` is 0 and one of `mean + deviation` is 1.
+
+        Raises:
+            ValueError: `deviation` is not positive, so scores could not be told apart.
+        """
+        if not deviation > 0:
+            raise ValueError(f"standard deviation of the scores is {deviation}; the members score everything alike")
+        self.shift.fill_(mean)
+        self.scale.fill_(deviation)
+
+    def save(self, folder: Path | str, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Write each member to `member-<number>/` as a reward model of its own, the rest beside them."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        for number, member in enumerate(self._models()):
+            member.save(folder / f"member-{number}", tokenizer)
+        tokenizer.save_pretrained(folder)
+        tensors = {name: buffer.detach().cpu().contiguous() for name, buffer in self.named_buffers(recurse=False)}
+        save_file(tensors, folder / ENSEMBLE_WEIGHTS)
+        described = {"aggregate": self.aggregate, "members": len(self.members), "pessimism": self.pessimism}
+        write_json(folder / ENSEMBLE_FILE, described)
+
+    @classmethod
+    def load(cls, folder: Path | str) -> "RewardEnsemble":
+        """Read what `save` wrote, in evaluation mode.
+
+        Raises:
+            EnvironmentProblem: files of a member are missing.
+            ConfigError: the folder asks for code of its own, or describes an aggregation that does not exist.
+        """
+        folder = Path(folder)
+        described = read_json(folder / ENSEMBLE_FILE)
+        known = get_args(Aggregate)
+        if described.get("aggregate") not in known:
+            raise ConfigError(
+                f"{folder / ENSEMBLE_FILE}: aggregate: {described.get('aggregate')!r} is none. Fix: one of {known}"
+            )
+        members = [RewardModel.load(folder / f"member-{number}") for number in range(described["members"])]
+        model = cls(members, described["aggregate"], described["pessimism"])
+        for name, tensor in load_file(folder / ENSEMBLE_WEIGHTS).items():
+            setattr(model, name, tensor)
+        return model.eval()
+
+    def _models(self) -> list[RewardModel]:
+        return [member for member in self.members if isinstance(member, RewardModel)]
+
+    def _aggregated(self, scores_MB: Tensor, deviations_MB: Tensor | None) -> Tensor:
+        match self.aggregate:
+            case "mean":
+                return scores_MB.mean(0)
+            case "accuracy":
+                return (self.weights_M[:, None] * scores_MB).sum(0)
+            case "median":
+                return scores_MB.quantile(0.5, dim=0)
+            case "pessimistic":
+                return scores_MB.mean(0) - self.pessimism * total_deviation(scores_MB, deviations_MB)
+            case "vote":
+                return ranks_among(scores_MB, self.reference_MQ).mean(0)
+
+    def _unit(self) -> Tensor:
+        """What one of the members' units is divided by to be on the published scale.
+
+        Ranks have no unit of the members' scores: the members' deviation over the references stands for it.
+        """
+        return self.reference_MQ.std(1, correction=0).mean() if self.aggregate == "vote" else self.scale
+
+
+def total_deviation(scores_MB: Tensor, deviations_MB: Tensor | None) -> Tensor:
+    """Deviation of a mixture of members, deviation_B (Lakshminarayanan et al. 2017, section 2.4).
+
+    The variance of the members' scores (epistemic, over M), plus the mean of their own variances where they have any.
+    """
+    variance_B = scores_MB.var(0, correction=0)
+    if deviations_MB is not None:
+        variance_B = variance_B + deviations_MB.square().mean(0)
+    return variance_B.sqrt()
+
+
+def accuracy_weights(accuracies: Sequence[float], num_pairs: Sequence[int]) -> list[float]:
+    """Weights of members by their share of pairs right: log-odds, none below chance, summing to 1.
+
+    The log-odds are what votes of independent judges weigh (Nitzan and Paroush 1982). A share is drawn half a pair
+    toward chance (Laplace), so that one without an error has a finite weight; where nobody is better than chance all
+    count the same.
+    """
+    shares = [(a * n + 0.5) / (n + 1) for a, n in zip(accuracies, num_pairs, strict=True)]
+    odds = torch.tensor(shares, dtype=torch.float64).logit().clamp_min(0.0)
+    if not odds.any():
+        odds = torch.ones_like(odds)
+    return (odds / odds.sum()).tolist()
+
+
+def ranks_among(scores_MB: Tensor, reference_MQ: Tensor) -> Tensor:
+    """For each member the share of its reference scores below a score, ranks_MB in [0, 1].
+
+    Between two neighbours of the sorted references the rank goes on in a line, so that scores apart stay apart; below
+    the lowest it is 0 and above the highest 1.
+    """
+    count = reference_MQ.shape[1]
+    above_MB = torch.searchsorted(reference_MQ, scores_MB.contiguous()).clamp(1, count - 1)
+    low_MB, high_MB = reference_MQ.gather(1, above_MB - 1), reference_MQ.gather(1, above_MB)
+    part_MB = ((scores_MB - low_MB) / (high_MB - low_MB).clamp_min(torch.finfo(scores_MB.dtype).tiny)).clamp(0.0, 1.0)
+    return (above_MB - 1 + part_MB) / (count - 1)
+
+
+def load_reward_model(folder: Path | str) -> RewardModel | RewardEnsemble:
+    """The reward model of a folder, one or several: a callable that scores a batch.
+
+    Raises:
+        EnvironmentProblem: the folder or files in it are missing.
+        ConfigError: the folder asks for code of its own, or describes what does not exist.
+    """
+    if (Path(folder) / ENSEMBLE_FILE).is_file():
+        return RewardEnsemble.load(folder)
+    return RewardModel.load(folder)
