@@ -3,10 +3,13 @@
 Importing this package costs no torch: the command line and the schema export read it too.
 """
 
-from pydantic import Field, NonNegativeInt
+from typing import Self
 
-from rlhf_core.config.align import AlignConfig
+from pydantic import Field, NonNegativeInt, model_validator
+
+from rlhf_core.config.align import AlignConfig, ChainConfig, SwitchConfig
 from rlhf_core.config.base import Section
+from rlhf_core.config.combine import CombineConfig
 from rlhf_core.config.data import DataConfig, GenerateConfig, LabelConfig, PreferencesConfig, ValidateConfig
 from rlhf_core.config.evaluation import EvaluateConfig, GatesConfig
 from rlhf_core.config.model import ComputeConfig, ModelConfig
@@ -17,6 +20,8 @@ from rlhf_core.config.sft import SFTConfig
 
 __all__ = [
     "AlignConfig",
+    "ChainConfig",
+    "CombineConfig",
     "ComputeConfig",
     "DPOConfig",
     "DataConfig",
@@ -31,6 +36,7 @@ __all__ = [
     "RewardConfig",
     "SFTConfig",
     "Section",
+    "SwitchConfig",
     "ValidateConfig",
 ]
 
@@ -49,5 +55,18 @@ class Params(Section):
     preferences: PreferencesConfig = PreferencesConfig()
     reward: RewardConfig = RewardConfig()
     align: AlignConfig = AlignConfig()
+    combine: CombineConfig = CombineConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     gates: GatesConfig = GatesConfig()
+
+    @property
+    def candidates(self) -> tuple[str, ...]:
+        """Every policy that is compared with the SFT model: the aligned ones, then the combined ones."""
+        return (*self.align.algorithms, *self.combine.methods)
+
+    @model_validator(mode="after")
+    def _members_are_aligned(self) -> Self:
+        missing = set(self.combine.members) - set(self.align.algorithms) if self.combine.methods else ()
+        if missing:
+            raise ValueError(f"combine.members names {', '.join(sorted(missing))}, which align.algorithms does not")
+        return self

@@ -122,8 +122,6 @@ def group_batches(
 
 def collate_groups(groups: Sequence[PreferenceGroup], pad_id: int) -> tuple[SequenceBatch, Tensor, Tensor]:
     """Every response of the groups once, and the rows that are chosen and rejected in each pair, [N] each."""
-    prompts = [group.prompt for group in groups for _ in group.responses]
-    responses = [response for group in groups for response in group.responses]
     starts = accumulate((len(group.responses) for group in groups), initial=0)
     pairs_N2 = torch.tensor(
         [
@@ -132,4 +130,10 @@ def collate_groups(groups: Sequence[PreferenceGroup], pad_id: int) -> tuple[Sequ
             for chosen, rejected in group.pairs
         ]
     )
-    return collate(prompts, responses, pad_id), pairs_N2[:, 0], pairs_N2[:, 1]
+    return collate_responses(groups, pad_id), pairs_N2[:, 0], pairs_N2[:, 1]
+
+
+def collate_responses(groups: Sequence[PreferenceGroup], pad_id: int) -> SequenceBatch:
+    """Every response of the groups once, group by group."""
+    prompts = [group.prompt for group in groups for _ in group.responses]
+    return collate(prompts, [response for group in groups for response in group.responses], pad_id)

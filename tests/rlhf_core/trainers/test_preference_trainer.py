@@ -8,36 +8,20 @@ from typing import Any
 
 import pytest
 import torch
+from preference_support import EOS, PAD, toy_groups
 from transformers import PreTrainedModel
 
 from rlhf_core.config import DPOConfig
 from rlhf_core.data.batches import collate
-from rlhf_core.data.pairs import PreferenceGroup, PreferencePair, collate_groups, group_batches, group_pairs
+from rlhf_core.data.pairs import PreferenceGroup, group_batches
 from rlhf_core.objectives.masked import masked_sum
 from rlhf_core.rollout.logprobs import response_logprobs
 from rlhf_core.state.checkpoint import Checkpointer
 from rlhf_core.state.train_state import TrainState
 from rlhf_core.trainers.optimisation import make_optimizer
-from rlhf_core.trainers.preference import pair_loss, reference_logprobs, train_dpo
-
-PAD, EOS, GOOD, BAD = 0, 1, 5, 6
-
-
-def toy_groups(count: int, seed: int = 1) -> list[PreferenceGroup]:
-    """Prompts with two chosen and two rejected responses each, all four compared: responses in several pairs."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def noise(most: int) -> list[int]:
-        length = int(torch.randint(1, most, (1,), generator=generator))
-        return torch.randint(7, 24, (length,), generator=generator).tolist()
-
-    pairs = []
-    for _ in range(count):
-        prompt = noise(8)
-        chosen = [[*noise(5), GOOD, EOS] for _ in range(2)]
-        rejected = [[*noise(6), BAD, EOS] for _ in range(2)]
-        pairs += [PreferencePair(prompt=prompt, chosen=one, rejected=two) for one in chosen for two in rejected]
-    return group_pairs(pairs)
+from rlhf_core.trainers.preference import train_dpo
+from rlhf_core.trainers.preference_loss import FIGURES, pair_loss, step_totals
+from rlhf_core.trainers.reference import reference_logprobs
 
 
 @pytest.fixture
@@ -53,7 +37,7 @@ def quiet(state: TrainState) -> None:
     return None
 
 
-def test_the_first_loss_is_exactly_ln_2(
+def test_n32_the_first_loss_is_exactly_ln_2(
     make_state: Callable[[], TrainState], tiny_policy: Callable[[], PreTrainedModel], sink: Any
 ) -> None:
     """Not nearly: policy and reference see the same tensors through the same code, so every margin is 0."""
@@ -74,8 +58,9 @@ def test_it_learns_to_prefer(
     fresh = toy_groups(60, seed=9)
     with torch.no_grad():
         reference_B = reference_logprobs(reference, fresh, [range(len(fresh))], PAD)
-        batch, chosen_N, rejected_N = collate_groups(fresh, PAD)
-        _, figures = pair_loss(cfg, state.modules["policy"], batch, reference_B, chosen_N, rejected_N)
+        totals = step_totals(cfg, fresh)
+        _, figures_K = pair_loss(cfg, state.modules["policy"], fresh, reference_B, totals, torch.zeros(()), PAD)
+    figures = dict(zip(FIGURES, figures_K.tolist(), strict=True))
     assert figures["reward/accuracy"] > 0.9
     assert figures["reward/chosen"] > 0.0 > figures["reward/rejected"]
     assert figures["loss/dpo"] < 0.5
@@ -165,8 +150,8 @@ def test_the_loss_counts_a_response_once_a_pair(tiny_policy: Callable[[], PreTra
 
     cfg = DPOConfig(beta=0.5, nll_coef=0.7)
     reference_B = reference_logprobs(reference, groups, [[0, 1]], PAD)
-    batch, chosen_N, rejected_N = collate_groups(groups, PAD)
-    loss, figures = pair_loss(cfg, policy, batch, reference_B, chosen_N, rejected_N)
+    loss, figures_K = pair_loss(cfg, policy, groups, reference_B, step_totals(cfg, groups), torch.zeros(()), PAD)
+    figures = dict(zip(FIGURES, figures_K.tolist(), strict=True))
     assert figures["loss/dpo"] == pytest.approx(dpo, rel=1e-5)
     assert figures["loss/chosen_nll"] == pytest.approx(nll, rel=1e-5)
     assert loss.item() == pytest.approx(dpo + 0.7 * nll, rel=1e-5)
