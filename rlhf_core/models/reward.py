@@ -6,8 +6,9 @@ Shape suffixes: B = rows, R = response tokens, C = criteria, D = hidden size, V 
 """
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import Literal, NamedTuple
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -17,13 +18,33 @@ from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerBase
 from rlhf_core.data.batches import SequenceBatch
 from rlhf_core.errors import EnvironmentProblem
 from rlhf_core.models.folder import read_json
-from rlhf_core.models.heads import OVERALL, SUMMED, Head, HeadSpec, ScoreHead, describe_head, read_head
+from rlhf_core.models.heads import OVERALL, SUMMED, Head, HeadSpec, ScoreHead, describe_head, mean_state, read_head
 from rlhf_core.models.policy import load_pretrained, save_policy
 from rlhf_core.models.states import final_states, response_states
+from rlhf_core.objectives.masked import masked_sum
 from rlhf_core.rollout.logprobs import token_logprobs
 from rlhf_core.state.atomic import write_json
 
 HEAD_FILE, HEAD_WEIGHTS = "reward_head.json", "reward_head.safetensors"
+
+
+Beside = Literal["states", "logprobs"]
+
+
+class Reading(NamedTuple):
+    """What one pass over a batch says of each response; what was not asked for is None.
+
+    Attributes:
+        scores_BC: raw scores, one a criterion.
+        log_variances_BC: of the scores, where the head gives them.
+        states_BD: mean hidden state.
+        logprobs_B: log-probability under the body.
+    """
+
+    scores_BC: Tensor
+    log_variances_BC: Tensor | None = None
+    states_BD: Tensor | None = None
+    logprobs_B: Tensor | None = None
 
 
 class RewardModel(nn.Module):
@@ -90,32 +111,34 @@ class RewardModel(nn.Module):
 
     def raw_scores(self, batch: SequenceBatch) -> Tensor:
         """Scores before standardisation, scores_B: the criteria's weighted sum, less the pessimism."""
-        states_BCD = self.states(batch)
-        raw_B = self.head.combine(self.criterion_scores(states_BCD, batch))
-        if not self.spec.pessimism:
-            return raw_B
-        log_variances_BC = self.head.log_variances(states_BCD, batch.response_mask_BR)
-        return raw_B - self.spec.pessimism * self.head.combined_deviation(log_variances_BC)
+        return self._combined(self.read(batch))[0]
 
     def scores_and_deviations(self, batch: SequenceBatch) -> tuple[Tensor, Tensor | None]:
         """`forward`, and beside it the scores' standard deviations on the same scale, where the head gives them."""
-        if not self.spec.spread:
-            return self(batch), None
-        states_BCD = self.states(batch)
-        raw_B = self.head.combine(self.criterion_scores(states_BCD, batch))
-        deviation_B = self.head.combined_deviation(self.head.log_variances(states_BCD, batch.response_mask_BR))
-        raw_B = raw_B - self.spec.pessimism * deviation_B
-        return (raw_B - self.shift) / self.scale, deviation_B / self.scale
+        raw_B, deviation_B = self._combined(self.read(batch))
+        return (raw_B - self.shift) / self.scale, None if deviation_B is None else deviation_B / self.scale
 
-    def states(self, batch: SequenceBatch) -> Tensor:
-        """The hidden states that the head reads, states_BCD: `response_states`, or for `last` the last ones alone."""
-        if self.spec.kind == "last":
-            return final_states(self.body, batch)[:, None]
-        return response_states(self.body, batch)
+    def read(self, batch: SequenceBatch, beside: Collection[Beside] = ()) -> Reading:
+        """Everything that training needs, from one forward pass of the body.
 
-    def criterion_scores(self, states_BCD: Tensor, batch: SequenceBatch) -> Tensor:
-        """Raw score for each criterion, scores_BC, from `states`, or from `response_states` of the body."""
-        return self.head(states_BCD, batch.response_mask_BR, self._gate(states_BCD, batch))
+        Args:
+            batch: prompts and responses.
+            beside: what to give beside scores and variances.
+        """
+        mask_BR = batch.response_mask_BR
+        if self.spec.kind == "last" and not beside:
+            states_BCD = final_states(self.body, batch)[:, None]
+        else:
+            states_BCD = response_states(self.body, batch)
+        logprobs_BR = None
+        if "logprobs" in beside or self.spec.kind == "gated":
+            logprobs_BR = self._own_logprobs(states_BCD, batch)
+        return Reading(
+            scores_BC=self.head(states_BCD, mask_BR, logprobs_BR),
+            log_variances_BC=self.head.log_variances(states_BCD, mask_BR) if self.spec.spread else None,
+            states_BD=mean_state(states_BCD, mask_BR) if "states" in beside else None,
+            logprobs_B=masked_sum(logprobs_BR, mask_BR) if logprobs_BR is not None and "logprobs" in beside else None,
+        )
 
     def token_scores(self, batch: SequenceBatch) -> Tensor:
         """What each response token adds to the score, scores_BR, for `sum` and `gated`; a row sums to its score.
@@ -130,19 +153,11 @@ class RewardModel(nn.Module):
         if self.spec.pessimism:
             raise ValueError("a score less a part of its deviation is no sum over tokens")
         states_BCD, mask_BR = response_states(self.body, batch), batch.response_mask_BR
-        values_BRC = self.head.token_values(states_BCD, mask_BR, self._gate(states_BCD, batch))
+        logprobs_BR = self._own_logprobs(states_BCD, batch) if self.spec.kind == "gated" else None
+        values_BRC = self.head.token_values(states_BCD, mask_BR, logprobs_BR)
         columns_R = torch.arange(1, mask_BR.shape[1] + 1, device=mask_BR.device)
         is_last_BR = columns_R == mask_BR.sum(1, keepdim=True)
         return ((values_BRC * self.head.weights_C).sum(2) - self.shift * is_last_BR) / self.scale
-
-    def own_logprobs(self, states_BCD: Tensor, batch: SequenceBatch) -> Tensor:
-        """Log-probability of each response token under the body and its output layer, logprobs_BR; padding has 0."""
-        real_BR = batch.mask_BS[:, batch.prompt_width :].bool()
-        tied = self.output_weight is None
-        weight_VD = self.body.get_input_embeddings().weight if tied else self.output_weight
-        hidden_ND = states_BCD[:, :-1][real_BR]
-        logprobs_N, _ = token_logprobs(hidden_ND, weight_VD, batch.response_ids_BR[real_BR])
-        return logprobs_N.new_zeros(real_BR.shape).masked_scatter(real_BR, logprobs_N)
 
     def standardise(self, mean: float, deviation: float) -> None:
         """From now on a raw score of `mean` is 0 and one of `mean + deviation` is 1.
@@ -194,5 +209,19 @@ class RewardModel(nn.Module):
         weights = {name.removeprefix("scalar."): tensor for name, tensor in self.head.named_parameters()}
         return weights | {"shift": self.shift, "scale": self.scale}
 
-    def _gate(self, states_BCD: Tensor, batch: SequenceBatch) -> Tensor | None:
-        return self.own_logprobs(states_BCD, batch) if self.spec.kind == "gated" else None
+    def _own_logprobs(self, states_BCD: Tensor, batch: SequenceBatch) -> Tensor:
+        """Log-probability of each response token under the body and its output layer, logprobs_BR; padding has 0."""
+        real_BR = batch.mask_BS[:, batch.prompt_width :].bool()
+        tied = self.output_weight is None
+        weight_VD = self.body.get_input_embeddings().weight if tied else self.output_weight
+        hidden_ND = states_BCD[:, :-1][real_BR]
+        logprobs_N, _ = token_logprobs(hidden_ND, weight_VD, batch.response_ids_BR[real_BR])
+        return logprobs_N.new_zeros(real_BR.shape).masked_scatter(real_BR, logprobs_N)
+
+    def _combined(self, reading: Reading) -> tuple[Tensor, Tensor | None]:
+        """Raw score and its deviation over all criteria."""
+        raw_B = self.head.combine(reading.scores_BC)
+        if reading.log_variances_BC is None:
+            return raw_B, None
+        deviation_B = self.head.combined_deviation(reading.log_variances_BC)
+        return raw_B - self.spec.pessimism * deviation_B, deviation_B

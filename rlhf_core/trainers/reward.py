@@ -88,8 +88,7 @@ def _step(
         loss, figures = distilled_loss(cfg, model, chosen, teacher_MB, pad_id, world)
     else:
         loss, figures = labelled_loss(cfg, model, chosen, pad_id, world)
-    if loss.requires_grad:  # a process without rows in this step has nothing to add
-        loss.backward()
+    loss.backward()
     norm = apply_gradients(state, phase.name, loss.item(), cfg.max_grad_norm, world)
     tokens = sum(len(group.prompt) + len(response) for group in chosen for response in group.responses)
     state.extra["tokens"] = state.extra.get("tokens", 0) + tokens

@@ -6,47 +6,27 @@ own rows: the parts sum to the gradient of one process.
 Shape suffixes: B = responses of a step, C = criteria, D = hidden size, N = pairs.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
 
 import torch
 from torch import Tensor
 
 from rlhf_core.config import RewardConfig
-from rlhf_core.data.batches import SequenceBatch
 from rlhf_core.data.pair_table import PairTable, pair_table
-from rlhf_core.data.pairs import PreferenceGroup, collate_groups
-from rlhf_core.models.heads import mean_state
-from rlhf_core.models.reward import RewardModel
-from rlhf_core.models.states import response_states
-from rlhf_core.objectives.masked import masked_sum
+from rlhf_core.data.pairs import PreferenceGroup, collate_responses
+from rlhf_core.models.reward import Beside, Reading, RewardModel
 from rlhf_core.objectives.uncertainty import distilled_pair_losses, distilled_score_losses, ensemble_preference
 from rlhf_core.state.world import World
 from rlhf_core.trainers.reward_loss import contrastive_loss, group_loss
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Said:
-    """What a model says of the responses of a step; what nobody asked for is None.
-
-    Attributes:
-        scores_BC: raw scores.
-        log_variances_BC: of the scores.
-        states_BD: mean hidden state of each response.
-        logprobs_B: log-probability of each response under the body.
-    """
-
-    scores_BC: Tensor
-    log_variances_BC: Tensor | None = None
-    states_BD: Tensor | None = None
-    logprobs_B: Tensor | None = None
 
 
 def labelled_loss(
     cfg: RewardConfig, model: RewardModel, groups: Sequence[PreferenceGroup], pad_id: int, world: World
 ) -> tuple[Tensor, dict[str, float]]:
     """Loss and figures of the pairs' labels, and of the auxiliary losses that have a weight."""
-    said = across(world, groups, ask(cfg, model, world.share(groups), pad_id))
+    beside: list[Beside] = ["logprobs"] if cfg.auxiliary.sft_coef else []
+    beside += ["states"] if cfg.auxiliary.contrastive_coef else []
+    said = read_groups(model, groups, beside, pad_id, world)
     table = pair_table(groups, list(cfg.criteria)).to(said.scores_BC.device)
     loss, figures = group_loss(cfg, said.scores_BC, said.log_variances_BC, table)
     if said.logprobs_B is not None:
@@ -77,7 +57,7 @@ def distilled_loss(
         pad_id: padding token.
         world: processes that train together.
     """
-    said = across(world, groups, ask(RewardConfig(), model, world.share(groups), pad_id))
+    said = read_groups(model, groups, (), pad_id, world)
     scores_B, teacher_MB = said.scores_BC[:, 0], teacher_MB.to(said.scores_BC.device)
     if cfg.ensemble.distill == "scores":
         loss = distilled_score_losses(scores_B, teacher_MB[0]).mean()
@@ -96,34 +76,26 @@ def distilled_loss(
     return loss, {key: value.item() for key, value in figures.items()}
 
 
-def ask(cfg: RewardConfig, model: RewardModel, groups: Sequence[PreferenceGroup], pad_id: int) -> list[Said]:
-    """What the model says of each group's responses, in the order of the groups."""
-    if not groups:
-        return []
-    device = model.shift.device
-    batch = collate_groups(groups, pad_id)[0].to(device)
-    joint, contrast = cfg.auxiliary.sft_coef > 0, cfg.auxiliary.contrastive_coef > 0
-    states_BCD = response_states(model.body, batch) if joint or contrast else model.states(batch)
-    parts: dict[str, Tensor] = {"scores_BC": model.criterion_scores(states_BCD, batch)}
-    if model.spec.spread:
-        parts["log_variances_BC"] = model.head.log_variances(states_BCD, batch.response_mask_BR)
-    if contrast:
-        parts["states_BD"] = mean_state(states_BCD, batch.response_mask_BR)
-    if joint:
-        parts["logprobs_B"] = _summed_logprobs(model, states_BCD, batch)
-    sizes = [len(group.responses) for group in groups]
-    split = {name: values.split(sizes) for name, values in parts.items()}
-    return [Said(**{name: pieces[place] for name, pieces in split.items()}) for place in range(len(groups))]
+def read_groups(
+    model: RewardModel, groups: Sequence[PreferenceGroup], beside: Collection[Beside], pad_id: int, world: World
+) -> Reading:
+    """What the model says of every response of the groups; of this process's share with a gradient.
 
-
-def across(world: World, groups: Sequence[PreferenceGroup], mine: Sequence[Said]) -> Said:
-    """What was said of all groups of a step, those of this process with their gradient."""
+    A process without a share reads the first group too, so that all go through the model equally often, as a model
+    whose weights are divided among them demands; nothing comes of it.
+    """
+    mine = world.share(range(len(groups)))
+    read = [groups[place] for place in mine] or list(groups[:1])
+    reading = model.read(collate_responses(read, pad_id).to(model.shift.device), beside)
     if world.size == 1:
-        return _joined(mine)
-    own = dict(zip(world.share(range(len(groups))), mine, strict=True))
-    device = mine[0].scores_BC.device if mine else torch.device("cpu")
-    everyone = world.collect([_detached(one) for one in mine])
-    return _joined([own.get(place) or _moved(one, device) for place, one in enumerate(everyone)])
+        return reading
+    sizes = [len(group.responses) for group in read]
+    own = dict(zip(mine, _split(reading, sizes), strict=False))
+    told = world.collect([_moved(own[place], torch.device("cpu")) for place in mine])
+    parts = [own[place] if place in own else _moved(part, model.shift.device) for place, part in enumerate(told)]
+    if not mine:
+        parts[0] = parts[0]._replace(scores_BC=parts[0].scores_BC + 0.0 * reading.scores_BC)
+    return Reading(*(None if values[0] is None else torch.cat(values) for values in zip(*parts, strict=True)))
 
 
 def chosen_nll(groups: Sequence[PreferenceGroup], table: PairTable, logprobs_B: Tensor) -> Tensor:
@@ -137,19 +109,12 @@ def chosen_nll(groups: Sequence[PreferenceGroup], table: PairTable, logprobs_B: 
     return -logprobs_B[winners_N].sum() / lengths_B[winners_N].sum().clamp_min(1.0)
 
 
-def _summed_logprobs(model: RewardModel, states_BCD: Tensor, batch: SequenceBatch) -> Tensor:
-    return masked_sum(model.own_logprobs(states_BCD, batch), batch.response_mask_BR)
+def _split(reading: Reading, sizes: list[int]) -> list[Reading]:
+    """The reading of each group."""
+    fields = [[None] * len(sizes) if values is None else values.split(sizes) for values in reading]
+    return [Reading(*values) for values in zip(*fields, strict=True)]
 
 
-def _joined(parts: Sequence[Said]) -> Said:
-    pieces = {name: [getattr(one, name) for one in parts] for name in Said.__slots__}
-    return Said(**{name: torch.cat(values) for name, values in pieces.items() if values[0] is not None})
-
-
-def _detached(said: Said) -> Said:
-    return _moved(said, torch.device("cpu"))
-
-
-def _moved(said: Said, device: torch.device) -> Said:
-    parts = {name: getattr(said, name) for name in Said.__slots__}
-    return Said(**{name: None if part is None else part.detach().to(device) for name, part in parts.items()})
+def _moved(reading: Reading, device: torch.device) -> Reading:
+    """The reading on a device, without its gradient."""
+    return Reading(*(None if values is None else values.detach().to(device) for values in reading))

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from rlhf_core.data.batches import SequenceBatch
 from rlhf_core.data.pair_table import pair_table
-from rlhf_core.data.pairs import PreferenceGroup, collate_groups
+from rlhf_core.data.pairs import PreferenceGroup, collate_responses
 from rlhf_core.models.reward_ensemble import RewardEnsemble, accuracy_weights
 from rlhf_core.trainers.reward_plan import Phase
 
@@ -66,7 +66,7 @@ def _member_scores(ensemble: RewardEnsemble, groups: Sequence[PreferenceGroup], 
 
 def _batches(ensemble: RewardEnsemble, groups: Sequence[PreferenceGroup], pad_id: int) -> Iterator[SequenceBatch]:
     for start in range(0, len(groups), SCORED_AT_ONCE):
-        yield collate_groups(groups[start : start + SCORED_AT_ONCE], pad_id)[0].to(ensemble.shift.device)
+        yield collate_responses(groups[start : start + SCORED_AT_ONCE], pad_id).to(ensemble.shift.device)
 
 
 def _left_out_accuracy(

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedModel
 
 from rlhf_core.config import RewardConfig
@@ -14,7 +14,7 @@ from rlhf_core.data.batches import SequenceBatch
 from rlhf_core.data.pair_table import pair_table
 from rlhf_core.data.pairs import PreferenceGroup, PreferencePair, collate_groups, group_batches, group_pairs
 from rlhf_core.errors import Diverged, GateRefused
-from rlhf_core.models.reward import RewardModel
+from rlhf_core.models.reward import Reading, RewardModel
 from rlhf_core.state.train_state import TrainState
 from rlhf_core.trainers.optimisation import make_optimizer
 from rlhf_core.trainers.reward import standardise, train_reward
@@ -133,13 +133,14 @@ def test_the_loss_is_the_ranking_plus_the_centering() -> None:
 def test_three_bad_steps_in_a_row_end_the_run(make_state: Callable[..., TrainState], sink: Any) -> None:
     state = make_state()
     model, calls, before = state.modules["reward"], [], {}
-    states = model.states
+    read = model.read
 
-    def broken(batch: SequenceBatch) -> Tensor:
+    def broken(batch: SequenceBatch, beside: Any) -> Reading:
         calls.append(1)
-        return states(batch) * (float("nan") if len(calls) in (2, 4, 5, 6) else 1.0)
+        reading = read(batch, beside)
+        return reading._replace(scores_BC=reading.scores_BC * (float("nan") if len(calls) in (2, 4, 5, 6) else 1.0))
 
-    model.states = broken
+    model.read = broken
     cfg = RewardConfig(epochs=4, prompts_per_step=8)
 
     def checkpoint(_: TrainState) -> None:
