@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from rlhf_core.data.batches import SequenceBatch
 from rlhf_core.models.states import predicting_states
+from rlhf_core.state.sharding import run_gathered
 
 LOGITS_AT_ONCE = 2**25
 """Most logits that are held at a time: 128 MiB in float32."""
@@ -31,14 +32,14 @@ def response_logprobs(model: PreTrainedModel, batch: SequenceBatch, temperature:
         batch: prompts and responses.
         temperature: logits are divided by it, as they were when the response was sampled.
     """
-    return _logprobs_and_entropy(model, batch, temperature, with_entropy=False)[0]
+    return run_gathered(model, _logprobs_and_entropy, batch, temperature, with_entropy=False)[0]
 
 
 def response_logprobs_and_entropy(
     model: PreTrainedModel, batch: SequenceBatch, temperature: float = 1.0
 ) -> tuple[Tensor, Tensor]:
     """`response_logprobs`, and the entropy in nats of each distribution, entropy_BR, which carries no gradient."""
-    return _logprobs_and_entropy(model, batch, temperature, with_entropy=True)
+    return run_gathered(model, _logprobs_and_entropy, batch, temperature, with_entropy=True)
 
 
 def token_logprobs(

@@ -6,17 +6,19 @@ are sums over shares of one loss. `fully_shard` of torch, which it calls too, ne
 """
 
 import copy
-from collections.abc import Sequence
-from typing import TypeVar
+from collections.abc import Callable, Sequence
+from types import MethodType
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from rlhf_core.state.world import Item, World
 
 Module = TypeVar("Module", bound=nn.Module)
+Result = TypeVar("Result")
 
 
 def shard(module: Module) -> Module:
@@ -29,6 +31,8 @@ def shard(module: Module) -> Module:
     for layer in _decoder_layers(divided):
         fully_shard(layer)
     fully_shard(divided)
+    divided.run_gathered = MethodType(_run, divided)
+    register_fsdp_forward_method(divided, "run_gathered")
     for part in divided.modules():
         if isinstance(part, FSDPModule):
             part.set_gradient_divide_factor(1.0)  # sums, not means, over the processes
@@ -36,6 +40,20 @@ def shard(module: Module) -> Module:
     for parameter in module.parameters():
         parameter.data = parameter.data.new_empty(0)
     return divided
+
+
+def run_gathered(module: nn.Module, function: Callable[..., Result], *args: Any, **kwargs: Any) -> Result:
+    """`function(module, ...)`; a sharded module's weights outside its layers are at hand meanwhile.
+
+    For what computes with a module otherwise than by calling it. Returns a tensor or a tuple of tensors.
+    """
+    if isinstance(module, FSDPModule):
+        return module.run_gathered(function, *args, **kwargs)
+    return function(module, *args, **kwargs)
+
+
+def _run(module: nn.Module, function: Callable[..., Result], *args: Any, **kwargs: Any) -> Result:
+    return function(module, *args, **kwargs)
 
 
 @torch.no_grad()
