@@ -36,7 +36,7 @@ def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
 
     Raises ValueError when the mask is zero everywhere, because that mean does not exist.
     """
-    return zero_masked(values, mask).sum() / _count(mask)
+    return zero_masked(values, mask).sum() / _checked(mask.sum())
 
 
 def masked_variance(values: Tensor, mask: Tensor) -> Tensor:
@@ -50,9 +50,7 @@ def masked_moments(values: Tensor, mask: Tensor, across: SumOver = here) -> tupl
     Two passes, since the mean square less the squared mean loses its digits where the mean is large.
     Raises ValueError when the masks are zero everywhere.
     """
-    count = across(mask.sum())
-    if count == 0:
-        raise ValueError("the mask is zero everywhere, so no mean exists; leave empty responses out of a batch")
+    count = _checked(across(mask.sum()))
     mean = across(zero_masked(values, mask).sum()) / count
     centred = zero_masked(zero_masked(values, mask) - mean, mask)
     return mean, across(centred.square().sum()) / count
@@ -71,8 +69,7 @@ def masked_whiten(
     return zero_masked(whitened if shift_mean else whitened + mean, mask)
 
 
-def _count(mask: Tensor) -> Tensor:
-    count = mask.sum()
+def _checked(count: Tensor) -> Tensor:
     if count == 0:
         raise ValueError("the mask is zero everywhere, so no mean exists; leave empty responses out of a batch")
     return count

@@ -75,11 +75,3 @@ def ppo_policy_loss(
     losses_BR, stats = ppo_policy_losses(logprobs_BR, old_logprobs_BR, advantages_BR, mask_BR, clip_eps)
     means = {name: masked_mean(value, mask_BR) for name, value in stats.items() if name != "policy/ratio"}
     return masked_mean(losses_BR, mask_BR), means | {"policy/ratio_max": stats["policy/ratio"].max()}
-
-
-def value_loss(
-    values_BR: Tensor, old_values_BR: Tensor, returns_BR: Tensor, mask_BR: Tensor, value_clip_eps: float
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """`value_losses` as a token mean over this batch, its statistic too."""
-    losses_BR, stats = value_losses(values_BR, old_values_BR, returns_BR, mask_BR, value_clip_eps)
-    return masked_mean(losses_BR, mask_BR), {name: masked_mean(value, mask_BR) for name, value in stats.items()}

@@ -1,6 +1,6 @@
 """Losses that learn a policy from pairs directly, one a pair.
 
-Shape suffixes: N = pairs, B = rows (one pair each), R = response tokens.
+Shape suffixes: N = pairs, B = rows, R = response tokens.
 """
 
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rlhf_core.objectives.masked import masked_mean, zero_masked
+from rlhf_core.objectives.masked import zero_masked
 
 PairLoss = Literal["sigmoid", "conservative", "robust", "ipo", "ipo_sum", "hinge", "orpo", "simpo"]
 REFERENCE_FREE: tuple[PairLoss, ...] = ("orpo", "simpo")
@@ -146,27 +146,6 @@ def nll_losses(logprobs_BR: Tensor, mask_BR: Tensor) -> Tensor:
     likely and well formed (Pang et al. 2024, eq. 2), where DPO only asks for a difference.
     """
     return -zero_masked(logprobs_BR, mask_BR)
-
-
-def dpo_loss(
-    policy_chosen_B: Tensor,
-    policy_rejected_B: Tensor,
-    reference_chosen_B: Tensor,
-    reference_rejected_B: Tensor,
-    beta: float,
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """`sigmoid_losses` of summed log-probabilities as a mean over this batch, its statistics too."""
-    chosen_B, rejected_B = (
-        beta * (policy_chosen_B - reference_chosen_B),
-        beta * (policy_rejected_B - reference_rejected_B),
-    )
-    stats = implicit_rewards(chosen_B.detach(), rejected_B.detach())
-    return sigmoid_losses(chosen_B - rejected_B).mean(), {name: value.mean() for name, value in stats.items()}
-
-
-def chosen_nll(chosen_logprobs_BR: Tensor, chosen_mask_BR: Tensor) -> Tensor:
-    """`nll_losses` as a token mean over this batch."""
-    return -masked_mean(chosen_logprobs_BR, chosen_mask_BR)
 
 
 def _log1m_exp(x_N: Tensor) -> Tensor:

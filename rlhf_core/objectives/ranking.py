@@ -96,17 +96,6 @@ def centering_losses(chosen_scores_N: Tensor, rejected_scores_N: Tensor) -> Tens
     return (chosen_scores_N + rejected_scores_N).square()
 
 
-def bradley_terry_loss(chosen_scores_N: Tensor, rejected_scores_N: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-    """`bradley_terry_losses` as a mean over this batch, its statistics too."""
-    losses_N, stats = bradley_terry_losses(chosen_scores_N, rejected_scores_N)
-    return losses_N.mean(), {name: value.mean() for name, value in stats.items()}
-
-
-def centering_loss(scores_B: Tensor) -> Tensor:
-    """`level_losses` as a mean over this batch."""
-    return level_losses(scores_B).mean()
-
-
 def _difference(first_N: Tensor, second_N: Tensor) -> Tensor:
     wide = torch.promote_types(first_N.dtype, torch.float32)
     return first_N.to(wide) - second_N.to(wide)

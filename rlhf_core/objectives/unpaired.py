@@ -27,9 +27,10 @@ def kto_losses(
     log_ratio_B = policy_B - reference_B
     desirable_B = desirable_B.bool()
     above_B = torch.where(desirable_B, log_ratio_B - baseline, baseline - log_ratio_B)
-    weights_B = torch.where(desirable_B, desirable_weight, undesirable_weight)
     # 1 - sigmoid(x) is sigmoid(-x), which keeps its digits where the former would round to 0
-    return weights_B * torch.sigmoid(-beta * above_B), {"reward/implicit": beta * log_ratio_B.detach()}
+    losses_B = torch.sigmoid(-beta * above_B)
+    weighted_B = torch.where(desirable_B, desirable_weight * losses_B, undesirable_weight * losses_B)
+    return weighted_B, {"reward/implicit": beta * log_ratio_B.detach()}
 
 
 @torch.no_grad()

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from rlhf_core.objectives.advantages import explained_variance, gae, penalise_scores, shape_rewards
+from rlhf_core.objectives.masked import masked_whiten
 
 
 def tensor(*rows: list[float]) -> Tensor:
@@ -24,7 +25,15 @@ def test_three_tokens_worked_by_hand() -> None:
     assert returns.tolist() == [[2.25, 3.0, 8.0]]
 
 
-def test_padding_ends_the_row_with_value_zero() -> None:
+def test_n21_returns_are_advantages_before_whitening_plus_values() -> None:
+    """Rewards 0 0 1, values 0: returns 1/4 1/2 1 with gamma 1/2, lambda 1, whatever whitening makes of advantages."""
+    mask = torch.ones(1, 3, dtype=torch.float64)
+    advantages, returns = gae(tensor([0.0, 0.0, 1.0]), tensor([0.0, 0.0, 0.0]), mask, gamma=0.5, gae_lambda=1.0)
+    assert returns.tolist() == [[0.25, 0.5, 1.0]]
+    assert masked_whiten(advantages, mask).mean().item() == pytest.approx(0.0, abs=1e-12)
+
+
+def test_n17_padding_ends_the_row_with_value_zero() -> None:
     padded = gae(tensor([1.0, 8.0, 50.0]), tensor([1.0, 4.0, 60.0]), tensor([1.0, 1.0, 0.0]), gamma=0.5, gae_lambda=0.5)
     plain = gae(tensor([1.0, 8.0]), tensor([1.0, 4.0]), tensor([1.0, 1.0]), gamma=0.5, gae_lambda=0.5)
     for with_padding, without in zip(padded, plain, strict=True):
@@ -32,7 +41,7 @@ def test_padding_ends_the_row_with_value_zero() -> None:
         assert with_padding[:, 2].tolist() == [0.0]
 
 
-def test_hole_in_the_mask_is_stepped_over() -> None:
+def test_n18_hole_in_the_mask_is_stepped_over() -> None:
     """A masked token between two counted ones takes no discount and passes the later advantage on."""
     holed = gae(tensor([1.0, 99.0, 8.0]), tensor([1.0, 99.0, 4.0]), tensor([1.0, 0.0, 1.0]), gamma=0.5, gae_lambda=0.5)
     plain = gae(tensor([1.0, 8.0]), tensor([1.0, 4.0]), tensor([1.0, 1.0]), gamma=0.5, gae_lambda=0.5)
@@ -76,7 +85,7 @@ def test_perfect_values_leave_no_advantage() -> None:
     assert returns.tolist() == [[3.0, 3.0, 3.0]]
 
 
-def test_score_lands_on_the_last_token_and_kl_on_each() -> None:
+def test_n15_score_lands_on_the_last_token_and_kl_on_each() -> None:
     rewards = shape_rewards(
         torch.tensor([2.0, -1.0], dtype=torch.float64),
         tensor([0.5, -0.5, 1.0], [1.0, 7.0, 7.0]),
@@ -91,7 +100,7 @@ def test_a_response_without_tokens_is_refused() -> None:
         shape_rewards(torch.ones(1), torch.zeros(1, 3), torch.zeros(1, 3), kl_coef=0.1)
 
 
-def test_missing_end_is_subtracted_and_then_clipped() -> None:
+def test_n14_missing_end_is_subtracted_and_then_clipped() -> None:
     scores = penalise_scores(
         torch.tensor([2.0, 2.0, 9.0, -4.5]), torch.tensor([True, False, True, False]), 5.0, missing_end_penalty=1.0
     )

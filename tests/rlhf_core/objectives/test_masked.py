@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from rlhf_core.objectives import advantages, kl, masked, policy_gradient, preference
+from rlhf_core.objectives import advantages, baselines, kl, masked, policy_gradient, preference, ranking, replay
 
 B, R = 3, 5
 MASK = torch.tensor([[1.0, 1.0, 1.0, 1.0, 1.0], [1.0, 1.0, 0.0, 0.0, 0.0], [1.0, 0.0, 1.0, 0.0, 0.0]])
@@ -37,9 +37,32 @@ def test_whitening_equal_tokens_gives_zeros() -> None:
     assert masked.masked_whiten(torch.full((B, R), 3.0), MASK).abs().max().item() == 0.0
 
 
-def test_empty_mask_has_no_mean() -> None:
+@pytest.mark.parametrize("function", [masked.masked_mean, masked.masked_moments, masked.masked_whiten])
+def test_empty_mask_has_no_mean(function: Callable[..., object]) -> None:
     with pytest.raises(ValueError, match="zero everywhere"):
-        masked.masked_mean(torch.ones(2, 2), torch.zeros(2, 2))
+        function(torch.ones(2, 2), torch.zeros(2, 2))
+
+
+def test_n19_whitening_takes_all_tokens_of_all_processes() -> None:
+    """Row 0 here, rows 1 and 2 in another process: with the sums of both, row 0 comes out as in one process."""
+    values = torch.randn(B, R, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    mask = MASK.double()
+    alone = masked.masked_whiten(values, mask)
+    counted = values[mask == 1]
+    sums = iter([mask.sum(), counted.sum(), (counted - counted.mean()).square().sum()])
+    shared = masked.masked_whiten(values[:1], mask[:1], across=lambda _: next(sums))
+    torch.testing.assert_close(shared, alone[:1], rtol=0, atol=1e-14)
+    by_itself = masked.masked_whiten(values[:1], mask[:1])
+    assert (by_itself - alone[:1]).abs().max().item() > 0.1
+
+
+def test_n20_whitening_without_the_shift_keeps_the_mean() -> None:
+    values = torch.randn(B, R, generator=torch.Generator().manual_seed(2), dtype=torch.float64) + 5.0
+    mask = MASK.double()
+    whitened = masked.masked_whiten(values, mask, shift_mean=False)
+    assert whitened[mask == 1].mean().item() == pytest.approx(values[mask == 1].mean().item(), abs=1e-12)
+    assert whitened[mask == 1].var(correction=0).item() == pytest.approx(1.0, abs=1e-7)
+    assert whitened[mask == 0].abs().max().item() == 0.0
 
 
 def _gae(rewards: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
@@ -58,11 +81,19 @@ FUNCTIONS: dict[str, Callable[[Tensor, Tensor], object]] = {
     "kl_k1": lambda x, y: kl.kl_k1(x, y, MASK),
     "kl_k3": lambda x, y: kl.kl_k3(x, y, MASK),
     "kl_to_reference": lambda x, y: kl.kl_to_reference(x, y, MASK),
-    "policy loss, logprobs": lambda x, y: policy_gradient.ppo_policy_loss(x, y, torch.ones(B, R), MASK, 0.2),
-    "policy loss, advantages": lambda x, y: policy_gradient.ppo_policy_loss(x, torch.zeros(B, R), y, MASK, 0.2),
-    "value loss, values": lambda x, y: policy_gradient.value_loss(x, y, torch.ones(B, R), MASK, 0.2),
-    "value loss, returns": lambda x, y: policy_gradient.value_loss(x, torch.zeros(B, R), y, MASK, 0.2),
-    "chosen_nll": lambda x, y: preference.chosen_nll(x + y, MASK),
+    "kl_k2": lambda x, y: kl.kl_k2(x, y, MASK),
+    "whiten, mean kept": lambda x, y: masked.masked_whiten(x + y, MASK, shift_mean=False),
+    "over_tokens": lambda x, y: baselines.over_tokens(masked.masked_sum(x + y, MASK), MASK),
+    "policy, logprobs": lambda x, y: policy_gradient.ppo_policy_losses(x, y, torch.ones(B, R), MASK, 0.2),
+    "policy, advantages": lambda x, y: policy_gradient.ppo_policy_losses(x, torch.zeros(B, R), y, MASK, 0.2),
+    "value, values": lambda x, y: policy_gradient.value_losses(x, y, torch.ones(B, R), MASK, 0.2),
+    "value, returns": lambda x, y: policy_gradient.value_losses(x, torch.zeros(B, R), y, MASK, 0.2),
+    "reinforce": lambda x, y: policy_gradient.reinforce_losses(x, y, MASK),
+    "entropy": lambda x, y: policy_gradient.entropy_losses(x + y, MASK),
+    "token weights": lambda x, y: replay.token_importance_weights(x, y, MASK, 2.0),
+    "response weights": lambda x, y: replay.response_importance_weights(x, y, MASK, 2.0),
+    "nll": lambda x, y: preference.nll_losses(x + y, MASK),
+    "plackett_luce": lambda x, y: ranking.plackett_luce_losses(x + y, MASK),
 }
 
 
@@ -91,8 +122,10 @@ def test_what_is_masked_moves_nothing(name: str, seed: int, rubbish: list[float]
         inputs = inputs.clone().requires_grad_()
         outputs = flat(FUNCTIONS[name](inputs[0], inputs[1]))
         results.append([tensor.detach() for tensor in outputs])
-        sum(tensor.sum() for tensor in outputs if tensor.requires_grad).backward()
-        gradients.append(inputs.grad)
+        differentiable = [tensor.sum() for tensor in outputs if tensor.requires_grad]
+        if differentiable:
+            sum(differentiable).backward()
+        gradients.append(torch.zeros_like(inputs) if inputs.grad is None else inputs.grad)
     for first, second in zip(*results, strict=True):
         assert first.isfinite().all()
         assert torch.equal(first, second)
