@@ -1,6 +1,7 @@
 """Stage `preferences`: labelled pairs become a clean, balanced preference data set, split by prompt group.
 
-Every step only leaves pairs out, and says how many and why in `funnel.json`.
+Every step only leaves pairs out, and says how many and why in `funnel.json`. Beside the preferences stands
+`other_pairs.parquet`: ties, where they are kept, and the pairs that grades on named criteria make.
 """
 
 from collections import Counter
@@ -18,6 +19,7 @@ from rlhf_core.data.balance import (
 )
 from rlhf_core.data.duplicates import leaking_prompts, without_exact, without_near
 from rlhf_core.data.labelled import Preference, to_preference, without_contradictions, without_equal
+from rlhf_core.data.other_pairs import OVERALL, cap_by_criterion, graded_pairs, to_tie, without_decided
 from rlhf_core.data.splits import is_heldout, prompt_group
 from rlhf_core.errors import DataError
 from rlhf_core.state.atomic import write_json
@@ -61,7 +63,9 @@ def run(stage: Stage) -> dict[str, Any]:
     _refuse_empty(train, heldout, funnel)
     _write(stage.out / "train.parquet", train)
     _write(stage.out / "heldout.parquet", heldout)
-    return _metrics(before, train, heldout, funnel)
+    others = _other_pairs(rows, cleaned, [*heldout_prompts, *(pair.prompt for pair in heldout)], stage)
+    write_table(stage.out / "other_pairs.parquet", others, SCHEMAS["other_pairs"])
+    return _metrics(before, train, heldout, funnel) | _other_metrics(others)
 
 
 def clean(rows: Sequence[Mapping[str, Any]], config: PreferencesConfig) -> tuple[Pairs, Funnel]:
@@ -123,6 +127,42 @@ def _without_leaks(train: Pairs, heldout: Sequence[str], num_heldout: int, funne
     reason = f"a training prompt at least {threshold:g} like a held-out one (Jaccard), same numbers"
     funnel.record("leakage", len(kept) + num_heldout, reason)
     return kept
+
+
+def _other_pairs(
+    rows: Sequence[Mapping[str, Any]], decided: Pairs, heldout_prompts: Sequence[str], stage: Stage
+) -> list[dict[str, Any]]:
+    """Ties and pairs of grades with their split; no training prompt is nearly a held-out one."""
+    config = stage.params.preferences
+    ties = [tie for row in rows if (tie := to_tie(row))] if config.keep_ties else []
+    found = [
+        {name: getattr(tie, name) for name in SCHEMAS["train"].names} | {"criterion": OVERALL, "tie": True}
+        for tie in without_decided(without_equal(ties), decided)
+    ]
+    criteria = paths.VALIDATE / "criteria.parquet"
+    if criteria.exists():
+        found += graded_pairs(read_table(criteria), config.min_grade_gap, keep_ties=config.keep_ties)
+    groups = {prompt_group(prompt) for prompt in heldout_prompts}
+    share = stage.params.data.heldout_share
+
+    def side(prompt: str) -> str:
+        group = prompt_group(prompt)
+        return "heldout" if group in groups or is_heldout(group, share) else "train"
+
+    split = [row | {"split": side(row["prompt"])} for row in found]
+    sides = {name: [row["prompt"] for row in split if row["split"] == name] for name in ("train", "heldout")}
+    leaking = leaking_prompts(sides["train"], [*heldout_prompts, *sides["heldout"]], config.leakage_threshold)
+    kept = [row for row in split if row["split"] == "heldout" or row["prompt"] not in leaking]
+    capped = cap_by_criterion(kept, config.max_pairs_per_prompt)
+    return sorted(capped, key=lambda row: (row["criterion"], row["prompt_id"], row["pair_id"]))
+
+
+def _other_metrics(others: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Counts of training ties, and of other training pairs by criterion; nothing where there are none."""
+    training = [row for row in others if row["split"] == "train"]
+    ties = sum(row["tie"] for row in training)
+    criteria = Counter(row["criterion"] for row in training if not row["tie"])
+    return ({"ties_train": ties} if ties else {}) | ({"criteria": dict(sorted(criteria.items()))} if criteria else {})
 
 
 def _refuse_empty(train: Pairs, heldout: Pairs, funnel: Funnel) -> None:

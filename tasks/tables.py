@@ -36,7 +36,7 @@ _VOTE_COLUMNS = (
     ("seconds", pa.float64()),
     "task",
 )
-_PREFERENCES = _schema(
+_PREFERENCE_COLUMNS = (
     "pair_id",
     "prompt_id",
     "prompt",
@@ -47,6 +47,7 @@ _PREFERENCES = _schema(
     ("margin", pa.float64()),
     "source",
 )
+_PREFERENCES = _schema(*_PREFERENCE_COLUMNS)
 
 SCHEMAS: dict[str, pa.Schema] = {
     "demonstrations": _schema("id", "prompt", "response", "task", "source", "split"),
@@ -85,6 +86,7 @@ SCHEMAS: dict[str, pa.Schema] = {
     ),
     "train": _PREFERENCES,
     "heldout": _PREFERENCES,
+    "other_pairs": _schema(*_PREFERENCE_COLUMNS, "criterion", ("tie", pa.bool_()), "split"),
     "heldout_scores": _schema(
         "pair_id",
         "prompt_id",

@@ -79,3 +79,7 @@ class PreferencesConfig(Section):
     balance_length: bool = Field(False, description="thin pairs until the longer response wins as often as it loses")
     balance_ratio: Annotated[float, Field(ge=1.0)] = Field(4.0, description="see `balance_task`")
     min_margin: NonNegativeFloat = Field(0.0, description="pairs with a smaller mean vote strength are left out")
+    keep_ties: bool = Field(False, description="hand pairs without a preference on too; the reward model reads them")
+    min_grade_gap: NonNegativeFloat = Field(
+        0.0, description="grades on a criterion that are no further apart prefer nothing"
+    )

@@ -195,3 +195,59 @@ def test_cleaning_knows_no_order_and_changes_no_label(rows, seed):
     contents = [item.content for item in kept]
     assert len(set(contents)) == len(contents)
     assert not {(group, b, a) for group, a, b in contents} & set(contents)
+
+
+def other_pairs(folder):
+    table = pq.read_table(folder / "out/other_pairs.parquet")
+    assert table.schema == SCHEMAS["other_pairs"]
+    return table.to_pylist()
+
+
+def test_ties_are_handed_on_only_where_they_are_kept(run, tmp_path):
+    rows = [
+        pair("Plain?", "good", "bad"),
+        pair("Held?", "good", "bad"),
+        pair("Tie?", "one", "two", "tie", margin=0.0),
+        pair("tie? ", "Two", "one", "tie", margin=0.0),  # the same tie again
+        pair("Plain?", "bad", "good", "tie", margin=0.0),  # other rows prefer one of the two
+        pair("Held?", "one", "two", "tie", margin=0.0),
+    ]
+    without, _, train, heldout = run(rows)
+    assert other_pairs(tmp_path) == []
+    kept, _, same_train, same_heldout = run(rows, keep_ties=True)
+    assert (train, heldout) == (same_train, same_heldout)
+    found = [(row["prompt"], row["chosen"], row["split"], row["tie"], row["margin"]) for row in other_pairs(tmp_path)]
+    assert sorted(found) == [("Held?", "one", "heldout", True, 0.0), ("Tie?", "one", "train", True, 0.0)]
+    assert kept == without | {"ties_train": 1}
+
+
+def test_grades_on_a_criterion_become_pairs(run, tmp_path):
+    grades = {"worst": 1.0, "middle": 2.0, "equal": 2.0, "best": 4.0}
+    rows = [
+        {"id": f"{prompt}{text}", "prompt": prompt, "response": text, "criterion": "harmless", "score": score}
+        for prompt in ("Plain?", "Held?")
+        for text, score in grades.items()
+    ]
+    write_table(paths.VALIDATE / "criteria.parquet", rows, SCHEMAS["criteria"])
+    labelled = [pair("Plain?", "good", "bad"), pair("Held?", "good", "bad")]
+    metrics, *_ = run(labelled)
+    found = {
+        (row["prompt"], row["split"], row["criterion"], row["chosen"], row["rejected"], row["margin"])
+        for row in other_pairs(tmp_path)
+    }
+    expected = [
+        ("middle", "worst", 1.0), ("equal", "worst", 1.0), ("best", "worst", 3.0),
+        ("best", "middle", 2.0), ("best", "equal", 2.0),
+    ]  # fmt: skip
+    assert found == {
+        (prompt, split, "harmless", *one)
+        for prompt, split in (("Plain?", "train"), ("Held?", "heldout"))
+        for one in expected
+    }
+    assert metrics["criteria"] == {"harmless": 5}
+    wider, *_ = run(labelled, min_grade_gap=1.0, max_pairs_per_prompt=2)
+    assert [(row["chosen"], row["margin"]) for row in other_pairs(tmp_path) if row["split"] == "train"] != []
+    assert wider["criteria"] == {"harmless": 2}, "the widest of three"
+    assert {row["rejected"] for row in other_pairs(tmp_path)} <= {"worst", "middle", "equal"}
+    tied, *_ = run(labelled, keep_ties=True)
+    assert tied == metrics | {"ties_train": 1}

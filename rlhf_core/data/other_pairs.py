@@ -1,0 +1,87 @@
+"""Pairs that say something else than which response is better on the whole: ties, and grades on a named criterion."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import combinations
+from typing import Any
+
+from rlhf_core.data.labelled import Preference
+from rlhf_core.data.normal import normal_form
+from rlhf_core.data.records import content_id, prompt_id
+from rlhf_core.data.splits import prompt_group
+
+OVERALL = "overall"
+GRADED = "graded"
+Row = dict[str, Any]
+
+
+def to_tie(row: Mapping[str, Any]) -> Preference | None:
+    """Read a row of `pairs.parquet` as a tie, its first response in the place of the chosen one; None of any other."""
+    if row["label"] != "tie":
+        return None
+    names = ("pair_id", "prompt_id", "prompt", "task", "num_votes", "agreement", "margin", "source")
+    return Preference(
+        group=prompt_group(row["prompt"]),
+        chosen=row["response_a"],
+        rejected=row["response_b"],
+        **{name: row[name] for name in names},
+    )
+
+
+def without_decided(ties: Iterable[Preference], decided: Iterable[Preference]) -> list[Preference]:
+    """Ties without those on two responses that other rows prefer one of, and without second ties on the same two."""
+    seen = {_both(pair) for pair in decided}
+    kept = []
+    for tie in ties:
+        if _both(tie) not in seen:
+            seen.add(_both(tie))
+            kept.append(tie)
+    return kept
+
+
+def graded_pairs(rows: Iterable[Mapping[str, Any]], min_gap: float, *, keep_ties: bool) -> Iterator[Row]:
+    """All pairs of responses to a prompt that were graded on the same criterion, the better one as chosen.
+
+    Grades at most `min_gap` apart prefer nothing: such pairs are ties, which are left out or kept. `margin` is the
+    difference of the grades, 0 for a tie; `agreement` is 1, for there is one grade. A response graded twice on one
+    criterion counts with its first grade.
+    """
+    grades: defaultdict[tuple[str, str], dict[str, Mapping[str, Any]]] = defaultdict(dict)
+    for row in rows:
+        grades[row["criterion"], row["prompt"]].setdefault(normal_form(row["response"]), row)
+    for (criterion, prompt), graded in grades.items():
+        for one, other in combinations(graded.values(), 2):
+            better, worse = (one, other) if one["score"] >= other["score"] else (other, one)
+            gap = better["score"] - worse["score"]
+            tie = gap <= min_gap
+            if tie and not keep_ties:
+                continue
+            yield {
+                "pair_id": content_id(GRADED, criterion, prompt, better["response"], worse["response"]),
+                "prompt_id": prompt_id(prompt),
+                "prompt": prompt,
+                "task": "",
+                "chosen": better["response"],
+                "rejected": worse["response"],
+                "agreement": 1.0,
+                "margin": 0.0 if tie else gap,
+                "source": GRADED,
+                "criterion": criterion,
+                "tie": tie,
+            }
+
+
+def cap_by_criterion(rows: Iterable[Row], most: int) -> list[Row]:
+    """Keep at most `most` rows of each prompt and criterion, widest margin first."""
+    counts: defaultdict[tuple[str, str], int] = defaultdict(int)
+    kept = []
+    for row in sorted(rows, key=lambda row: (-row["margin"], row["pair_id"])):
+        key = (prompt_group(row["prompt"]), row["criterion"])
+        counts[key] += 1
+        if counts[key] <= most:
+            kept.append(row)
+    return kept
+
+
+def _both(pair: Preference) -> tuple[str, frozenset[str]]:
+    return pair.group, frozenset((normal_form(pair.chosen), normal_form(pair.rejected)))
