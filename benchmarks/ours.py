@@ -8,6 +8,7 @@ from benchmarks.clock import Clock
 from benchmarks.worker import Setting
 from benchmarks.workload import PAD, SIZES, make_pairs, model_folder
 from rlhf_core.config import DPOConfig, RewardConfig, SFTConfig
+from rlhf_core.data.examples import Example
 from rlhf_core.data.pairs import PreferencePair, group_pairs
 from rlhf_core.models.policy import load_policy
 from rlhf_core.models.reward import RewardModel
@@ -53,7 +54,7 @@ def sft(setting: Setting, clock: Clock) -> dict[str, Any]:
     ticks = Ticks(clock)
     clock.begin()
     train_sft(
-        cfg, state, [(row.prompt, row.chosen) for row in rows], [],
+        cfg, state, [Example(row.prompt, row.chosen) for row in rows], [],
         seed=setting.seed, pad_id=PAD, log=ticks, checkpoint=_no_checkpoint,
     )  # fmt: skip
     return {"loss_first": ticks.losses[0], "loss_last": ticks.losses[-1]}

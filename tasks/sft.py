@@ -7,12 +7,15 @@ demonstrations of held-out prompts are never read for that.
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from rlhf_core.data.examples import Example, join_turns
 from rlhf_core.data.splits import is_heldout, prompt_group
+from rlhf_core.data.transcripts import replies_of
 from rlhf_core.errors import ConfigError, DataError
 from rlhf_core.models.adapters import add_adapters
 from rlhf_core.models.policy import build_policy, check_vocabulary, eos_token_ids, load_policy, save_policy
@@ -27,7 +30,7 @@ from rlhf_core.rollout.sampler import sample_responses
 from rlhf_core.state.atomic import write_json
 from rlhf_core.state.train_state import TrainState
 from rlhf_core.trainers.optimisation import make_optimizer
-from rlhf_core.trainers.sft import Example, train_sft
+from rlhf_core.trainers.sft import train_sft
 from tasks import paths
 from tasks.stage import Stage
 from tasks.tables import read_table
@@ -86,7 +89,7 @@ def _starting_point(stage: Stage, train: Sequence[Row]) -> tuple[PreTrainedModel
     cfg = stage.params.model
     if cfg.source == "folder":
         folder = stage.root / Path(cfg.path or "")
-        tokenizer, model = load_tokenizer(folder), load_policy(folder)
+        tokenizer, model = load_tokenizer(folder, cfg.chat), load_policy(folder)
         check_vocabulary(model, tokenizer)
         room, needed = model.config.max_position_embeddings, cfg.max_prompt_tokens + cfg.max_response_tokens
         if needed > room:
@@ -102,10 +105,18 @@ def _starting_point(stage: Stage, train: Sequence[Row]) -> tuple[PreTrainedModel
 
 
 def _encode(stage: Stage, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row]) -> list[Example]:
+    """The demonstrations as tokens, or each reply of a dialogue, joined to one row where they go on from each other."""
     cfg = stage.params.model
-    prompts = encode_prompts(tokenizer, [row["prompt"] for row in rows], cfg.max_prompt_tokens)
-    responses = encode_responses(tokenizer, [row["response"] for row in rows], cfg.max_response_tokens)
-    return list(zip(prompts, responses, strict=True))
+    every = stage.params.sft.turns == "all"
+    texts = [(row["prompt"], row["response"]) for row in rows]
+    turns = [replies_of(*text) if every else [text] for text in texts]
+    flat = list(chain(*turns))
+    prompts = encode_prompts(tokenizer, [prompt for prompt, _ in flat], cfg.max_prompt_tokens)
+    responses = encode_responses(tokenizer, [response for _, response in flat], cfg.max_response_tokens)
+    encoded = zip(prompts, responses, strict=True)
+    return list(
+        chain(*(join_turns(list(islice(encoded, len(own))), row["task"]) for own, row in zip(turns, rows, strict=True)))
+    )
 
 
 def _samples(

@@ -33,6 +33,9 @@ class ModelConfig(Section):
     vocab_size: PositiveInt = Field(1024, description="largest vocabulary of the tokenizer trained on the corpus")
     max_prompt_tokens: PositiveInt = Field(160, description="longer prompts lose their beginning")
     max_response_tokens: PositiveInt = Field(56, description="longer responses lose their end")
+    chat: Literal["auto", "plain", "template"] = Field(
+        "auto", description="the folder's chat template: used where there is one, never, or required (source: folder)"
+    )
     lora: LoraConfig | None = Field(None, description="train low-rank adapters; null: all weights")
 
     @model_validator(mode="after")

@@ -1,4 +1,8 @@
-"""Dialogues as text: the `Human:`/`Assistant:` form of hh-rlhf, and lists of messages rendered into it."""
+"""Dialogues as text: the `Human:`/`Assistant:` form of hh-rlhf, lists of messages rendered into it, and read back.
+
+A prompt is text in every table, whatever it came from, so that equal prompts are equal texts. One that ends with
+`Assistant:` after a turn of the human is a dialogue, and `prompt_turns` has its turns again.
+"""
 
 import re
 from collections.abc import Sequence
@@ -9,6 +13,10 @@ from typing import Any
 HUMAN, ASSISTANT = "\n\nHuman:", "\n\nAssistant:"
 _TURN = re.compile(r"\n\n(Human|Assistant):")
 _SPEAKER = {"user": HUMAN, "human": HUMAN, "assistant": ASSISTANT}
+_ROLE = {"Human": "user", "Assistant": "assistant"}
+
+Message = dict[str, str]
+"""A turn: `role` (system, user or assistant) and `content`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,19 +51,51 @@ def parse_transcript(text: str) -> Dialogue:
     return Dialogue(prompt=text[:end], response=text[end:].strip())
 
 
+def is_dialogue(prompt: str) -> bool:
+    """Whether a prompt is a dialogue in which the assistant is to speak next."""
+    return prompt.endswith(ASSISTANT) and HUMAN in prompt
+
+
+def prompt_turns(prompt: str) -> list[Message]:
+    """The turns of a prompt, contents stripped: those of a dialogue, with what stands before it as the system's turn,
+    else one turn of the user."""
+    if not is_dialogue(prompt):
+        return [{"role": "user", "content": prompt.strip()}]
+    before, *rest = _TURN.split(prompt[: -len(ASSISTANT)])
+    turns = [{"role": "system", "content": before.strip()}] if before.strip() else []
+    spoken = zip(rest[::2], rest[1::2], strict=True)
+    return turns + [{"role": _ROLE[speaker], "content": content.strip()} for speaker, content in spoken]
+
+
+def earlier_replies(prompt: str) -> list[tuple[int, int]]:
+    """Where the assistant's turns of a dialogue stand in its text: begin (after `Assistant:`) and end of each."""
+    if not is_dialogue(prompt):
+        return []
+    turns = pairwise(_TURN.finditer(prompt))
+    return [(turn.end(), following.start()) for turn, following in turns if turn[1] == "Assistant"]
+
+
+def replies_of(prompt: str, response: str) -> list[tuple[str, str]]:
+    """Every turn of the assistant with the prompt it answers, the response last; replies without text are left out."""
+    spoken = [(prompt[:start], prompt[start:end].strip()) for start, end in earlier_replies(prompt)]
+    return [*((before, reply) for before, reply in spoken if reply), (prompt, response)]
+
+
 def parse_messages(messages: Sequence[Any]) -> Dialogue:
     """Render `[{"role": "system" | "user" | "assistant", "content": text}, ...]` as a dialogue.
 
     A system message may only come first; its text stands before the first turn. Role `human` is read as `user`.
 
     Raises:
-        ValueError: a message of another form, an unknown role, no or an empty turn before the reply, or a last
-            message that is not the assistant's.
+        ValueError: a message of another form, an unknown role, no or an empty turn before the reply, one whose text
+            would be read back as more than one turn, or a last message that is not the assistant's.
     """
     parts: list[str] = []
     role = ""
     for number, message in enumerate(messages, start=1):
         role, content = _role_and_content(message, number)
+        if number < len(messages) and (forged := _TURN.search(content)):
+            raise ValueError(f"message {number} has a line that begins a turn of its own, {forged[0].strip()!r}")
         if role == "system":
             if number > 1:
                 raise ValueError(f"message {number} has role 'system', which only the first may have")

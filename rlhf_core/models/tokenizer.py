@@ -2,19 +2,29 @@
 
 Prompt and response are tokenised apart, so no merge crosses the border between them, and a response has the same
 tokens whatever it answers. Text never becomes a control token: `<eos>` typed by a user is spelled out in letters.
+
+A tokenizer with a chat template writes prompts and responses as the template does. One without it writes a prompt as
+it stands, after the token that the tokenizer itself puts before a text (BOS), where it has one; earlier replies in a
+dialogue end with the end token, as they did when they were written.
 """
 
 from collections.abc import Iterable, Sequence
+from itertools import chain
 from pathlib import Path
+from typing import Literal
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from rlhf_core.data.transcripts import earlier_replies, prompt_turns
 from rlhf_core.errors import ConfigError, DataError
+from rlhf_core.models.chat import render_prompts, render_responses, reply_form, settle_template
 from rlhf_core.models.folder import check_model_folder
 
 PAD_TOKEN, EOS_TOKEN = "<pad>", "<eos>"
 SMALLEST_VOCABULARY = 2 + 256
+
+ChatMode = Literal["auto", "plain", "template"]
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
@@ -53,7 +63,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
     )
 
 
-def load_tokenizer(folder: Path | str) -> PreTrainedTokenizerBase:
+def load_tokenizer(folder: Path | str, chat: ChatMode = "auto") -> PreTrainedTokenizerBase:
     """Load the tokenizer of a local model folder, as `tokenizer.json` defines it where there is one.
 
     `AutoTokenizer` would go by the architecture instead: for a folder of type `qwen2` it puts Qwen's own splitting
@@ -61,15 +71,26 @@ def load_tokenizer(folder: Path | str) -> PreTrainedTokenizerBase:
     A tokenizer without a pad token pads with its end token: batches carry masks made from lengths, so the two are
     never confused.
 
+    Args:
+        folder: model folder.
+        chat: `plain` takes the chat template away, `template` insists on one, `auto` uses one that is there. A saved
+            tokenizer has the template or has it not, so later stages read it with `auto`.
+
     Raises:
         EnvironmentProblem: files are missing.
-        ConfigError: the folder asks for code of its own, or its tokenizer has no end token.
+        ConfigError: the folder asks for code of its own, its tokenizer has no end token, or its chat template is
+            missing or cannot be used.
     """
     check_model_folder(folder)
     loader = PreTrainedTokenizerFast if (Path(folder) / "tokenizer.json").is_file() else AutoTokenizer
     tokenizer = loader.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     for how_it_was_loaded in ("is_local", "local_files_only", "trust_remote_code"):
         tokenizer.init_kwargs.pop(how_it_was_loaded, None)  # would be saved with it
+    if chat == "plain":
+        tokenizer.chat_template = None
+    elif chat == "template" and tokenizer.chat_template is None:
+        raise ConfigError(f"params.yaml: model.chat: {folder} has no chat template. Fix: auto, or plain")
+    settle_template(tokenizer, str(folder))
     if tokenizer.eos_token_id is None:
         raise ConfigError(
             f"{Path(folder) / 'tokenizer_config.json'}: eos_token: there is none, so no response could end. "
@@ -91,22 +112,33 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, text: str, max_tokens: int
 
 def encode_prompts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_tokens: int) -> list[list[int]]:
     """`encode_prompt` for many at once, which is faster."""
-    encoded = [ids[-max_tokens:] for ids in _plain_ids(tokenizer, texts)]
+    if not texts:
+        return []
+    if tokenizer.chat_template is None:
+        opening, encoded = _opening(tokenizer), _plain_prompts(tokenizer, texts)
+    else:
+        opening, encoded = [], render_prompts(tokenizer, [prompt_turns(text) for text in texts], max_tokens)
     if not all(encoded):
         place = [bool(ids) for ids in encoded].index(False)
         raise DataError(f"prompt {place + 1} of {len(texts)}: it is empty. Fix: remove the row")
-    return encoded
+    return [_cut_beginning([*opening, *ids], tokenizer.bos_token_id, max_tokens) for ids in encoded]
 
 
 def encode_response(tokenizer: PreTrainedTokenizerBase, text: str, max_tokens: int) -> list[int]:
-    """Tokens of a response: a space and the stripped text, the end token; one cut to `max_tokens` has no end token."""
+    """Tokens of a response and the end token; one cut to `max_tokens` has no end token.
+
+    Without a chat template they are those of a space and the stripped text.
+    """
     return encode_responses(tokenizer, [text], max_tokens)[0]
 
 
 def encode_responses(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_tokens: int) -> list[list[int]]:
     """`encode_response` for many at once, which is faster."""
-    encoded = _plain_ids(tokenizer, [f" {text.strip()}" for text in texts])
-    return [[*ids, tokenizer.eos_token_id][:max_tokens] for ids in encoded]
+    if tokenizer.chat_template is None:
+        encoded = _plain_responses(tokenizer, texts)
+    else:
+        encoded = render_responses(tokenizer, texts)
+    return [ids[:max_tokens] for ids in encoded]
 
 
 def decode_response(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
@@ -114,7 +146,40 @@ def decode_response(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> s
     kept = list(ids)
     if tokenizer.eos_token_id in kept:
         kept = kept[: kept.index(tokenizer.eos_token_id)]
-    return tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False).strip()
+    text = tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False).strip()
+    if tokenizer.chat_template is None:
+        return text
+    return text.removeprefix(reply_form(tokenizer).lead).strip()
+
+
+def _plain_prompts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
+    """Tokens of prompts as they stand, but that each earlier reply of a dialogue is written as a response is."""
+    encoded = _plain_ids(tokenizer, texts)
+    for place, text in enumerate(texts):
+        if spans := earlier_replies(text):
+            starts, ends = zip(*spans, strict=True)
+            between = _plain_ids(tokenizer, [text[a:b] for a, b in zip((0, *ends), (*starts, None), strict=True)])
+            replies = _plain_responses(tokenizer, [text[start:end] for start, end in spans])
+            encoded[place] = list(chain(*chain(*zip(between, replies, strict=False)), between[-1]))
+    return encoded
+
+
+def _plain_responses(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
+    return [[*ids, tokenizer.eos_token_id] for ids in _plain_ids(tokenizer, [f" {text.strip()}" for text in texts])]
+
+
+def _opening(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """What the tokenizer itself puts before a text: its BOS token, or nothing."""
+    bos = tokenizer.bos_token_id
+    return [bos] if bos is not None and tokenizer("a")["input_ids"][:1] == [bos] else []
+
+
+def _cut_beginning(ids: list[int], bos: int | None, max_tokens: int) -> list[int]:
+    """The last of the tokens; a BOS token before them stays."""
+    if len(ids) <= max_tokens:
+        return ids
+    kept = ids[:1] if ids[0] == bos else []
+    return kept + ids[len(ids) - max_tokens + len(kept) :]
 
 
 def _plain_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:

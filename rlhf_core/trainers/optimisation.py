@@ -45,14 +45,21 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 
 
 def apply_gradients(
-    state: TrainState, name: str, loss: float, max_grad_norm: float, world: World = ALONE
+    state: TrainState,
+    name: str,
+    loss: float,
+    max_grad_norm: float,
+    world: World = ALONE,
+    *,
+    max_grad_value: float | None = None,
 ) -> float | None:
     """Take one step of `state.optimizers[name]` with the gradients that lie on its parameters, then clear them.
 
     Gradients are summed over the processes of `world`, so each holds the gradient of its share of one common loss;
-    `loss` is that loss, the same in all of them. They are then scaled down to a norm of `max_grad_norm`. A step
-    whose loss or gradient is not finite is refused: no weight and no moment changes, and
-    `state.extra["refused_in_a_row/<name>"]` counts; a step that is taken sets it back to 0.
+    `loss` is that loss, the same in all of them. They are then scaled down to a norm of `max_grad_norm`, and each
+    entry is cut to `max_grad_value` where that is given. A step whose loss or gradient is not finite is refused: no
+    weight and no moment changes, and `state.extra["refused_in_a_row/<name>"]` counts; a step that is taken sets it
+    back to 0.
 
     Returns:
         The norm before clipping; None where the step was refused.
@@ -67,6 +74,8 @@ def apply_gradients(
     counter = f"refused_in_a_row/{name}"
     taken = math.isfinite(loss) and math.isfinite(norm)
     if taken:
+        if max_grad_value is not None:
+            nn.utils.clip_grad_value_(parameters, max_grad_value)
         optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     state.extra[counter] = 0 if taken else state.extra.get(counter, 0) + 1

@@ -7,20 +7,24 @@ import math
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from rlhf_core.config import SFTConfig
 from rlhf_core.data.batches import collate, length_buckets
+from rlhf_core.data.epochs import balanced_rows, token_batches
+from rlhf_core.data.examples import Example
 from rlhf_core.rollout.logprobs import response_logprobs
 from rlhf_core.state.rng import StepRng
+from rlhf_core.state.sharding import in_step, part_like
 from rlhf_core.state.train_state import MetricSink, SaveCheckpoint, TrainState
+from rlhf_core.state.world import ALONE, World
+from rlhf_core.trainers import hard_examples
 from rlhf_core.trainers.optimisation import apply_gradients, finite, set_learning_rate
 from rlhf_core.trainers.schedule import learning_rate
 
-Example = tuple[list[int], list[int]]
-"""Tokens of a prompt and of its response, the end token included."""
-
 BEST = "best/"
+RUNNING_LOSSES = "running_losses"
 LENGTH_STEP = 4  # responses this many tokens apart count as equally long, so that prompts can be of like length too
 
 
@@ -34,6 +38,7 @@ def train_sft(
     pad_id: int,
     log: MetricSink,
     checkpoint: SaveCheckpoint,
+    world: World = ALONE,
 ) -> TrainState:
     """Train from `state.step` to `cfg.max_steps`, or until the held-out loss has stopped falling.
 
@@ -46,33 +51,30 @@ def train_sft(
     """
     policy, optimizer = state.modules["policy"], state.optimizers["policy"]
     extra = state.extra
-    num_batches = math.ceil(len(examples) / cfg.batch_size)
+    if cfg.hard_examples and RUNNING_LOSSES not in state.tensors:
+        state.tensors[RUNNING_LOSSES] = hard_examples.unseen(len(examples))
     batches: list[list[int]] = []
     while state.step < cfg.max_steps and not extra.get("stopped_early", False):
-        # 1. Which examples: a pass's batches are addressed by its number, so none has to be remembered.
-        epoch, place = divmod(state.step, num_batches)
+        # 1. Which examples: a pass's batches are addressed by its number, so only the place in it is remembered.
+        epoch, place = extra.get("epoch", 0), extra.get("place", 0)
         if place == 0 or not batches:
-            batches = epoch_batches(examples, cfg.batch_size, seed, epoch)
-        rows = [examples[row] for row in batches[place]]
+            batches = epoch_batches(cfg, examples, seed, epoch)
+        members = batches[place]
+        rows = [examples[row] for row in members]
 
         # 2. Learn from them.
         rate = learning_rate(
             state.step, cfg.max_steps, cfg.learning_rate, cfg.warmup_steps, cfg.min_learning_rate_share, "cosine"
         )
         set_learning_rate(optimizer, rate)
-        loss = accumulate_gradients(policy, rows, cfg.accumulation, pad_id)
-        norm = apply_gradients(state, "policy", loss, cfg.max_grad_norm)
-        figures = {
-            "loss/train": loss,
-            "optim/learning_rate": rate,
-            "optim/grad_norm": math.nan if norm is None else norm,
-        }
-        extra["tokens"] = extra.get("tokens", 0) + sum(len(prompt) + len(response) for prompt, response in rows)
+        figures = learn(cfg, state, members, rows, pad_id, world) | {"optim/learning_rate": rate}
+        extra["tokens"] = extra.get("tokens", 0) + sum(row.num_tokens for row in rows)
+        extra["epoch"], extra["place"] = (epoch, place + 1) if place + 1 < len(batches) else (epoch + 1, 0)
         state.step += 1
 
         # 3. Look at what it has not learned from, now and then, and stop when that no longer gets better.
         if heldout and (state.step % cfg.eval_every == 0 or state.step == cfg.max_steps):
-            figures["loss/heldout"] = heldout_loss(policy, heldout, cfg.batch_size, pad_id)
+            figures["loss/heldout"] = heldout_loss(policy, heldout, cfg.batch_size, pad_id, world)
             note_heldout_loss(state, figures["loss/heldout"], cfg.patience)
 
         # 4. Report, save. Nothing below this line changes a weight.
@@ -85,44 +87,101 @@ def train_sft(
     return state
 
 
-def epoch_batches(examples: Sequence[Example], batch_size: int, seed: int, epoch: int) -> list[list[int]]:
+def epoch_batches(cfg: SFTConfig, examples: Sequence[Example], seed: int, epoch: int) -> list[list[int]]:
     """Row numbers of the batches of one pass over the examples, rows of similar length together."""
-    lengths = [(len(response) // LENGTH_STEP, len(prompt)) for prompt, response in examples]
-    return length_buckets(lengths, batch_size, StepRng(seed, "sft", epoch)("batches"))
+    if cfg.batches.balance == "task":
+        rows = balanced_rows([example.task for example in examples], seed, "sft", epoch)
+    else:
+        rows = list(range(len(examples)))
+    lengths = [(len(examples[row].response) // LENGTH_STEP, len(examples[row].prompt)) for row in rows]
+    generator = StepRng(seed, "sft", epoch)("batches")
+    if cfg.batches.by == "tokens":
+        cut = token_batches([examples[row].num_tokens for row in rows], lengths, cfg.batches.tokens, generator)
+    else:
+        cut = length_buckets(lengths, cfg.batch_size, generator)
+    return [[rows[place] for place in batch] for batch in cut]
 
 
-def accumulate_gradients(policy: PreTrainedModel, rows: Sequence[Example], parts: int, pad_id: int) -> float:
-    """Add the gradient of the mean loss a response token over all `rows`, computed in `parts` micro-batches.
+def learn(
+    cfg: SFTConfig, state: TrainState, members: Sequence[int], rows: Sequence[Example], pad_id: int, world: World
+) -> dict[str, float]:
+    """Take one optimiser step on `rows`, whose places among all examples are `members`; returns its figures."""
+    weights = None
+    if cfg.hard_examples:
+        weights = hard_examples.weights(state.tensors[RUNNING_LOSSES], members, cfg.hard_examples)
+    loss, each = accumulate_gradients(state.modules["policy"], rows, cfg.accumulation, pad_id, weights, world)
+    norm = apply_gradients(state, "policy", loss, cfg.max_grad_norm, world, max_grad_value=cfg.max_grad_value)
+    figures = {"loss/train": loss, "optim/grad_norm": math.nan if norm is None else norm}
+    if cfg.hard_examples:
+        each = world.collect(each)
+        hard_examples.follow(state.tensors[RUNNING_LOSSES], members, each, cfg.hard_examples.memory)
+        total = sum(one * row.num_targets for one, row in zip(each, rows, strict=True))
+        figures["loss/unweighted"] = total / sum(row.num_targets for row in rows)
+    return figures
 
-    The mean is over the tokens of the whole step: a micro-batch with few tokens weighs little, so the gradient does
-    not depend on how the rows are cut.
+
+def accumulate_gradients(
+    policy: PreTrainedModel,
+    rows: Sequence[Example],
+    parts: int,
+    pad_id: int,
+    weights: Sequence[float] | None = None,
+    world: World = ALONE,
+) -> tuple[float, list[float]]:
+    """Add the gradient of the mean loss a target token over all `rows`, computed in `parts` micro-batches.
+
+    The mean is over the target tokens of the whole step, in all processes: a micro-batch with few of them weighs
+    little, so the gradient does not depend on how the rows are cut or shared out. With `weights` it is a weighted
+    mean, each token with the weight of its row.
 
     Returns:
-        The mean negative log-likelihood of a response token, in nats.
+        The mean negative log-likelihood of a target token, in nats, over all processes; and with `weights` that of
+        each row of this process's share, without weights.
     """
-    num_tokens = sum(len(response) for _, response in rows)
-    size = math.ceil(len(rows) / parts)
+    heavy = list(weights) if weights is not None else [1.0] * len(rows)
+    norm = sum(weight * row.num_targets for weight, row in zip(heavy, rows, strict=True))
+    mine = world.share(list(zip(rows, heavy, strict=True)))
+    size = max(1, math.ceil(len(mine) / parts))
+    chunks = [mine[start : start + size] for start in range(0, len(mine), size)]
     total = 0.0
-    for start in range(0, len(rows), size):
-        prompts, responses = zip(*rows[start : start + size], strict=True)
-        batch = collate(prompts, responses, pad_id).to(policy.device)
-        loss = -response_logprobs(policy, batch).sum() / num_tokens
+    each: list[float] = []
+    for chunk, counts in in_step(chunks, policy, world):
+        some, factors = zip(*chunk, strict=True)
+        logprobs_BR, mask_BR = target_logprobs(policy, some, pad_id)
+        if weights is not None:
+            if counts:
+                each += (-logprobs_BR.detach().sum(1) / mask_BR.sum(1)).tolist()
+            logprobs_BR = logprobs_BR * torch.tensor(factors, device=logprobs_BR.device)[:, None]
+        loss = -logprobs_BR.sum() / norm * counts
         loss.backward()
         total += loss.item()
-    return total
+    return world.total(torch.tensor(total, dtype=torch.float64)).item(), each
+
+
+def target_logprobs(policy: PreTrainedModel, rows: Sequence[Example], pad_id: int) -> tuple[Tensor, Tensor]:
+    """Log-probability of each target token, logprobs_BR, 0 for all others; and mask_BR of the targets."""
+    batch = collate([row.prompt for row in rows], [row.response for row in rows], pad_id).to(policy.device)
+    logprobs_BR, mask_BR = response_logprobs(policy, batch), batch.response_mask_BR
+    if any(row.mask is not None for row in rows):
+        for place, row in enumerate(rows):
+            if row.mask is not None:
+                mask_BR[place, : len(row.mask)] = torch.tensor(row.mask, dtype=mask_BR.dtype)
+        logprobs_BR = logprobs_BR * mask_BR
+    return logprobs_BR, mask_BR
 
 
 @torch.no_grad()
-def heldout_loss(policy: PreTrainedModel, examples: Sequence[Example], batch_size: int, pad_id: int) -> float:
-    """Mean negative log-likelihood of a response token over `examples`, in nats."""
-    ordered = sorted(examples, key=lambda example: (len(example[1]) // LENGTH_STEP, len(example[0])))
-    total, num_tokens = 0.0, 0
-    for start in range(0, len(ordered), batch_size):
-        prompts, responses = zip(*ordered[start : start + batch_size], strict=True)
-        batch = collate(prompts, responses, pad_id).to(policy.device)
-        total -= response_logprobs(policy, batch).sum().item()
-        num_tokens += sum(map(len, responses))
-    return total / num_tokens
+def heldout_loss(
+    policy: PreTrainedModel, examples: Sequence[Example], batch_size: int, pad_id: int, world: World = ALONE
+) -> float:
+    """Mean negative log-likelihood of a target token over `examples`, in nats."""
+    ordered = sorted(examples, key=lambda example: (len(example.response) // LENGTH_STEP, len(example.prompt)))
+    chunks = [ordered[start : start + batch_size] for start in range(0, len(ordered), batch_size)]
+    total = 0.0
+    for chunk, counts in in_step(world.share(chunks), policy, world):
+        total -= target_logprobs(policy, chunk, pad_id)[0].sum().item() * counts
+    summed = world.total(torch.tensor(total, dtype=torch.float64)).item()
+    return summed / sum(example.num_targets for example in examples)
 
 
 def note_heldout_loss(state: TrainState, loss: float, patience: int) -> None:
@@ -146,4 +205,4 @@ def restore_best(state: TrainState) -> None:
     """Give the policy the kept weights, where any were kept."""
     for name, parameter in state.modules["policy"].named_parameters():
         if BEST + name in state.tensors:
-            parameter.copy_(state.tensors[BEST + name])
+            parameter.copy_(part_like(state.tensors[BEST + name], parameter))

@@ -10,12 +10,13 @@ from transformers import PreTrainedModel
 
 from rlhf_core.config import SFTConfig
 from rlhf_core.data.batches import collate
+from rlhf_core.data.examples import Example
 from rlhf_core.errors import Diverged
 from rlhf_core.rollout.logprobs import response_logprobs
 from rlhf_core.rollout.sampler import sample_responses
 from rlhf_core.state.train_state import TrainState
 from rlhf_core.trainers.optimisation import make_optimizer
-from rlhf_core.trainers.sft import Example, accumulate_gradients, epoch_batches, heldout_loss, train_sft
+from rlhf_core.trainers.sft import accumulate_gradients, epoch_batches, heldout_loss, train_sft
 
 PAD, EOS, FIRST, LAST = 0, 1, 4, 20
 
@@ -28,7 +29,7 @@ def count_task(count: int, seed: int = 1) -> list[Example]:
         length = int(torch.randint(1, 5, (1,), generator=generator))
         prompt = torch.randint(FIRST, LAST, (length,), generator=generator).tolist()
         after = prompt[-1] + 1
-        examples.append((prompt, [*range(after, after + -after % 5 + 1), EOS]))
+        examples.append(Example(prompt, [*range(after, after + -after % 5 + 1), EOS]))
     return examples
 
 
@@ -66,16 +67,17 @@ def gradients(policy: PreTrainedModel) -> list[torch.Tensor]:
 
 def test_the_loss_is_the_mean_over_response_tokens_and_no_others(tiny_policy: Callable[[], PreTrainedModel]) -> None:
     policy, rows = tiny_policy(), count_task(6)
-    loss = accumulate_gradients(policy, rows, 1, PAD)
-    each = [response_logprobs(policy, collate([prompt], [response], PAD)).sum() for prompt, response in rows]
-    assert loss == pytest.approx(-sum(each).item() / sum(len(response) for _, response in rows), rel=1e-5)
+    loss, _ = accumulate_gradients(policy, rows, 1, PAD)
+    each = [response_logprobs(policy, collate([row.prompt], [row.response], PAD)).sum() for row in rows]
+    assert loss == pytest.approx(-sum(each).item() / sum(len(row.response) for row in rows), rel=1e-5)
 
 
 @pytest.mark.parametrize("parts", [2, 3, 6])
-def test_cutting_a_step_into_parts_changes_nothing(tiny_policy: Callable[[], PreTrainedModel], parts: int) -> None:
+def test_n25_cutting_a_step_into_parts_changes_nothing(tiny_policy: Callable[[], PreTrainedModel], parts: int) -> None:
     """The rows are of unequal length, so a mean of micro-batch means would differ by far more than this bound."""
     whole, cut, rows = tiny_policy().double(), tiny_policy().double(), count_task(6)
-    assert accumulate_gradients(whole, rows, 1, PAD) == pytest.approx(accumulate_gradients(cut, rows, parts, PAD))
+    one_loss, many_loss = (accumulate_gradients(p, rows, n, PAD)[0] for p, n in ((whole, 1), (cut, parts)))
+    assert one_loss == pytest.approx(many_loss, rel=1e-12)
     for one, two in zip(gradients(whole), gradients(cut), strict=True):
         torch.testing.assert_close(one, two, atol=1e-12, rtol=1e-9)
 
@@ -91,11 +93,11 @@ def test_every_demonstration_is_seen_once_a_pass_in_another_order_each(
     make_state: Callable[[], TrainState],
 ) -> None:
     examples = count_task(30)
-    passes = [epoch_batches(examples, 4, 0, epoch) for epoch in (0, 1)]
+    passes = [epoch_batches(config(), examples, 0, epoch) for epoch in (0, 1)]
     for batches in passes:
         assert sorted(row for batch in batches for row in batch) == list(range(30))
     assert passes[0] != passes[1]
-    assert passes[0] != epoch_batches(examples, 4, 1, 0)
+    assert passes[0] != epoch_batches(config(), examples, 1, 0)
 
 
 def test_heldout_loss_does_not_depend_on_batching(tiny_policy: Callable[[], PreTrainedModel]) -> None:
@@ -167,7 +169,7 @@ def test_what_is_reported(make_state: Callable[[], TrainState], sink: Any) -> No
     state = train(config(), make_state(), sink, lambda state: None)
     assert [row[:2] for row in sink.rows] == [(step, 12) for step in range(1, 13)]
     assert [step for step, _, figures, _ in sink.rows if "loss/heldout" in figures] == [3, 6, 9, 12]
-    one_pass = sum(len(prompt) + len(response) for prompt, response in count_task(30))
+    one_pass = sum(row.num_tokens for row in count_task(30))
     assert sink.rows[7][3] == one_pass, "tokens are counted without padding; 8 batches are one pass"
     assert [row["step"] for row in state.history] == list(range(1, 13))
 
@@ -190,7 +192,7 @@ def test_it_learns_a_toy_task(make_state: Callable[[], TrainState], sink: Any) -
     unseen = count_task(100, seed=3)
     samples = sample_responses(
         state.modules["policy"],
-        [prompt for prompt, _ in unseen],
+        [row.prompt for row in unseen],
         max_new_tokens=8,
         temperature=0.0,
         generator=torch.Generator(),
@@ -198,6 +200,6 @@ def test_it_learns_a_toy_task(make_state: Callable[[], TrainState], sink: Any) -
         pad_id=PAD,
         batch_size=100,
     )
-    right = sum(ids == response for ids, (_, response) in zip(samples.response_ids, unseen, strict=True))
+    right = sum(ids == row.response for ids, row in zip(samples.response_ids, unseen, strict=True))
     assert right >= 95
     assert state.extra["best_heldout_loss"] < 0.1

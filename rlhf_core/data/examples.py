@@ -1,0 +1,59 @@
+"""Demonstrations as tokens: which of them supervised fine-tuning learns to write."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A row of supervised fine-tuning.
+
+    Attributes:
+        prompt: tokens that are only read.
+        response: tokens after them; of a dialogue the assistant's replies with what the others say in between.
+        mask: 1 for each response token that counts in the loss, 0 for the others; null where all count.
+        task: type of the task, for batches balanced by it.
+    """
+
+    prompt: list[int]
+    response: list[int]
+    mask: list[int] | None = None
+    task: str = ""
+
+    @property
+    def num_targets(self) -> int:
+        """Tokens that count in the loss."""
+        return len(self.response) if self.mask is None else sum(self.mask)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that go through the model."""
+        return len(self.prompt) + len(self.response)
+
+
+def join_turns(turns: Sequence[tuple[list[int], list[int]]], task: str = "") -> list[Example]:
+    """One row for successive (prompt, reply) of a dialogue wherever a prompt goes on exactly from the turn before.
+
+    Every reply token of a joined row stands after the same tokens as in a row of its own, so it has the same
+    log-probability, and no token is computed twice. A prompt that does not go on from the turn before (it lost its
+    beginning, or the chat template writes earlier replies differently) begins a new row.
+    """
+    rows: list[Example] = []
+    prompt: list[int] = []
+    response: list[int] = []
+    mask: list[int] = []
+
+    def finish() -> None:
+        if response:
+            rows.append(Example(prompt, response, None if all(mask) else mask, task))
+
+    for given, reply in turns:
+        so_far = prompt + response
+        if response and given[: len(so_far)] == so_far:
+            between = given[len(so_far) :]
+            response, mask = response + between + reply, mask + [0] * len(between) + [1] * len(reply)
+        else:
+            finish()
+            prompt, response, mask = given, reply, [1] * len(reply)
+    finish()
+    return rows

@@ -1,0 +1,197 @@
+"""Prompts and responses as tokens by a tokenizer's own chat template.
+
+A template is a program (Jinja) that came with the folder. It runs in transformers' sandbox, on text alone, and what a
+user writes never becomes a control token. It must give the same tokens on every day and every time it is asked, or
+reward model and PPO would read another prompt than was sampled from.
+"""
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import date
+from functools import lru_cache
+
+from transformers import PreTrainedTokenizerBase
+
+from rlhf_core.data.transcripts import Message
+from rlhf_core.errors import ConfigError, DataError
+
+TEMPLATE_DATE = date(2024, 7, 26)
+"""The day it is in every template that asks for the date; Llama 3.1's falls back to this one itself."""
+
+_QUESTION: Message = {"role": "user", "content": "question"}
+_MARK = "ANSWER"
+_CLOCK = "strftime_now"
+_GENERATION_TAG = re.compile(r"\{%-?\s*(end)?generation\s*-?%\}")  # a tag that transformers adds to the language
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReplyForm:
+    """How a template writes the last reply of a dialogue.
+
+    Attributes:
+        opening: tokens of a dialogue of one question, up to where the reply begins.
+        lead: what the template writes before the text of a reply, decoded; mostly nothing.
+        end_id: the token that ends a reply; null where the template writes none.
+        after_end: how many tokens the template writes after it.
+    """
+
+    opening: tuple[int, ...]
+    lead: str
+    end_id: int | None
+    after_end: int
+
+
+def settle_template(tokenizer: PreTrainedTokenizerBase, origin: str) -> None:
+    """Make a tokenizer's template, if it has one, give the same tokens on every day, and end with its end of a turn.
+
+    The date becomes a constant, which the template carries from then on, also when the tokenizer is saved. The
+    tokenizer's end token becomes the one that the template writes after a reply.
+
+    Raises:
+        ConfigError: the template cannot be used: it does not parse, asks for random numbers, has no place for a
+            reply, or opens a reply in another way than it writes a finished one.
+    """
+    if tokenizer.chat_template is None:
+        return
+    try:
+        tokenizer.chat_template = _with_fixed_date(tokenizer.get_chat_template())
+        end = reply_form(tokenizer).end_id
+        if end is not None:
+            tokenizer.eos_token = tokenizer.convert_ids_to_tokens(end)
+        if reply_form(tokenizer).end_id != end:
+            raise ConfigError("what it ends a reply with depends on the end token")
+    except ConfigError as error:
+        raise ConfigError(f"{origin}: chat_template: {error}. Fix: model.chat: plain, or another template") from None
+
+
+def reply_form(tokenizer: PreTrainedTokenizerBase) -> ReplyForm:
+    """`ReplyForm` of the tokenizer's template.
+
+    Raises:
+        ConfigError: see `settle_template`; says what is wrong without saying where.
+    """
+    return _reply_form(tokenizer, tokenizer.chat_template, tokenizer.eos_token)
+
+
+def render_prompts(
+    tokenizer: PreTrainedTokenizerBase, dialogues: Sequence[Sequence[Message]], max_tokens: int
+) -> list[list[int]]:
+    """Tokens of dialogues up to where the assistant is to speak.
+
+    One longer than `max_tokens` loses its oldest turns, but never the system's turn nor the last of the user; where
+    that is not enough it loses its first tokens.
+
+    Raises:
+        DataError: the template refuses a dialogue, for a system turn it does not know, say.
+    """
+    encoded = _encode(tokenizer, dialogues, add_generation_prompt=True)
+    for place, dialogue in enumerate(dialogues):
+        kept = list(dialogue)
+        while len(encoded[place]) > max_tokens and (shorter := _without_oldest(kept)):
+            kept = shorter
+            encoded[place] = _encode(tokenizer, [kept], add_generation_prompt=True)[0]
+    return encoded
+
+
+def render_responses(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
+    """Tokens of replies as the template writes them, up to and with the end token."""
+    if not texts:
+        return []
+    form = reply_form(tokenizer)
+    dialogues = [[_QUESTION, {"role": "assistant", "content": text.strip()}] for text in texts]
+    return [
+        _reply_of(ids, form) if form.end_id is not None else [*_reply_of(ids, form), tokenizer.eos_token_id]
+        for ids in _encode(tokenizer, dialogues)
+    ]
+
+
+def _reply_of(ids: list[int], form: ReplyForm) -> list[int]:
+    start, end = len(form.opening), len(ids) - form.after_end
+    if tuple(ids[:start]) != form.opening or (form.end_id is not None and ids[end - 1] != form.end_id):
+        raise ConfigError(
+            "model.chat: tokens of a reply run over the border to what the chat template writes around it. "
+            "Fix: model.chat: plain, or a template with control tokens around a reply"
+        )
+    return ids[start:end]
+
+
+@lru_cache(maxsize=8)
+def _reply_form(tokenizer: PreTrainedTokenizerBase, template: str, eos_token: str) -> ReplyForm:
+    opening = _render(tokenizer, [_QUESTION], add_generation_prompt=True)
+    whole = _render(tokenizer, [_QUESTION, {"role": "assistant", "content": _MARK}])
+    if not whole.startswith(opening) or whole.count(_MARK) != 1:
+        raise ConfigError("it does not write a reply behind what it opens a reply with")
+    lead, tail = whole[len(opening) :].split(_MARK)
+    tail_ids = tokenizer(tail, add_special_tokens=False)["input_ids"]
+    controls = [place for place, token in enumerate(tail_ids) if token in tokenizer.added_tokens_decoder]
+    lead_ids = tokenizer(lead, add_special_tokens=False)["input_ids"]
+    return ReplyForm(
+        opening=tuple(_encode(tokenizer, [[_QUESTION]], add_generation_prompt=True)[0]),
+        lead=tokenizer.decode(lead_ids, skip_special_tokens=True).strip(),
+        end_id=tail_ids[controls[0]] if controls else None,
+        after_end=len(tail_ids) - controls[0] - 1 if controls else len(tail_ids),
+    )
+
+
+def _encode(
+    tokenizer: PreTrainedTokenizerBase, dialogues: Sequence[Sequence[Message]], *, add_generation_prompt: bool = False
+) -> list[list[int]]:
+    from jinja2 import TemplateError
+
+    try:
+        encoded = tokenizer.apply_chat_template(
+            [list(dialogue) for dialogue in dialogues],
+            add_generation_prompt=add_generation_prompt,
+            sanitize_control_tokens=True,
+            return_dict=True,
+        )
+    except TemplateError as error:
+        raise DataError(
+            f"the chat template refuses a dialogue: {error}. Fix: mend the rows, or set model.chat: plain"
+        ) from None
+    return encoded["input_ids"]
+
+
+def _render(
+    tokenizer: PreTrainedTokenizerBase, dialogue: Sequence[Message], *, add_generation_prompt: bool = False
+) -> str:
+    from jinja2 import TemplateError
+
+    try:
+        return tokenizer.apply_chat_template(
+            list(dialogue), tokenize=False, add_generation_prompt=add_generation_prompt
+        )
+    except TemplateError as error:
+        raise ConfigError(f"it fails on a question and a reply ({error})") from None
+
+
+def _with_fixed_date(template: str) -> str:
+    """The template, with a macro before it in the place of the clock that it asks."""
+    from jinja2 import TemplateSyntaxError, nodes
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    try:
+        language = ImmutableSandboxedEnvironment(extensions=["jinja2.ext.loopcontrols"])
+        parsed = language.parse(_GENERATION_TAG.sub("", template))
+    except TemplateSyntaxError as error:
+        raise ConfigError(f"it does not parse ({error})") from None
+    if any(found.name == "random" for found in parsed.find_all(nodes.Filter)):
+        raise ConfigError("it asks for random numbers, so no two renderings agree")
+    if any(found.name == _CLOCK for found in parsed.find_all(nodes.Macro)):
+        return template  # replaced before
+    calls = [c for c in parsed.find_all(nodes.Call) if isinstance(c.node, nodes.Name) and c.node.name == _CLOCK]
+    forms = [c.args[0].value for c in calls if c.args and isinstance(c.args[0], nodes.Const)]
+    if len(forms) < len(calls):
+        raise ConfigError("it asks for the date in a form that is computed")
+    days = json.dumps({form: TEMPLATE_DATE.strftime(form) for form in sorted(set(forms))})
+    return f"{{%- macro {_CLOCK}(form) %}}{{{{ {days}[form] }}}}{{% endmacro %}}{template}" if calls else template
+
+
+def _without_oldest(dialogue: Sequence[Message]) -> list[Message]:
+    """The dialogue without its oldest turns up to the next of the user; empty where that would leave none."""
+    system = [turn for turn in dialogue[:1] if turn["role"] == "system"]
+    spoken = dialogue[len(system) :]
+    later = [place for place, turn in enumerate(spoken) if place and turn["role"] == "user"]
+    return [*system, *spoken[later[0] :]] if later else []
