@@ -1,8 +1,8 @@
-"""Building blocks of the packed forward, each with a backward written out that keeps less than autograd would.
+"""Small pieces of the packed forward, each with a backward written out that keeps less than autograd would.
 
 Norms and rotations are computed in at least float32 whatever comes in. Every backward is held to finite differences
 in float64 by tests.
-Shape suffixes: T = packed tokens, D = width of a token, F = width of the feed-forward part.
+Shape suffixes: T = packed tokens, D = width of a token, F = width of the feed-forward part, E = half a head.
 """
 
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from rlhf_core.models.layout import AttentionGroup
 
@@ -19,50 +20,74 @@ def at_least_float32(tensor: Tensor) -> Tensor:
     return tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()
 
 
+def inverse_rms(x_TD: Tensor, eps: float) -> Tensor:
+    """1 / sqrt(mean(x^2) + eps) of each token, [T, 1]."""
+    squares_T1 = torch.linalg.vector_norm(at_least_float32(x_TD), dim=-1, keepdim=True).square_()
+    return squares_T1.div_(x_TD.shape[-1]).add_(eps).rsqrt_()
+
+
+def rms_norm(x_TD: Tensor, inverse_T1: Tensor, weight_D: Tensor, dtype: torch.dtype) -> Tensor:
+    """w * x / sqrt(mean(x^2) + eps) (Zhang and Sennrich 2019)."""
+    return (at_least_float32(x_TD) * inverse_T1).mul_(weight_D).to(dtype)
+
+
+def rms_norm_backward(grad_TD: Tensor, x_TD: Tensor, inverse_T1: Tensor, weight_D: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients of `rms_norm` for x (in at least float32) and the weight: r (g w - n mean(g w n)) and g n, n = x r."""
+    grad_TD, normed_TD = at_least_float32(grad_TD), at_least_float32(x_TD) * inverse_T1
+    product_TD = grad_TD * normed_TD
+    grad_weight_D = product_TD.sum(0).to(weight_D.dtype)
+    mean_T1 = (product_TD @ at_least_float32(weight_D)).div_(x_TD.shape[-1])[:, None]
+    grad_x_TD = torch.mul(grad_TD, weight_D, out=product_TD).sub_(normed_TD.mul_(mean_T1)).mul_(inverse_T1)
+    return grad_x_TD, grad_weight_D
+
+
+def swiglu(joined_TF: Tensor) -> tuple[Tensor, Tensor]:
+    """silu(gate) * up of the two halves of a tensor (Shazeer 2020), and silu(gate)."""
+    gate_TF, up_TF = joined_TF.chunk(2, -1)
+    activated_TF = F.silu(gate_TF)
+    return activated_TF * up_TF, activated_TF
+
+
+def swiglu_backward(grad_TF: Tensor, joined_TF: Tensor, activated_TF: Tensor) -> Tensor:
+    """Gradient of `swiglu` for the joined halves; `grad_TF` is used up."""
+    gate_TF, up_TF = joined_TF.chunk(2, -1)
+    grad_joined_TF = torch.empty_like(joined_TF)
+    into_gate_TF, into_up_TF = grad_joined_TF.chunk(2, -1)
+    torch.mul(grad_TF, activated_TF, out=into_up_TF)
+    torch.ops.aten.silu_backward.grad_input(grad_TF.mul_(up_TF), gate_TF, grad_input=into_gate_TF)
+    return grad_joined_TF
+
+
 class RMSNorm(torch.autograd.Function):
-    """y = w * x / sqrt(mean(x^2) + eps) (Zhang and Sennrich 2019); keeps x and one number a token."""
+    """`rms_norm` by itself, in the type of its input; keeps x and one number a token."""
 
     @staticmethod
     def forward(ctx: Any, x_TD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
-        wide_TD = at_least_float32(x_TD)
-        inverse_T1 = torch.linalg.vector_norm(wide_TD, dim=-1, keepdim=True).square_().div_(x_TD.shape[-1])
-        inverse_T1.add_(eps).rsqrt_()
+        inverse_T1 = inverse_rms(x_TD, eps)
         ctx.save_for_backward(x_TD, weight_D, inverse_T1)
-        return (wide_TD * inverse_T1).mul_(weight_D).to(x_TD.dtype)
+        return rms_norm(x_TD, inverse_T1, weight_D, x_TD.dtype)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         x_TD, weight_D, inverse_T1 = ctx.saved_tensors
-        grad_TD, normed_TD = at_least_float32(gradients[0]), at_least_float32(x_TD) * inverse_T1
-        grad_weight_D = None
-        if ctx.needs_input_grad[1]:
-            grad_weight_D = torch.einsum("td,td->d", grad_TD, normed_TD).to(weight_D.dtype)
-        # d x = r (g w - n mean(g w n)), n = x r
-        scaled_TD = grad_TD * weight_D
-        mean_T1 = torch.linalg.vecdot(scaled_TD, normed_TD).div_(x_TD.shape[-1])[:, None]
-        grad_x_TD = scaled_TD.sub_(normed_TD.mul_(mean_T1)).mul_(inverse_T1)
+        grad_x_TD, grad_weight_D = rms_norm_backward(gradients[0], x_TD, inverse_T1, weight_D)
         return grad_x_TD.to(x_TD.dtype), grad_weight_D, None
 
 
 class SwiGLU(torch.autograd.Function):
-    """y = silu(gate) * up, both halves of one tensor (Shazeer 2020); keeps that tensor alone."""
+    """`swiglu` by itself; keeps its input alone."""
 
     @staticmethod
     def forward(ctx: Any, joined_TF: Tensor) -> Tensor:
         ctx.save_for_backward(joined_TF)
-        gate_TF, up_TF = joined_TF.chunk(2, -1)
-        return F.silu(gate_TF).mul_(up_TF)
+        return swiglu(joined_TF)[0]
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
         (joined_TF,) = ctx.saved_tensors
-        gate_TF, up_TF = joined_TF.chunk(2, -1)
-        grad_TF = torch.empty_like(joined_TF)
-        into_gate_TF, into_up_TF = grad_TF.chunk(2, -1)
-        torch.mul(gradients[0], F.silu(gate_TF), out=into_up_TF)
-        torch.mul(gradients[0], up_TF, out=into_gate_TF)
-        into_gate_TF.copy_(torch.ops.aten.silu_backward(into_gate_TF, gate_TF))
-        return grad_TF
+        return swiglu_backward(gradients[0].clone(), joined_TF, F.silu(joined_TF.chunk(2, -1)[0]))
 
 
 class Spread(torch.autograd.Function):
@@ -98,6 +123,7 @@ class Spread(torch.autograd.Function):
         return tuple(parts)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (turns_T1E,) = ctx.saved_tensors
         grad_TD = gradients[0].new_empty(ctx.shape)
@@ -112,29 +138,40 @@ class Spread(torch.autograd.Function):
         return grad_TD, None, None, None
 
 
-class Gather(torch.autograd.Function):
+def gather(groups: tuple[AttentionGroup, ...], attended: tuple[Tensor, ...]) -> Tensor:
     """Results of attention, [rows, heads, length, head size] a group, back to one row of tokens, [T, D]."""
+    pieces = [
+        tensor.transpose(1, 2).reshape(group.rows * group.length, -1).index_select(0, group.takes)
+        for group, tensor in zip(groups, attended, strict=True)
+    ]
+    return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+
+
+def gather_backward(grad_TD: Tensor, groups: tuple[AttentionGroup, ...], attended: tuple[Tensor, ...]) -> list[Tensor]:
+    """Gradient of `gather` for each group; places that nobody read get 0."""
+    parts = []
+    for group, tensor in zip(groups, attended, strict=True):
+        rows, heads, length, size = tensor.shape
+        first, end = group.tokens
+        spread = grad_TD.new_zeros(rows * length, heads * size)
+        spread.index_copy_(0, group.takes, grad_TD[first:end])
+        parts.append(spread.view(rows, length, heads, size).transpose(1, 2))
+    return parts
+
+
+class Gather(torch.autograd.Function):
+    """`gather` by itself."""
 
     @staticmethod
     def forward(ctx: Any, groups: tuple[AttentionGroup, ...], *attended: Tensor) -> Tensor:
         ctx.groups = groups
-        ctx.shapes = [tensor.shape for tensor in attended]
-        pieces = [
-            tensor.transpose(1, 2).reshape(group.rows * group.length, -1).index_select(0, group.takes)
-            for group, tensor in zip(groups, attended, strict=True)
-        ]
-        return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+        ctx.save_for_backward(*attended)  # for their shapes; attention keeps them anyhow
+        return gather(groups, attended)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        (grad_TD,) = gradients
-        parts: list[Tensor | None] = [None]
-        for group, (rows, heads, length, size) in zip(ctx.groups, ctx.shapes, strict=True):
-            first, end = group.tokens
-            spread = grad_TD.new_zeros(rows * length, heads * size)
-            spread.index_copy_(0, group.takes, grad_TD[first:end])
-            parts.append(spread.view(rows, length, heads, size).transpose(1, 2))
-        return tuple(parts)
+        return None, *gather_backward(gradients[0], ctx.groups, ctx.saved_tensors)
 
 
 class Take(torch.autograd.Function):
@@ -147,6 +184,7 @@ class Take(torch.autograd.Function):
         return x_TD.index_select(0, rows_N)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         (rows_N,) = ctx.saved_tensors
         grad_TD = gradients[0].new_zeros(ctx.length, gradients[0].shape[1])

@@ -28,8 +28,9 @@ from transformers.models.qwen2.modeling_qwen2 import (
     Qwen2RMSNorm,
 )
 
+from rlhf_core.models.blocks import AttentionOut, FeedForward, NormedProjections, interleaved
 from rlhf_core.models.compute import compute_mode
-from rlhf_core.models.kernels import Gather, RMSNorm, Spread, SwiGLU, Take
+from rlhf_core.models.kernels import Gather, RMSNorm, Spread, SwiGLU, Take, at_least_float32
 from rlhf_core.models.layout import Layout
 
 KNOWN = {
@@ -76,7 +77,7 @@ def packed_states(body: nn.Module, ids_T: Tensor, layout: Layout, wanted_N: Tens
     x_TD = body.embed_tokens(ids_T)
     cos_1TD, sin_1TD = body.rotary_emb(x_TD, layout.positions_T[None])
     half = cos_1TD.shape[-1] // 2
-    turns_T1E = torch.complex(_full(cos_1TD[0, :, :half]), _full(sin_1TD[0, :, :half]))[:, None]
+    turns_T1E = torch.complex(at_least_float32(cos_1TD[0, :, :half]), at_least_float32(sin_1TD[0, :, :half]))[:, None]
     layers = body.layers[: body.config.num_hidden_layers]
     for number, layer in enumerate(layers):
         wanted = wanted_N if number == len(layers) - 1 else None
@@ -89,62 +90,70 @@ def packed_states(body: nn.Module, ids_T: Tensor, layout: Layout, wanted_N: Tens
 
 def _layer(layer: nn.Module, x_TD: Tensor, turns_T1E: Tensor, layout: Layout, wanted_N: Tensor | None) -> Tensor:
     """One decoder layer; its second half at the wanted tokens only."""
-    attended_TD = _attend(layer.self_attn, _norm(layer.input_layernorm, x_TD), turns_T1E, layout)
-    if wanted_N is not None:
-        attended_TD, x_TD = Take.apply(attended_TD, wanted_N), Take.apply(x_TD, wanted_N)
-    x_TD = x_TD + layer.self_attn.o_proj(attended_TD)
-    normed_TD, mlp = _norm(layer.post_attention_layernorm, x_TD), layer.mlp
-    joined_TF = _joined((mlp.gate_proj, mlp.up_proj), normed_TD)
-    return x_TD + mlp.down_proj(SwiGLU.apply(joined_TF))
-
-
-def _attend(attention: nn.Module, normed_TD: Tensor, turns_T1E: Tensor, layout: Layout) -> Tensor:
-    size = attention.head_dim
-    joined_TD = _joined((attention.q_proj, attention.k_proj, attention.v_proj), normed_TD, (size, size, 0))
+    attention = layer.self_attn
+    joined_TJ = _queries_keys_values(layer, x_TD)
     num_kv_heads = attention.config.num_key_value_heads
-    num_heads = joined_TD.shape[1] // size - 2 * num_kv_heads
-    parts = Spread.apply(joined_TD, turns_T1E, (num_heads, num_kv_heads), layout.groups)
+    num_heads = joined_TJ.shape[1] // attention.head_dim - 2 * num_kv_heads
+    parts = Spread.apply(joined_TJ, turns_T1E, (num_heads, num_kv_heads), layout.groups)
     attended = [
         F.scaled_dot_product_attention(
             queries, keys, values, is_causal=True, scale=attention.scaling, enable_gqa=num_heads != num_kv_heads
         )
         for queries, keys, values in zip(parts[::3], parts[1::3], parts[2::3], strict=True)
     ]
-    return Gather.apply(layout.groups, *attended)
+    if wanted_N is None and _is_plain(attention.o_proj):
+        weights = attention.o_proj.weight, attention.o_proj.bias
+        x_TD = AttentionOut.apply(x_TD, *weights, _product_type(x_TD), layout.groups, *attended)
+    else:
+        attended_TD = Gather.apply(layout.groups, *attended)
+        if wanted_N is not None:
+            attended_TD, x_TD = Take.apply(attended_TD, wanted_N), Take.apply(x_TD, wanted_N)
+        x_TD = x_TD + attention.o_proj(attended_TD)
+    return _feed_forward(layer, x_TD)
 
 
-def _joined(parts: Sequence[nn.Module], x_TD: Tensor, head_sizes: Sequence[int] = ()) -> Tensor:
-    """Outputs of projections that read the same input, side by side; one product where all are plain.
-
-    Where a head size is given, the halves of the heads are interleaved: `Spread` wants a rotation's pairs adjacent.
-    The weights are joined anew each time, which costs little beside the product and leaves the parameters as they are.
-    """
-    sizes = head_sizes or (0,) * len(parts)
-    if not all(type(part) is nn.Linear for part in parts):
-        outputs = [_interleaved(part(x_TD), size, -1) for part, size in zip(parts, sizes, strict=True)]
-        return torch.cat(outputs, -1)
-    weight = torch.cat([_interleaved(part.weight, size, 0) for part, size in zip(parts, sizes, strict=True)])
-    biases = [_interleaved(p.bias, size, 0) for p, size in zip(parts, sizes, strict=True) if p.bias is not None]
-    return F.linear(x_TD, weight, torch.cat(biases) if biases else None)
+def _queries_keys_values(layer: nn.Module, x_TD: Tensor) -> Tensor:
+    """Heads of queries, keys and values side by side, those of the first two with their pairs adjacent."""
+    attention, norm = layer.self_attn, layer.input_layernorm
+    parts = (attention.q_proj, attention.k_proj, attention.v_proj)
+    sizes = (attention.head_dim, attention.head_dim, 0)
+    if _is_norm(norm) and all(map(_is_plain, parts)):
+        return NormedProjections.apply(
+            x_TD, norm.weight, norm.variance_epsilon, _product_type(x_TD), sizes, *_weights(parts)
+        )
+    normed_TD = _norm(norm, x_TD)
+    return torch.cat([interleaved(part(normed_TD), size, 1) for part, size in zip(parts, sizes, strict=True)], 1)
 
 
-def _interleaved(tensor: Tensor, head_size: int, dim: int) -> Tensor:
-    """Order a, b, c, ..., A, B, C, ... of each head becomes a, A, b, B, c, C, ...; 0 leaves it as it is."""
-    if not head_size:
-        return tensor
-    heads = tensor.unflatten(dim, (-1, 2, head_size // 2))
-    inside = heads.ndim - 2 if dim == -1 else dim + 1
-    return heads.transpose(inside, inside + 1).reshape(tensor.shape)
+def _feed_forward(layer: nn.Module, x_TD: Tensor) -> Tensor:
+    mlp, norm = layer.mlp, layer.post_attention_layernorm
+    parts = (mlp.gate_proj, mlp.up_proj)
+    if _is_norm(norm) and all(map(_is_plain, (*parts, mlp.down_proj))):
+        down = mlp.down_proj.weight, mlp.down_proj.bias
+        return FeedForward.apply(x_TD, norm.weight, norm.variance_epsilon, _product_type(x_TD), *down, *_weights(parts))
+    normed_TD = _norm(norm, x_TD)
+    return x_TD + mlp.down_proj(SwiGLU.apply(torch.cat([part(normed_TD) for part in parts], 1)))
+
+
+def _weights(parts: Sequence[nn.Module]) -> list[Tensor | None]:
+    return [part.weight for part in parts] + [part.bias for part in parts]
+
+
+def _product_type(x_TD: Tensor) -> torch.dtype:
+    return torch.bfloat16 if compute_mode().precision == "bfloat16" else x_TD.dtype
+
+
+def _is_plain(part: nn.Module) -> bool:
+    """Whether a projection is a weight and a bias and nothing more; one with an adapter is called as it is."""
+    return type(part) is nn.Linear
+
+
+def _is_norm(norm: nn.Module) -> bool:
+    return type(norm) in NORMS
 
 
 def _norm(norm: nn.Module, x_TD: Tensor) -> Tensor:
-    if type(norm) in NORMS:
-        return RMSNorm.apply(x_TD, norm.weight, norm.variance_epsilon)
-    return norm(x_TD)
-
-
-def _full(tensor: Tensor) -> Tensor:
-    return tensor if tensor.dtype == torch.float64 else tensor.float()
+    return RMSNorm.apply(x_TD, norm.weight, norm.variance_epsilon) if _is_norm(norm) else norm(x_TD)
 
 
 def _has_hooks(module: Any) -> bool:
