@@ -5,7 +5,7 @@ unpacked source by their targets and executed here on random tensors; nothing of
 record again:
 
     pip download trl==1.12.0 --no-deps --dest /tmp/trl && unzip -q /tmp/trl/trl-1.12.0-*.whl -d /tmp/trl/unpacked
-    python tests/parity/record_ppo_arithmetic.py /tmp/trl/unpacked
+    PYTHONPATH=tests python tests/parity/record_ppo_arithmetic.py /tmp/trl/unpacked
 """
 
 import ast
@@ -16,28 +16,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+from source_support import execute, statements
 
 RECORD = Path(__file__).with_name("ppo_arithmetic_trl_1_12.json")
 FUNCTIONS = ("masked_mean", "masked_var", "masked_whiten")
 ROWS, WIDTH = 4, 6
 LENGTHS = [6, 3, 1, 5]
 SETTINGS = {"kl_coef": 0.07, "gamma": 0.97, "lam": 0.9, "cliprange": 0.2, "cliprange_value": 0.3}
-
-
-def statements(tree: ast.Module, first: str, last: str) -> ast.Module:
-    """The statements of one block, from the first that assigns `first` to the last that assigns `last`."""
-    for node in ast.walk(tree):
-        body = getattr(node, "body", None)
-        if not isinstance(body, list):
-            continue
-        named = [
-            {target.id for target in getattr(each, "targets", []) if isinstance(target, ast.Name)} for each in body
-        ]
-        starts = [i for i, names in enumerate(named) if first in names]
-        ends = [i for i, names in enumerate(named) if last in names]
-        if starts and ends and starts[0] < ends[-1]:
-            return ast.Module(body=body[starts[0] : ends[-1] + 1], type_ignores=[])
-    raise SystemExit(f"no block assigns {first} and then {last}: is this TRL 1.12?")
 
 
 def definitions(tree: ast.Module) -> dict[str, Any]:
@@ -47,7 +32,7 @@ def definitions(tree: ast.Module) -> dict[str, Any]:
         if (isinstance(node, ast.FunctionDef) and node.name in FUNCTIONS) or (
             isinstance(node, ast.Assign) and ast.unparse(node).startswith("INVALID_LOGPROB =")
         ):
-            exec(compile(ast.Module(body=[node], type_ignores=[]), "trl 1.12", "exec"), found)
+            execute(ast.Module(body=[node], type_ignores=[]), found, "trl 1.12")
     missing = [name for name in (*FUNCTIONS, "INVALID_LOGPROB") if name not in found]
     if missing:
         raise SystemExit(f"{missing} not found: is this TRL 1.12?")
@@ -85,7 +70,7 @@ def record(trl: Path, estimator: str, whiten_rewards: bool, seed: int) -> dict[s
         "empty_cache": lambda: None,
     }
     rollout = statements(trainer, "response_idxs", "advantages")
-    exec(compile(ast.fix_missing_locations(rollout), "trl 1.12", "exec"), scope)
+    execute(rollout, scope, "trl 1.12")
     scope |= {
         "micro_batch_inds": torch.arange(ROWS),
         "vpred": scope["new_values"],
@@ -98,10 +83,10 @@ def record(trl: Path, estimator: str, whiten_rewards: bool, seed: int) -> dict[s
     update = statements(trainer, "vpred", "pg_loss")
     begin = next(i for i, each in enumerate(update.body) if "vpred = torch.masked_fill" in ast.unparse(each))
     update.body = update.body[begin:]
-    exec(compile(ast.fix_missing_locations(update), "trl 1.12", "exec"), scope)
+    execute(update, scope, "trl 1.12")
     measure = statements(trainer, "pg_clipfrac", "approxkl")
     measure.body = [each for each in measure.body if each.targets[0].id in ("pg_clipfrac", "approxkl")]
-    exec(compile(ast.fix_missing_locations(measure), "trl 1.12", "exec"), scope)
+    execute(measure, scope, "trl 1.12")
     outputs = ("kl", "rewards", "advantages", "returns", "vf_loss", "vf_clipfrac", "pg_loss", "pg_clipfrac", "approxkl")
     return {
         "estimator": estimator,
