@@ -7,11 +7,11 @@ A score judge looks at one response at a time, so the order in which two are sho
 from collections.abc import Sequence
 
 import torch
+from torch import nn
 
 from rlhf_core.data.batches import collate
 from rlhf_core.data.demo.gold import Grade, grade
 from rlhf_core.evaluation.ab import Choice, Judge
-from rlhf_core.models.reward import RewardModel
 
 
 def score_judge(tolerance: float) -> Judge[float]:
@@ -37,16 +37,24 @@ def gold_grades(prompts: Sequence[str], responses: Sequence[str], finished: Sequ
     return [grade(*row) for row in zip(prompts, responses, finished, strict=True)]
 
 
+def gold_scores(prompts: Sequence[str], responses: Sequence[str], finished: Sequence[bool]) -> list[float]:
+    """The gold scorer's one number a response: what `align.ppo.guard.scorer` may name in the demo world."""
+    return [one.gold for one in gold_grades(prompts, responses, finished)]
+
+
 @torch.no_grad()
 def reward_scores(
-    model: RewardModel,
+    model: nn.Module,
     prompts: Sequence[list[int]],
     responses: Sequence[list[int]],
     *,
     pad_id: int,
     batch_size: int,
 ) -> list[float]:
-    """Return the reward model's score of each response, in the order given; rows of like length share a batch."""
+    """Return the score of each response by a reward model or ensemble, in the order given.
+
+    Rows of like length share a batch.
+    """
     device = next(model.parameters()).device
     order = sorted(range(len(prompts)), key=lambda row: (len(prompts[row]) + len(responses[row]), row))
     scores = [0.0] * len(prompts)

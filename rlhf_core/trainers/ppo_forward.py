@@ -1,7 +1,7 @@
 """What the models say of a batch: log-probabilities, entropies and values, by one forward pass a body.
 
 Rollout and update both ask here, so that the update's first log-ratio is 0 to the bit.
-Shape suffixes: B = rows, R = response tokens, N = response tokens of all rows without padding, C = R + 1, D = hidden.
+Shape suffixes: B = rows, R = response tokens, N = response tokens of all rows without padding, D = hidden.
 """
 
 from collections.abc import Mapping
@@ -13,9 +13,10 @@ from transformers import PreTrainedModel
 
 from rlhf_core.data.batches import SequenceBatch
 from rlhf_core.models.adapters import without_adapters
-from rlhf_core.models.policy import response_states
+from rlhf_core.models.states import predicting_states
 from rlhf_core.models.value import ValueHead
 from rlhf_core.rollout.logprobs import response_logprobs, response_logprobs_and_entropy, token_logprobs
+from rlhf_core.state.sharding import run_gathered
 
 
 class Beliefs(NamedTuple):
@@ -24,12 +25,12 @@ class Beliefs(NamedTuple):
     Attributes:
         logprobs_BR: of the tokens.
         entropy_BR: of the distribution that each was drawn from; zeros where it was not asked for.
-        states_BCD: where they are predicted and read, for a value head on the same body; None where there is none.
+        states_ND: where they are predicted, for a value head on the same body; None where there is no such head.
     """
 
     logprobs_BR: Tensor
     entropy_BR: Tensor
-    states_BCD: Tensor | None
+    states_ND: Tensor | None
 
 
 def shares_trunk(modules: Mapping[str, nn.Module]) -> bool:
@@ -40,10 +41,10 @@ def shares_trunk(modules: Mapping[str, nn.Module]) -> bool:
 def believe(
     modules: Mapping[str, nn.Module], batch: SequenceBatch, temperature: float, *, with_entropy: bool = False
 ) -> Beliefs:
-    """Ask the policy about a batch."""
+    """Ask the policy about a batch; where gradients are recorded, entropies have one too."""
     policy = modules["policy"]
     if shares_trunk(modules):
-        return _with_states(policy, batch, temperature, with_entropy)
+        return Beliefs(*run_gathered(policy, _with_states, batch, temperature, with_entropy))
     if with_entropy:
         return Beliefs(*response_logprobs_and_entropy(policy, batch, temperature), None)
     logprobs_BR = response_logprobs(policy, batch, temperature)
@@ -53,7 +54,7 @@ def believe(
 def values_of(modules: Mapping[str, nn.Module], batch: SequenceBatch, believed: Beliefs) -> Tensor:
     """Values before each response token was written, values_BR: of a model of its own, or from the policy's states."""
     value = modules["value"]
-    return value(batch) if believed.states_BCD is None else value(believed.states_BCD, batch.response_mask_BR)
+    return value(batch) if believed.states_ND is None else value(believed.states_ND, batch)
 
 
 def reference_logprobs(policy: nn.Module, reference: nn.Module, batch: SequenceBatch, temperature: float) -> Tensor:
@@ -64,17 +65,17 @@ def reference_logprobs(policy: nn.Module, reference: nn.Module, batch: SequenceB
         return response_logprobs(policy, batch, temperature)
 
 
-def _with_states(policy: PreTrainedModel, batch: SequenceBatch, temperature: float, with_entropy: bool) -> Beliefs:
-    states_BCD = response_states(policy.get_decoder(), batch)
+def _with_states(
+    policy: PreTrainedModel, batch: SequenceBatch, temperature: float, with_entropy: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    states_ND = predicting_states(policy.get_decoder(), batch)
     real_BR = batch.mask_BS[:, batch.prompt_width :].bool()
     logprobs_N, entropy_N = token_logprobs(
-        states_BCD[:, :-1][real_BR],
+        states_ND,
         policy.get_output_embeddings().weight,
         batch.response_ids_BR[real_BR],
         temperature,
         with_entropy=with_entropy,
     )
     empty_BR = logprobs_N.new_zeros(real_BR.shape)
-    return Beliefs(
-        empty_BR.masked_scatter(real_BR, logprobs_N), empty_BR.masked_scatter(real_BR, entropy_N), states_BCD
-    )
+    return empty_BR.masked_scatter(real_BR, logprobs_N), empty_BR.masked_scatter(real_BR, entropy_N), states_ND

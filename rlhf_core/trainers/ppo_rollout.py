@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from rlhf_core.config import PPOConfig
 from rlhf_core.data.batches import SequenceBatch, collate
 from rlhf_core.objectives.replay import token_importance_weights
-from rlhf_core.rollout.sampler import sample_responses
+from rlhf_core.rollout.sampler import sample_rows
 from rlhf_core.state.train_state import TrainState
 from rlhf_core.state.world import ALONE, World
 from rlhf_core.trainers.ppo_forward import believe, reference_logprobs, values_of
@@ -95,21 +95,21 @@ def write_responses(
     world: World = ALONE,
 ) -> list[Written]:
     """Sample a response of the policy to `prompts[i]` for each i in `chosen`; each process writes its share."""
-    mine = world.share(chosen)
-    samples = sample_responses(
+    uniform_NT = torch.rand(len(chosen), sampling.max_new_tokens, generator=generator)  # each row's own, whoever draws
+    mine = world.share(range(len(chosen)))
+    samples = sample_rows(
         state.modules["policy"],
-        [prompts[index] for index in mine],
-        max_new_tokens=sampling.max_new_tokens,
+        [prompts[chosen[row]] for row in mine],
+        uniform_NT[mine],
         temperature=temperature,
-        generator=generator,
         eos_ids=sampling.eos_ids,
         pad_id=sampling.pad_id,
         batch_size=len(mine),
     )
     return world.collect(
         [
-            Written(prompt=index, response_ids=ids, finished=finished)
-            for index, ids, finished in zip(mine, samples.response_ids, samples.finished, strict=True)
+            Written(prompt=chosen[row], response_ids=ids, finished=finished)
+            for row, ids, finished in zip(mine, samples.response_ids, samples.finished, strict=True)
         ]
     )
 
@@ -128,8 +128,8 @@ def collect_rollout(
 ) -> Rollout:
     """Score fresh responses, and note what the models believe of fresh and replayed ones.
 
-    Rows of similar length share a minibatch, which spares padding; each process takes its share of every minibatch,
-    `cfg.microbatch` rows at a time.
+    Rows of similar length share a minibatch, which spares padding, and so do the responses to one prompt, which spares
+    computing it again; each process takes its share of every minibatch, `cfg.microbatch` rows at a time.
 
     Args:
         state: with the modules `policy`, and `value` where the method has one.
@@ -141,7 +141,7 @@ def collect_rollout(
     rollout = Rollout(responses=responses, num_fresh=len(fresh), minibatches=[], tokens=[])
     numbers = range(len(responses))
     for source, score in ((numbers[: len(fresh)], reward_fn), (numbers[len(fresh) :], None)):
-        by_length = sorted(source, key=lambda row: len(responses[row].response_ids))
+        by_length = _by_length(responses, source, cfg.responses_per_prompt)
         for start in range(0, len(by_length), cfg.minibatch):
             rows = by_length[start : start + cfg.minibatch]
             mine = world.share(rows)
@@ -154,6 +154,13 @@ def collect_rollout(
     scores = rollout.gather([part.scores_B for part in rollout.parts()], world).tolist()
     scored = [replace(row, score=score) for row, score in zip(responses, scores, strict=True)]
     return replace(rollout, responses=scored)
+
+
+def _by_length(responses: Sequence[Written], rows: Sequence[int], group_size: int) -> list[int]:
+    """Row numbers with whole groups in the order of their longest responses."""
+    groups = [rows[start : start + group_size] for start in range(0, len(rows), group_size)]
+    groups.sort(key=lambda group: max(len(responses[row].response_ids) for row in group))
+    return [row for group in groups for row in group]
 
 
 def with_logprobs(rollout: Rollout, world: World = ALONE) -> list[Written]:

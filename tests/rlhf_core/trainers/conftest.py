@@ -72,6 +72,9 @@ def assert_same_state(first: TrainState, second: TrainState) -> None:
     assert first.step == second.step
     assert first.history == second.history
     assert first.extra == second.extra
+    assert first.tensors.keys() == second.tensors.keys()
+    for name, tensor in first.tensors.items():
+        assert torch.equal(tensor, second.tensors[name]), name
     for name, module in first.modules.items():
         other = second.modules[name].state_dict()
         for key, value in module.state_dict().items():
