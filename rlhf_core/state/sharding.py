@@ -6,7 +6,8 @@ are sums over shares of one loss. `fully_shard` of torch, which it calls too, ne
 """
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from types import MethodType
 from typing import Any, TypeVar
 
@@ -19,6 +20,7 @@ from rlhf_core.state.world import Item, World
 
 Module = TypeVar("Module", bound=nn.Module)
 Result = TypeVar("Result")
+ORIGIN = "whole_module"
 
 
 def shard(module: Module) -> Module:
@@ -30,16 +32,21 @@ def shard(module: Module) -> Module:
     divided = copy.deepcopy(module)
     for layer in _decoder_layers(divided):
         fully_shard(layer)
-    fully_shard(divided)
+    fully_shard(divided, reshard_after_forward=True)  # else its weights stay whole, and stale, after a bare forward
     divided.run_gathered = MethodType(_run, divided)
     register_fsdp_forward_method(divided, "run_gathered")
     for part in divided.modules():
         if isinstance(part, FSDPModule):
             part.set_gradient_divide_factor(1.0)  # sums, not means, over the processes
             part.set_force_sum_reduction_for_comms(True)
+    divided.__dict__[ORIGIN] = module  # beside its parts, not among them
+    _empty(module)
+    return divided
+
+
+def _empty(module: nn.Module) -> None:
     for parameter in module.parameters():
         parameter.data = parameter.data.new_empty(0)
-    return divided
 
 
 def run_gathered(module: nn.Module, function: Callable[..., Result], *args: Any, **kwargs: Any) -> Result:
@@ -54,6 +61,24 @@ def run_gathered(module: nn.Module, function: Callable[..., Result], *args: Any,
 
 def _run(module: nn.Module, function: Callable[..., Result], *args: Any, **kwargs: Any) -> Result:
     return function(module, *args, **kwargs)
+
+
+@contextmanager
+def lend_whole(module: Module) -> Iterator[Module]:
+    """The module, or of a sharded one the plain module with all weights, for as long as the context lasts.
+
+    For sampling: processes write responses of different length, and pass through the policy a different number of
+    times. All processes enter the context together.
+    """
+    if not isinstance(module, FSDPModule):
+        yield module
+        return
+    plain = module.__dict__[ORIGIN]
+    restore_whole(plain, module)
+    try:
+        yield plain
+    finally:
+        _empty(plain)
 
 
 @torch.no_grad()

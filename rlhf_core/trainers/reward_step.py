@@ -16,6 +16,7 @@ from rlhf_core.data.pair_table import PairTable, pair_table
 from rlhf_core.data.pairs import PreferenceGroup, collate_responses
 from rlhf_core.models.reward import Beside, Reading, RewardModel
 from rlhf_core.objectives.uncertainty import distilled_pair_losses, distilled_score_losses, ensemble_preference
+from rlhf_core.state.sharding import run_gathered
 from rlhf_core.state.world import World
 from rlhf_core.trainers.reward_loss import contrastive_loss, group_loss
 
@@ -86,7 +87,8 @@ def read_groups(
     """
     mine = world.share(range(len(groups)))
     read = [groups[place] for place in mine] or list(groups[:1])
-    reading = model.read(collate_responses(read, pad_id).to(model.shift.device), beside)
+    batch = collate_responses(read, pad_id).to(model.shift.device)
+    reading = run_gathered(model, RewardModel.read, batch, beside)
     if world.size == 1:
         return reading
     sizes = [len(group.responses) for group in read]
