@@ -1,22 +1,27 @@
-"""Sampling responses: the policy's plain distribution at a temperature, nothing cut off and nothing penalised.
+"""Sampling responses: at one or several temperatures, from the whole distribution or its likeliest part.
 
-Top-k, top-p or a repetition penalty would make the probability a response was sampled with differ from the one that
-training computes for it, and the ratio of the two would carry the difference.
-Shape suffixes: N = all prompts, B = rows of a batch in hand, T = new tokens, V = vocabulary.
+Training computes the plain log-probability of a token, at the sampling temperature and over the whole vocabulary.
+Under top-k or top-p a token was drawn with a larger probability, by the factor 1 / (share of what was kept). `Samples`
+holds both, so that whoever learns from such responses can correct for it; PPO samples from the plain distribution.
+Shape suffixes: N = all rows, B = rows of a batch in hand, T = new tokens, V = vocabulary.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from rlhf_core.data.batches import SequenceBatch, collate
+from rlhf_core.data.batches import collate
+from rlhf_core.rollout.choice import OPEN, Choice, CutOff, choose_tokens
 from rlhf_core.rollout.decoders import Decoder, make_decoder
 
 DROP_SHARE = 0.2
 """Finished rows leave a batch together once they are this share of it: leaving costs a copy of the cache."""
+
+STEPS_BETWEEN_LOOKS = {"cpu": 1, "cuda": 8}
+"""How often finished rows are counted: each count waits until the device has computed all that was asked of it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,116 +30,183 @@ class Samples:
 
     Attributes:
         response_ids: tokens, the end token included where one was written.
-        logprobs: log-probability of each token in the distribution it was drawn from; at temperature 0, where
-            nothing is drawn, in the distribution at temperature 1.
+        logprobs: log-probability of each token in the whole distribution at the row's temperature; at temperature
+            0, where nothing is drawn, in the distribution at temperature 1.
+        behaviour_logprobs: log-probability of each token in the distribution it was drawn from, cut off and
+            renormalised: `logprobs` where nothing is cut off, 0 where nothing is drawn.
         finished: whether the response ended by itself; others were cut at the limit.
     """
 
     response_ids: list[list[int]]
     logprobs: list[list[float]]
+    behaviour_logprobs: list[list[float]]
     finished: list[bool]
 
 
-@torch.inference_mode()
 def sample_responses(
     model: PreTrainedModel,
     prompts: Sequence[list[int]],
     *,
     max_new_tokens: int,
-    temperature: float,
+    temperature: float | Sequence[float],
     generator: torch.Generator,
     eos_ids: Sequence[int],
     pad_id: int,
     batch_size: int,
+    cut_off: CutOff = OPEN,
 ) -> Samples:
-    """Sample one response to each prompt.
+    """`sample_rows` with random numbers from `generator`: one response to each prompt, a row of numbers each."""
+    if max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens {max_new_tokens} must be at least 1")
+    return sample_rows(
+        model,
+        prompts,
+        torch.rand(len(prompts), max_new_tokens, generator=generator),
+        temperature=temperature,
+        eos_ids=eos_ids,
+        pad_id=pad_id,
+        batch_size=batch_size,
+        cut_off=cut_off,
+    )
 
-    Each row draws from a row of uniform numbers of its own, taken from `generator` at the start, so its response
-    does not depend on which rows share its batch (but for rounding of the logits).
+
+@torch.inference_mode()
+def sample_rows(
+    model: PreTrainedModel,
+    prompts: Sequence[list[int]],
+    uniform_NT: Tensor,
+    *,
+    temperature: float | Sequence[float],
+    eos_ids: Sequence[int],
+    pad_id: int,
+    batch_size: int,
+    cut_off: CutOff = OPEN,
+) -> Samples:
+    """Sample one response to each prompt, of at most T tokens, from numbers that are given.
+
+    A row's response depends on its prompt, its numbers and its temperature, not on which rows share its batch (but
+    for rounding of the logits). Prompts that come several times are read once.
 
     Args:
         model: causal language model; on a GPU where it lies on one.
         prompts: their tokens.
-        max_new_tokens: longer responses are cut there and count as not finished.
-        temperature: 0 takes the likeliest token each time.
-        generator: CPU generator.
+        uniform_NT: numbers in [0, 1) that decide the tokens, a row each; T is the longest response.
+        temperature: one for all, or one a row; 0 takes the likeliest token each time.
         eos_ids: tokens that end a response.
-        pad_id: fills prompts of unequal length.
-        batch_size: rows decoded at once.
+        pad_id: fills prompts of unequal length; may be an end token.
+        batch_size: most rows decoded at once.
+        cut_off: which tokens may be drawn.
 
     Raises:
-        ValueError: no room for a token, a negative temperature, or a prompt without tokens.
+        ValueError: a negative temperature, not one a row, or a prompt without tokens.
     """
-    if max_new_tokens < 1 or temperature < 0:
-        raise ValueError(f"max_new_tokens {max_new_tokens} must be at least 1, temperature {temperature} at least 0")
-    uniform_NT = torch.rand(len(prompts), max_new_tokens, generator=generator)
-    end_ids = torch.tensor(list(eos_ids), device=model.device)
+    temperatures = [float(temperature)] * len(prompts) if isinstance(temperature, int | float) else list(temperature)
+    if len(temperatures) != len(prompts) or any(one < 0 for one in temperatures):
+        raise ValueError(f"temperature {temperature} must be at least 0, and one number or one for each prompt")
     decoder = make_decoder(model)
-    by_length = sorted(range(len(prompts)), key=lambda row: len(prompts[row]))
-    found: dict[int, tuple[list[int], list[float], bool]] = {}
-    for start in range(0, len(by_length), batch_size):
-        rows = by_length[start : start + batch_size]
-        tokens_BT, logprobs_BT = _decode(
-            decoder,
-            collate([prompts[row] for row in rows], [[]] * len(rows), pad_id).to(model.device),
-            uniform_NT[rows].to(model.device),
-            temperature,
-            end_ids,
-        )
-        for row, tokens, logprobs in zip(rows, tokens_BT.tolist(), logprobs_BT.tolist(), strict=True):
-            length = next((place + 1 for place, token in enumerate(tokens) if token in eos_ids), 0)
-            length_or_all = length or max_new_tokens
-            found[row] = (tokens[:length_or_all], logprobs[:length_or_all], length > 0)
+    end_V = torch.zeros(model.get_output_embeddings().weight.shape[0], dtype=torch.bool, device=model.device)
+    end_V[list(eos_ids)] = True
+    places = max(map(len, prompts), default=0) + uniform_NT.shape[1]
+    found: dict[int, tuple[list[int], list[float], list[float], bool]] = {}
+    for rows in _batches(prompts, min(batch_size, decoder.most_rows(places))):
+        growing = _Growing(uniform_NT[rows].to(model.device), [temperatures[row] for row in rows])
+        _decode(decoder, growing, [prompts[row] for row in rows], pad_id, end_V, cut_off)
+        for row, response in zip(rows, growing.responses(eos_ids), strict=True):
+            found[row] = response
     ordered = [found[row] for row in range(len(prompts))]
     return Samples(
-        response_ids=[ids for ids, _, _ in ordered],
-        logprobs=[logprobs for _, logprobs, _ in ordered],
-        finished=[finished for _, _, finished in ordered],
+        response_ids=[row[0] for row in ordered],
+        logprobs=[row[1] for row in ordered],
+        behaviour_logprobs=[row[2] for row in ordered],
+        finished=[row[3] for row in ordered],
     )
 
 
+def _batches(prompts: Sequence[list[int]], batch_size: int) -> Iterator[list[int]]:
+    """Rows that are decoded together: of similar length, equal prompts side by side, batches of nearly equal size."""
+    order = sorted(range(len(prompts)), key=lambda row: (len(prompts[row]), prompts[row]))
+    num_batches = -(-len(order) // batch_size)
+    for number in range(num_batches):
+        yield order[len(order) * number // num_batches : len(order) * (number + 1) // num_batches]
+
+
 def _decode(
-    decoder: Decoder, prompts: SequenceBatch, uniform_BT: Tensor, temperature: float, end_ids: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Decode one batch; what stands after a row's end token is to be ignored."""
-    rows, max_new_tokens = uniform_BT.shape
-    tokens_BT = torch.zeros(rows, max_new_tokens, dtype=torch.int64, device=uniform_BT.device)
-    logprobs_BT = torch.zeros(rows, max_new_tokens, device=uniform_BT.device)
-    alive = torch.arange(rows, device=uniform_BT.device)
-    done = torch.zeros(rows, dtype=torch.bool, device=uniform_BT.device)
-    logits_BV = decoder.prefill(prompts, max_new_tokens)
-    for place in range(max_new_tokens):
-        tokens_B, logprobs_B = choose_tokens(logits_BV, temperature, uniform_BT[alive, place])
-        tokens_BT[alive, place], logprobs_BT[alive, place] = tokens_B, logprobs_B
-        done = done | torch.isin(tokens_B, end_ids)
-        num_done = int(done.sum())
-        if num_done == len(alive) or place == max_new_tokens - 1:
-            break
-        if num_done > DROP_SHARE * len(alive):
-            going = (~done).nonzero()[:, 0]
-            decoder.keep(going)
-            alive, done, tokens_B = alive[going], done[going], tokens_B[going]
+    decoder: Decoder, growing: "_Growing", prompts: Sequence[list[int]], pad_id: int, end_V: Tensor, cut_off: CutOff
+) -> None:
+    """Grow the rows of one batch until each has ended or is as long as allowed."""
+    device, last = end_V.device, growing.max_new_tokens - 1
+    logits_BV = _prefill(decoder, prompts, pad_id, growing.max_new_tokens, device)
+    for place in range(growing.max_new_tokens):
+        chosen = choose_tokens(logits_BV, growing.temperature, growing.draws_TB[place], cut_off)
+        growing.add(place, chosen, end_V)
+        if place == last:
+            return
+        tokens_B = chosen.tokens_B
+        if place % STEPS_BETWEEN_LOOKS[device.type] == 0:
+            num_rows, num_done = len(growing.done_B), int(growing.done_B.sum())
+            if num_done == num_rows:
+                return
+            if num_done > DROP_SHARE * num_rows:
+                going = (~growing.done_B).nonzero()[:, 0]
+                decoder.select(going)
+                growing.select(going)
+                tokens_B = tokens_B[going]
         logits_BV = decoder.step(tokens_B)
-    return tokens_BT, logprobs_BT
 
 
-def choose_tokens(logits_BV: Tensor, temperature: float, uniform_B: Tensor) -> tuple[Tensor, Tensor]:
-    """Choose a token a row by inverting the cumulative distribution at `uniform_B`; 0 temperature takes the largest.
+def _prefill(
+    decoder: Decoder, prompts: Sequence[list[int]], pad_id: int, max_new_tokens: int, device: torch.device
+) -> Tensor:
+    """Read each different prompt once, then go on with as many copies of it as there are rows."""
+    place_of: dict[tuple[int, ...], int] = {}
+    row_of = [place_of.setdefault(tuple(prompt), len(place_of)) for prompt in prompts]
+    different = [list(prompt) for prompt in place_of]
+    logits_BV = decoder.prefill(collate(different, [[]] * len(different), pad_id).to(device), max_new_tokens)
+    if len(different) == len(prompts):
+        return logits_BV
+    rows = torch.tensor(row_of, device=device)
+    decoder.select(rows)
+    return logits_BV[rows]
 
-    Returns:
-        tokens_B, and their log-probabilities in the distribution drawn from (temperature 1 where it is 0).
+
+class _Growing:
+    """The responses of a batch, and what the rows that still grow need.
+
+    Args:
+        uniform_BT: numbers that decide the tokens.
+        temperatures: one a row.
     """
-    logits_BV = logits_BV.float()
-    if temperature not in (0.0, 1.0):
-        logits_BV = logits_BV / temperature
-    logprobs_BV = torch.log_softmax(logits_BV, -1)
-    if temperature == 0.0:
-        tokens_B = logits_BV.argmax(-1)
-    else:
-        cumulative_BV = logprobs_BV.exp().cumsum(-1)
-        # Rounding leaves the last sum a little off 1: the draw is scaled to it, so every draw finds a token, and
-        # `right` skips tokens of probability 0.
-        threshold_B1 = (uniform_B * cumulative_BV[:, -1])[:, None]
-        tokens_B = torch.searchsorted(cumulative_BV, threshold_B1, right=True)[:, 0]
-        tokens_B = tokens_B.clamp_max(logits_BV.shape[1] - 1)
-    return tokens_B, logprobs_BV.gather(1, tokens_B[:, None])[:, 0]
+
+    def __init__(self, uniform_BT: Tensor, temperatures: Sequence[float]) -> None:
+        rows, self.max_new_tokens = uniform_BT.shape
+        device = uniform_BT.device
+        self.tokens_TB = torch.zeros(self.max_new_tokens, rows, dtype=torch.int64, device=device)
+        self.logprobs_TB = torch.zeros(self.max_new_tokens, rows, device=device)
+        self.behaviour_TB = torch.zeros_like(self.logprobs_TB)
+        self.number_B = torch.arange(rows, device=device)
+        self.draws_TB = uniform_BT.t().contiguous()
+        self.done_B = torch.zeros(rows, dtype=torch.bool, device=device)
+        alike = len(set(temperatures)) == 1
+        self.temperature: float | Tensor = temperatures[0] if alike else torch.tensor(temperatures, device=device)
+
+    def add(self, place: int, chosen: Choice, end_V: Tensor) -> None:
+        """Note the tokens at `place`, and which rows they end."""
+        self.tokens_TB[place].index_copy_(0, self.number_B, chosen.tokens_B)
+        self.logprobs_TB[place].index_copy_(0, self.number_B, chosen.logprobs_B)
+        self.behaviour_TB[place].index_copy_(0, self.number_B, chosen.behaviour_logprobs_B)
+        self.done_B |= end_V[chosen.tokens_B]
+
+    def select(self, going: Tensor) -> None:
+        """Go on with these rows only."""
+        self.number_B, self.done_B = self.number_B[going], self.done_B[going]
+        self.draws_TB = self.draws_TB[:, going]
+        if isinstance(self.temperature, Tensor):
+            self.temperature = self.temperature[going]
+
+    def responses(self, eos_ids: Sequence[int]) -> Iterator[tuple[list[int], list[float], list[float], bool]]:
+        """Tokens, both kinds of log-probabilities and whether it ended by itself, cut after the first end token."""
+        columns = (self.tokens_TB, self.logprobs_TB, self.behaviour_TB)
+        for tokens, logprobs, behaviour in zip(*(column.t().tolist() for column in columns), strict=True):
+            length = next((place + 1 for place, token in enumerate(tokens) if token in eos_ids), 0)
+            kept = length or len(tokens)
+            yield tokens[:kept], logprobs[:kept], behaviour[:kept], length > 0

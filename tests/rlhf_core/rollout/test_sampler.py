@@ -1,17 +1,27 @@
 """Sampling: the distribution, the log-probabilities, the rows' independence."""
 
-import math
-
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from peft import LoraConfig
+from torch import Tensor
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 
 from rlhf_core.config import ModelConfig
-from rlhf_core.data.batches import collate
+from rlhf_core.data.batches import SequenceBatch, collate
 from rlhf_core.models.policy import build_policy
-from rlhf_core.rollout.decoders import CacheDecoder, StaticDecoder, make_decoder
+from rlhf_core.rollout.choice import OPEN, CutOff
+from rlhf_core.rollout.decoders import CacheDecoder, Decoder, make_decoder
 from rlhf_core.rollout.logprobs import response_logprobs
-from rlhf_core.rollout.sampler import Samples, choose_tokens, sample_responses
+from rlhf_core.rollout.sampler import Samples, sample_responses
+from rlhf_core.rollout.static_decoder import StaticDecoder
 
 VOCABULARY, PAD, ENDS = 50, 0, (1, 2, 3, 4)
 PROMPTS = [[5, 6, 7], [8], [9, 10, 11, 12, 13], [14, 15], [16] * 8, [17, 18, 19]]
@@ -22,7 +32,9 @@ def tiny(kind: str) -> PreTrainedModel:
     if kind == "gpt2":
         sizes = {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 64}
         return GPT2LMHeadModel(GPT2Config(vocab_size=VOCABULARY, initializer_range=0.4, **sizes)).eval()
-    if kind == "grouped":
+    if kind in ("grouped", "llama3"):
+        scaling = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+        far = {"rope_type": "llama3", "original_max_position_embeddings": 16, "rope_theta": 1e4, **scaling}
         config = LlamaConfig(
             vocab_size=VOCABULARY,
             hidden_size=32,
@@ -33,6 +45,7 @@ def tiny(kind: str) -> PreTrainedModel:
             initializer_range=0.3,
             attention_bias=True,
             tie_word_embeddings=False,
+            rope_parameters=far if kind == "llama3" else None,
         )
         return randomise_biases(LlamaForCausalLM(config).eval())
     cfg = ModelConfig(family=kind, hidden_size=32, heads=2, layers=2, intermediate_size=32, init_std=0.3)
@@ -48,26 +61,35 @@ def randomise_biases(model: PreTrainedModel) -> PreTrainedModel:
     return model
 
 
-@pytest.fixture(params=["llama", "qwen2", "grouped", "gpt2"])
+@pytest.fixture(params=["llama", "qwen2", "grouped", "llama3", "gpt2"])
 def model(request: pytest.FixtureRequest) -> PreTrainedModel:
     return tiny(request.param)
 
 
-def sample(model: PreTrainedModel, temperature: float, seed: int = 0, batch_size: int = 4, new: int = 12) -> Samples:
+def sample(
+    model: PreTrainedModel,
+    temperature: float | list[float],
+    seed: int = 0,
+    batch_size: int = 4,
+    new: int = 12,
+    prompts: list[list[int]] = PROMPTS,
+    cut_off: CutOff = OPEN,
+) -> Samples:
     return sample_responses(
         model,
-        PROMPTS,
+        prompts,
         max_new_tokens=new,
         temperature=temperature,
         generator=torch.Generator().manual_seed(seed),
         eos_ids=ENDS,
         pad_id=PAD,
         batch_size=batch_size,
+        cut_off=cut_off,
     )
 
 
 def test_the_fast_decoder_serves_llama_and_qwen2_and_the_general_one_the_rest() -> None:
-    for kind in ("llama", "qwen2", "grouped"):
+    for kind in ("llama", "qwen2", "grouped", "llama3"):
         assert isinstance(make_decoder(tiny(kind)), StaticDecoder)
     assert isinstance(make_decoder(tiny("gpt2")), CacheDecoder)
     sliding = tiny("qwen2")
@@ -91,6 +113,17 @@ def test_logprobs_equal_those_that_training_computes(model: PreTrainedModel, tem
     again = response_logprobs(model, collate(PROMPTS, found.response_ids, PAD), temperature)
     for row, logprobs in enumerate(found.logprobs):
         torch.testing.assert_close(torch.tensor(logprobs), again[row, : len(logprobs)], atol=3e-5, rtol=0)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2"])
+def test_n04_logprobs_of_an_ordinary_model_are_within_1e_5_of_training(family: str) -> None:
+    """At the initial scale of a real model, 200 tokens; the models above have far larger logits."""
+    cfg = ModelConfig(family=family, hidden_size=64, heads=4, layers=3, intermediate_size=128, init_std=0.05)
+    model = build_policy(cfg, 500, PAD, 1, seed=0)
+    found = sample(model, 1.0, new=40)
+    again = response_logprobs(model, collate(PROMPTS, found.response_ids, PAD))
+    for row, logprobs in enumerate(found.logprobs):
+        torch.testing.assert_close(torch.tensor(logprobs), again[row, : len(logprobs)], atol=1e-5, rtol=0)
 
 
 def test_greedy_logprobs_are_those_at_temperature_1(model: PreTrainedModel) -> None:
@@ -124,26 +157,6 @@ def test_the_generator_decides(model: PreTrainedModel) -> None:
     assert sample(model, 1.0, seed=5).response_ids != sample(model, 1.0, seed=6).response_ids
 
 
-@pytest.mark.parametrize("temperature", [1.0, 0.5])
-def test_tokens_come_as_often_as_their_probability_says(temperature: float) -> None:
-    probabilities = torch.tensor([0.5, 0.0, 0.3, 0.2])
-    draws = 40_000
-    uniform = torch.rand(draws, generator=torch.Generator().manual_seed(0))
-    tokens, logprobs = choose_tokens(probabilities.log().expand(draws, 4), temperature, uniform)
-    expected = probabilities ** (1 / temperature)
-    expected = expected / expected.sum()
-    shares = torch.bincount(tokens, minlength=4) / draws
-    torch.testing.assert_close(shares, expected, atol=4 * 0.5 / math.sqrt(draws), rtol=0)
-    assert shares[1] == 0.0
-    torch.testing.assert_close(logprobs, expected.log()[tokens])
-
-
-def test_the_ends_of_the_uniform_interval_find_a_possible_token() -> None:
-    logits = torch.tensor([[-math.inf, 0.0, 0.0, -math.inf]]).expand(2, 4)
-    tokens, _ = choose_tokens(logits, 1.0, torch.tensor([0.0, 1.0 - 2**-24]))
-    assert tokens.tolist() == [1, 2]
-
-
 def test_impossible_requests_are_refused() -> None:
     with pytest.raises(ValueError, match="at least 1"):
         sample(tiny("llama"), 1.0, new=0)
@@ -162,4 +175,104 @@ def test_no_prompts_give_no_responses() -> None:
         pad_id=PAD,
         batch_size=4,
     )
-    assert found == Samples(response_ids=[], logprobs=[], finished=[])
+    assert found == Samples(response_ids=[], logprobs=[], behaviour_logprobs=[], finished=[])
+
+
+def test_several_temperatures_in_one_call(model: PreTrainedModel) -> None:
+    mixed = sample(model, [0.0, 1.0, 0.5, 0.0, 1.0, 0.5])
+    for place, temperature in enumerate((0.0, 1.0, 0.5)):
+        alone = sample(model, temperature)
+        for row in (place, place + 3):
+            assert mixed.response_ids[row] == alone.response_ids[row]
+            assert mixed.logprobs[row] == pytest.approx(alone.logprobs[row], abs=1e-5)
+    with pytest.raises(ValueError, match="one for each prompt"):
+        sample(model, [1.0])
+
+
+def test_a_prompt_that_comes_several_times_is_read_once(
+    model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And its responses are those it would have got on its own, each from its own numbers."""
+    decoder, read = type(make_decoder(model)), []
+    prefill = decoder.prefill
+
+    def counted(self: Decoder, prompts: SequenceBatch, max_new_tokens: int) -> Tensor:
+        read.append(len(prompts.ids_BS))
+        return prefill(self, prompts, max_new_tokens)
+
+    one_by_one = sample(model, 1.0, prompts=[*PROMPTS, *PROMPTS[:2], *PROMPTS], batch_size=1)
+    monkeypatch.setattr(decoder, "prefill", counted)
+    together = sample(model, 1.0, prompts=[*PROMPTS, *PROMPTS[:2], *PROMPTS], batch_size=20)
+    assert read == [len(PROMPTS)]
+    assert together.response_ids == one_by_one.response_ids
+    assert len({tuple(together.response_ids[row]) for row in (0, 6, 8)}) > 1
+
+
+def test_n02_behaviour_logprobs_are_those_of_the_cut_off_distribution(model: PreTrainedModel) -> None:
+    """The plain ones stay what training computes; the others are larger by the share of what was kept."""
+    temperature, cut_off = 0.8, CutOff(top_k=10, top_p=0.7)
+    found = sample(model, temperature, cut_off=cut_off)
+    for prompt, ids, plain, behaviour in zip(
+        PROMPTS, found.response_ids, found.logprobs, found.behaviour_logprobs, strict=True
+    ):
+        logits = model(torch.tensor([prompt + ids])).logits[0, len(prompt) - 1 : -1].detach() / temperature
+        kept = TopPLogitsWarper(0.7)(None, TopKLogitsWarper(10)(None, logits))
+        chosen = torch.tensor(ids)[:, None]
+        expected = kept.log_softmax(-1).gather(1, chosen)[:, 0]
+        torch.testing.assert_close(torch.tensor(behaviour), expected, atol=3e-5, rtol=0)
+        whole = logits.log_softmax(-1).gather(1, chosen)[:, 0]
+        torch.testing.assert_close(torch.tensor(plain), whole, atol=3e-5, rtol=0)
+
+
+def test_n11_padding_may_be_an_end_token(model: PreTrainedModel) -> None:
+    """Padding stands before prompts, where the mask hides it, and is never looked for in a response."""
+    plain = sample(model, 1.0)
+    same = sample_responses(
+        model,
+        PROMPTS,
+        max_new_tokens=12,
+        temperature=1.0,
+        generator=torch.Generator().manual_seed(0),
+        eos_ids=ENDS,
+        pad_id=ENDS[0],
+        batch_size=4,
+    )
+    assert same == plain
+
+
+def adapted(kind: str) -> PreTrainedModel:
+    """A model with two adapters on every linear layer, one of them active, that change what it writes."""
+    torch.manual_seed(1)
+    model = tiny(kind)
+    for name, layers in (("one", ["q_proj", "o_proj", "down_proj"]), ("two", ["v_proj", "gate_proj", "up_proj"])):
+        model.add_adapter(LoraConfig(r=4, lora_alpha=8, target_modules=layers, lora_dropout=0.5), adapter_name=name)
+    model.set_adapter(["one", "two"])
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_" in name:
+                parameter.normal_(std=0.3)
+    return model.eval()
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "grouped"])
+def test_adapters_count_as_in_the_models_own_forward(kind: str) -> None:
+    model = adapted(kind)
+    seen = []
+    for change in (lambda: None, lambda: model.set_adapter("one"), model.disable_adapters, model.enable_adapters):
+        change()
+        assert isinstance(make_decoder(model), StaticDecoder)
+        found = sample(model, 1.0)
+        again = response_logprobs(model, collate(PROMPTS, found.response_ids, PAD))
+        for row, logprobs in enumerate(found.logprobs):
+            torch.testing.assert_close(torch.tensor(logprobs), again[row, : len(logprobs)], atol=1e-4, rtol=0)
+        seen.append(found.response_ids)
+    assert seen[0] != seen[1] != seen[2], "the adapters change what is written"
+
+
+def test_layers_that_are_not_plain_products_go_to_the_general_decoder() -> None:
+    model = tiny("llama")
+    model.add_adapter(LoraConfig(r=2, target_modules=["q_proj"], use_dora=True))
+    assert isinstance(make_decoder(model), CacheDecoder)
+    model = tiny("llama")
+    model.model.layers[0].mlp.up_proj = torch.nn.Sequential(model.model.layers[0].mlp.up_proj)
+    assert isinstance(make_decoder(model), CacheDecoder)

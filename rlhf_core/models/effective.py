@@ -1,0 +1,47 @@
+"""What a linear layer multiplies with, adapters counted in."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+
+class Linear(NamedTuple):
+    """weight [out, in] and bias [out] of a linear layer."""
+
+    weight: Tensor
+    bias: Tensor | None
+
+
+@torch.no_grad()
+def effective_linear(layer: nn.Module) -> Linear | None:
+    """Weight and bias of a plain linear layer that computes what `layer` computes now.
+
+    A layer that carries low-rank adapters (peft) is W + sum of scale * B A over its active adapters (Hu et al. 2021,
+    eq. 3), and W alone while they are disabled. The weight of a plain layer is the layer's own, not a copy.
+
+    Returns:
+        Weight and bias, or None where no such layer exists: other kinds of layers, adapters with magnitudes or
+        biases of their own, adapters that were merged into a weight and then disabled.
+    """
+    if type(layer) is nn.Linear:
+        return Linear(layer.weight, layer.bias)
+    if not type(layer).__module__.startswith("peft."):
+        return None
+    from peft.tuners.lora import Linear as LoraLinear
+
+    if not isinstance(layer, LoraLinear) or type(layer.base_layer) is not nn.Linear:
+        return None
+    return _with_adapters(layer)
+
+
+def _with_adapters(layer: nn.Module) -> Linear | None:
+    base = layer.base_layer
+    if layer.merged:
+        return None if layer.disable_adapters else Linear(base.weight, base.bias)
+    active = [name for name in layer.active_adapters if name in layer.lora_A]
+    if layer.disable_adapters or not active:
+        return Linear(base.weight, base.bias)
+    if any(name in layer.lora_variant or layer.lora_bias[name] for name in active):
+        return None
+    return Linear(base.weight + sum(layer.get_delta_weight(name) for name in active), base.bias)

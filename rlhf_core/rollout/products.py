@@ -1,0 +1,36 @@
+"""Products of a few rows with a weight that stays as it is for many steps."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+FEW = 2**19
+"""Multiplications below which calling oneDNN costs more than it spares (measured at 8 to 64 rows)."""
+
+
+class Product:
+    """x W^T + b for one weight and many x, as fast as this machine can.
+
+    On a CPU, in float32, the weight is packed once for oneDNN, which uses AVX-512 on every processor that has it; the
+    library behind `linear` does so on Intel's only. Measured on an AMD machine at 64 rows: 200 against 95 GFLOP/s.
+
+    Args:
+        weight: [out, in].
+        bias: [out], or none.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        packs = weight.device.type == "cpu" and weight.dtype == torch.float32 and torch.backends.mkldnn.is_available()
+        self.packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach()) if packs else None
+        self.fewest_rows = FEW // weight.numel() if packs else float("inf")
+        self.weight = None if self.fewest_rows == 0 else weight.detach()
+        self.bias = bias
+
+    def __call__(self, x_ND: Tensor, plus: Tensor | None = None) -> Tensor:
+        """[N, in] to [N, out], added to `plus` where it is given."""
+        if len(x_ND) > self.fewest_rows:
+            if plus is None:
+                return torch.ops.mkldnn._linear_pointwise(x_ND, self.packed, self.bias, "none", [], "")
+            return torch.ops.mkldnn._linear_pointwise.binary(x_ND, plus, self.packed, self.bias, "add")
+        product = F.linear(x_ND, self.weight, self.bias)
+        return product if plus is None else product.add_(plus)
