@@ -1,36 +1,50 @@
-"""Stage `reward`: Bradley-Terry reward model from the SFT weights, judged on held-out pairs before anyone may use it.
+"""Stage `reward`: reward model from the SFT weights, judged on held-out pairs before anyone may use it.
 
 Reads artifacts/preferences, artifacts/sft/model and artifacts/validate/graded.parquet. Writes model/,
 heldout_scores.parquet, graded_scores.parquet and calibration.json. A reward model that fails the gate
 `reward.min_pairwise_accuracy` is not published.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, cast
 
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_core.config import RewardConfig
+from rlhf_core.data.other_pairs import OVERALL
 from rlhf_core.data.pairs import PreferenceGroup, encode_pairs, group_pairs
 from rlhf_core.data.records import prompt_id
 from rlhf_core.errors import DataError, GateRefused
 from rlhf_core.evaluation.judges import reward_scores
-from rlhf_core.evaluation.reward_card import calibration_bins, reward_card
+from rlhf_core.evaluation.readings import Reading, read_responses
+from rlhf_core.evaluation.reward_card import reward_card
+from rlhf_core.models.adapters import add_adapters
 from rlhf_core.models.policy import load_policy
 from rlhf_core.models.reward import RewardModel
+from rlhf_core.models.reward_ensemble import RewardEnsemble
 from rlhf_core.models.tokenizer import encode_prompts, encode_responses, load_tokenizer
 from rlhf_core.state.atomic import write_json
 from rlhf_core.state.train_state import TrainState
 from rlhf_core.trainers.optimisation import make_optimizer
 from rlhf_core.trainers.reward import standardise, train_reward
+from rlhf_core.trainers.reward_plan import PUBLISHED, ensemble_of, make_models, phases
+from rlhf_core.trainers.reward_teacher import settle
 from tasks import paths
+from tasks.reward_figures import (
+    CONFIDENCE,
+    calibration,
+    criterion_figures,
+    graded_rows,
+    member_figures,
+    pair_rows,
+    sureness,
+)
 from tasks.stage import Stage
 from tasks.tables import SCHEMAS, read_table, write_table
 
 SCORING_BATCH = 256
 STANDARDISE_GROUPS = 500  # prompts whose responses set the scale: enough for its second digit
 LAST_STEPS = 20  # steps over which the training loss is averaged
-CONFIDENCE = 0.95
 Row = Mapping[str, Any]
 
 
@@ -38,85 +52,139 @@ def run(stage: Stage) -> dict[str, Any]:
     """Train, standardise, evaluate and gate; returns the figures of `reports/metrics/reward.json`.
 
     Raises:
-        DataError: there is no training pair.
+        DataError: there is no training pair, or none on a criterion.
         GateRefused: a held-out figure is undefined or on the wrong side of its gate in the section `reward`.
     """
+    cfg = stage.params.reward
     tokenizer = load_tokenizer(stage.root / paths.SFT / "model")
     groups = _training_groups(stage, tokenizer)
-    model, state = _train(stage, groups, tokenizer.pad_token_id)
-    scorer = _Scorer(stage, model, tokenizer)
+    state = _train(stage, groups, tokenizer.pad_token_id)
+    model, left_out = _trained(stage, state, groups, tokenizer.pad_token_id)
+    reader = _Reader(stage, model, tokenizer)
     heldout = read_table(stage.root / paths.PREFERENCES / "heldout.parquet").to_list()
     graded = read_table(stage.root / paths.VALIDATE / "graded.parquet").to_list()
-    chosen = scorer((row["prompt"], row["chosen"]) for row in heldout)
-    rejected = scorer((row["prompt"], row["rejected"]) for row in heldout)
-    scores = scorer((row["prompt"], row["response"]) for row in graded)
+    chosen, rejected = reader.pairs(heldout)
+    readings = reader((row["prompt"], row["response"]) for row in graded)
+    grades = [row["score"] for row in graded]
     card = reward_card(
-        chosen,
-        rejected,
+        [one.score for one in chosen],
+        [one.score for one in rejected],
         [len(row["chosen"]) for row in heldout],
         [len(row["rejected"]) for row in heldout],
-        ([prompt_id(row["prompt"]) for row in graded], [row["score"] for row in graded], scores) if graded else None,
+        ([prompt_id(row["prompt"]) for row in graded], grades, [one.score for one in readings]) if graded else None,
         CONFIDENCE,
         stage.params.seed,
         prompt_ids=[row["prompt_id"] for row in heldout],
         margin_scale=float(model.scale),
     )
-    _gate(card, stage.params.reward)
-    write_table(stage.out / "heldout_scores.parquet", _pair_rows(heldout, chosen, rejected), SCHEMAS["heldout_scores"])
-    write_table(stage.out / "graded_scores.parquet", _graded_rows(graded, scores), SCHEMAS["graded_scores"])
-    write_json(stage.out / "calibration.json", _calibration(card, chosen, rejected, float(model.scale)))
+    _gate(card, cfg)
+    unit = float(model.unit)
+    write_table(
+        stage.out / "heldout_scores.parquet", pair_rows(heldout, chosen, rejected, unit), SCHEMAS["heldout_scores"]
+    )
+    write_table(stage.out / "graded_scores.parquet", graded_rows(graded, readings), SCHEMAS["graded_scores"])
+    write_json(stage.out / "calibration.json", calibration(card, chosen, rejected, float(model.scale)))
     model.save(stage.out / "model", tokenizer)
+    others = [row for row in _other_pairs(stage, "heldout") if not row["tie"]]
+    card |= sureness(chosen, rejected, unit, grades, readings)
+    card |= criterion_figures(cfg, [*heldout, *others], *reader.pairs([*heldout, *others]))
+    if cfg.ensemble.members > 1:
+        ensemble = model if isinstance(model, RewardEnsemble) else ensemble_of(cfg, state.modules)
+        members = _Reader(stage, ensemble, tokenizer).pairs(heldout)
+        card |= member_figures(*members, left_out, ensemble.weights_M.tolist())
     return card | _training_figures(stage, state, groups, model)
 
 
 def _training_groups(stage: Stage, tokenizer: PreTrainedTokenizerBase) -> list[PreferenceGroup]:
+    """Pairs of the wanted criteria by prompt; each criterion has some."""
     path = paths.PREFERENCES / "train.parquet"
-    model = stage.params.model
+    model, criteria = stage.params.model, stage.params.reward.criteria
+    rows: list[Row] = read_table(stage.root / path).to_list() if OVERALL in criteria else []
+    rows += [row for row in _other_pairs(stage, "train") if row["criterion"] in criteria]
     pairs = encode_pairs(
-        tokenizer,
-        read_table(stage.root / path),
-        max_prompt_tokens=model.max_prompt_tokens,
-        max_response_tokens=model.max_response_tokens,
+        tokenizer, rows, max_prompt_tokens=model.max_prompt_tokens, max_response_tokens=model.max_response_tokens
     )
     if not pairs:
         raise DataError(f"{path}: no pair to learn from. Fix: more labelled pairs, or a looser `preferences` section")
+    for name in criteria.keys() - {pair.label.criterion for pair in pairs}:
+        raise DataError(
+            f"reward.criteria: no training pair on {name!r}. Fix: grade responses to training prompts on it "
+            "(data.graded, validate.criteria), or leave it out"
+        )
     return group_pairs(pairs)
 
 
-def _train(stage: Stage, groups: Sequence[PreferenceGroup], pad_id: int) -> tuple[RewardModel, TrainState]:
+def _other_pairs(stage: Stage, split: str) -> list[Row]:
+    rows = read_table(stage.root / paths.PREFERENCES / "other_pairs.parquet").to_list()
+    return [row for row in rows if row["split"] == split]
+
+
+def _train(stage: Stage, groups: Sequence[PreferenceGroup], pad_id: int) -> TrainState:
+    """Every model of the run, trained, in one state."""
+    cfg, rng = stage.params.reward, stage.rng()
+    state = TrainState()
+    for name, made in make_models(cfg, load_policy(stage.root / paths.SFT / "model"), rng).items():
+        add_adapters(made.body, stage.params.model.lora_at("reward"), rng.integer(f"adapters/{name}"))
+        state.modules[name] = stage.shard(made.to(stage.device))
+        state.optimizers[name] = make_optimizer(state.modules[name], cfg.learning_rate, cfg.weight_decay)
+    train_reward(
+        cfg,
+        stage.restore(state),
+        groups,
+        seed=stage.params.seed,
+        pad_id=pad_id,
+        log=stage.log,
+        checkpoint=stage.checkpoint,
+        world=stage.world,
+    )
+    stage.finish(state)
+    return state
+
+
+def _trained(
+    stage: Stage, state: TrainState, groups: Sequence[PreferenceGroup], pad_id: int
+) -> tuple[RewardModel | RewardEnsemble, list[float | None]]:
+    """The model to publish, standardised, and the members' accuracy on prompts that they did not draw."""
     cfg = stage.params.reward
-    policy = load_policy(stage.root / paths.SFT / "model")
-    model = RewardModel.from_policy(policy, cfg.head, stage.rng().integer("head")).to(stage.device)
-    optimizer = make_optimizer(model, cfg.learning_rate, cfg.weight_decay)
-    state = stage.restore(TrainState(modules={"reward": model}, optimizers={"reward": optimizer}))
-    train_reward(cfg, state, groups, seed=stage.params.seed, pad_id=pad_id, log=stage.log, checkpoint=stage.checkpoint)
+    left_out: list[float | None] = []
+    if cfg.ensemble.members > 1:
+        ensemble = ensemble_of(cfg, state.modules)
+        plan = phases(cfg, len(groups), stage.params.seed)
+        left_out = settle(ensemble, groups, plan, list(cfg.criteria), pad_id)
+    model = cast(RewardModel, state.modules[PUBLISHED]) if PUBLISHED in state.modules else ensemble
     rows = [(group.prompt, response) for group in groups[:STANDARDISE_GROUPS] for response in group.responses]
     prompts, responses = zip(*rows, strict=True)
     standardise(model, reward_scores(model, prompts, responses, pad_id=pad_id, batch_size=SCORING_BATCH))
-    return model, state
+    return model, left_out
 
 
-class _Scorer:
-    """Scores (prompt, response) texts with the trained model; a text that comes up again is not scored again."""
+class _Reader:
+    """Reads (prompt, response) texts with a trained model; a text that comes up again is not read again."""
 
-    def __init__(self, stage: Stage, model: RewardModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(self, stage: Stage, model: RewardModel | RewardEnsemble, tokenizer: PreTrainedTokenizerBase) -> None:
         self._limits, self._model, self._tokenizer = stage.params.model, model, tokenizer
-        self._known: dict[tuple[str, str], float] = {}
+        self._known: dict[tuple[str, str], Reading] = {}
 
-    def __call__(self, texts: Iterable[tuple[str, str]]) -> list[float]:
+    def __call__(self, texts: Iterable[tuple[str, str]]) -> list[Reading]:
         texts = list(texts)
         new = [text for text in dict.fromkeys(texts) if text not in self._known]
         if new:
-            self._score(new)
+            self._read(new)
         return [self._known[text] for text in texts]
 
-    def _score(self, new: Sequence[tuple[str, str]]) -> None:
+    def pairs(self, rows: Sequence[Row]) -> tuple[list[Reading], list[Reading]]:
+        """The chosen and the rejected response of every row."""
+        return self((row["prompt"], row["chosen"]) for row in rows), self(
+            (row["prompt"], row["rejected"]) for row in rows
+        )
+
+    def _read(self, new: Sequence[tuple[str, str]]) -> None:
         prompts = encode_prompts(self._tokenizer, [prompt for prompt, _ in new], self._limits.max_prompt_tokens)
         responses = encode_responses(self._tokenizer, [text for _, text in new], self._limits.max_response_tokens)
-        scores = reward_scores(
+        readings = read_responses(
             self._model, prompts, responses, pad_id=self._tokenizer.pad_token_id, batch_size=SCORING_BATCH
         )
-        self._known |= dict(zip(new, scores, strict=True))
+        self._known |= dict(zip(new, readings, strict=True))
 
 
 def _gate(card: Mapping[str, Any], cfg: RewardConfig) -> None:
@@ -145,38 +213,8 @@ def _gate(card: Mapping[str, Any], cfg: RewardConfig) -> None:
             )
 
 
-def _pair_rows(rows: Sequence[Row], chosen: Sequence[float], rejected: Sequence[float]) -> Iterator[dict[str, Any]]:
-    for row, chosen_score, rejected_score in zip(rows, chosen, rejected, strict=True):
-        yield {
-            "pair_id": row["pair_id"],
-            "prompt_id": row["prompt_id"],
-            "chosen_score": chosen_score,
-            "rejected_score": rejected_score,
-            "margin": chosen_score - rejected_score,
-            "chosen_chars": len(row["chosen"]),
-            "rejected_chars": len(row["rejected"]),
-        }
-
-
-def _graded_rows(rows: Sequence[Row], scores: Sequence[float]) -> Iterator[dict[str, Any]]:
-    for row, model_score in zip(rows, scores, strict=True):
-        yield {key: row[key] for key in ("id", "prompt", "response", "score")} | {"model_score": model_score}
-
-
-def _calibration(
-    card: Mapping[str, Any], chosen: Sequence[float], rejected: Sequence[float], margin_scale: float
-) -> dict[str, Any]:
-    margins = [one - other for one, other in zip(chosen, rejected, strict=True)]
-    return {
-        "bins": calibration_bins(margins, margin_scale=margin_scale, confidence=CONFIDENCE),
-        "ece": card["ece"],
-        "margin_scale": margin_scale,
-        "num_pairs": card["num_pairs"],
-    }
-
-
 def _training_figures(
-    stage: Stage, state: TrainState, groups: Sequence[PreferenceGroup], model: RewardModel
+    stage: Stage, state: TrainState, groups: Sequence[PreferenceGroup], model: RewardModel | RewardEnsemble
 ) -> dict[str, Any]:
     last = state.history[-LAST_STEPS:]
     return {

@@ -93,10 +93,20 @@ SCHEMAS: dict[str, pa.Schema] = {
         ("chosen_score", pa.float64()),
         ("rejected_score", pa.float64()),
         ("margin", pa.float64()),
+        ("margin_deviation", pa.float64()),
         ("chosen_chars", pa.int64()),
         ("rejected_chars", pa.int64()),
+        nullable=("margin_deviation",),
     ),
-    "graded_scores": _schema("id", "prompt", "response", ("score", pa.float64()), ("model_score", pa.float64())),
+    "graded_scores": _schema(
+        "id",
+        "prompt",
+        "response",
+        ("score", pa.float64()),
+        ("model_score", pa.float64()),
+        ("deviation", pa.float64()),
+        nullable=("deviation",),
+    ),
 }
 """Every table a stage hands to another one, by name. Names are the file stems, except `label_votes`
 (artifacts/label/votes.parquet), which has two columns more than the `votes` that validation writes."""

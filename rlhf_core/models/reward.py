@@ -47,6 +47,22 @@ class Reading(NamedTuple):
     logprobs_B: Tensor | None = None
 
 
+class Details(NamedTuple):
+    """A batch's scores and what stands behind them; None where the model has no such thing.
+
+    Attributes:
+        scores_B: standardised, what a policy is given.
+        deviations_B: standard deviation of each score, on its scale.
+        criteria_BC: raw score for each criterion, where there are several.
+        members_MB: raw score of each member of an ensemble.
+    """
+
+    scores_B: Tensor
+    deviations_B: Tensor | None = None
+    criteria_BC: Tensor | None = None
+    members_MB: Tensor | None = None
+
+
 class RewardModel(nn.Module):
     """A decoder with a head of scalars.
 
@@ -105,6 +121,11 @@ class RewardModel(nn.Module):
         """What the head is."""
         return self.head.spec
 
+    @property
+    def unit(self) -> Tensor:
+        """What a difference of raw scores is divided by to be on the scale of the standardised ones."""
+        return self.scale
+
     def forward(self, batch: SequenceBatch) -> Tensor:
         """Score each response, scores_B, float32: (raw score - shift) / scale."""
         return (self.raw_scores(batch) - self.shift) / self.scale
@@ -113,10 +134,15 @@ class RewardModel(nn.Module):
         """Scores before standardisation, scores_B: the criteria's weighted sum, less the pessimism."""
         return self._combined(self.read(batch))[0]
 
-    def scores_and_deviations(self, batch: SequenceBatch) -> tuple[Tensor, Tensor | None]:
-        """`forward`, and beside it the scores' standard deviations on the same scale, where the head gives them."""
-        raw_B, deviation_B = self._combined(self.read(batch))
-        return (raw_B - self.shift) / self.scale, None if deviation_B is None else deviation_B / self.scale
+    def details(self, batch: SequenceBatch) -> Details:
+        """`forward`, with all that is known beside it."""
+        reading = self.read(batch)
+        raw_B, deviation_B = self._combined(reading)
+        return Details(
+            scores_B=(raw_B - self.shift) / self.scale,
+            deviations_B=None if deviation_B is None else deviation_B / self.scale,
+            criteria_BC=reading.scores_BC if len(self.spec.criteria) > 1 else None,
+        )
 
     def read(self, batch: SequenceBatch, beside: Collection[Beside] = ()) -> Reading:
         """Everything that training needs, from one forward pass of the body.

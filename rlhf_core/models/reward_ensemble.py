@@ -15,7 +15,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from rlhf_core.data.batches import SequenceBatch
 from rlhf_core.errors import ConfigError
 from rlhf_core.models.folder import read_json
-from rlhf_core.models.reward import RewardModel
+from rlhf_core.models.heads import HeadSpec
+from rlhf_core.models.reward import Details, RewardModel
 from rlhf_core.state.atomic import write_json
 
 Aggregate = Literal["mean", "accuracy", "median", "vote", "pessimistic"]
@@ -58,24 +59,45 @@ class RewardEnsemble(nn.Module):
         """Score each response, scores_B, float32: (raw score - shift) / scale."""
         return (self.raw_scores(batch) - self.shift) / self.scale
 
+    @property
+    def spec(self) -> HeadSpec:
+        """What the members' heads are."""
+        return self._models()[0].spec
+
     def raw_scores(self, batch: SequenceBatch) -> Tensor:
         """Aggregated scores before standardisation, scores_B."""
-        return self._aggregated(*self.member_scores(batch))
+        return self.aggregate_and_members(batch)[0]
 
-    def scores_and_deviations(self, batch: SequenceBatch) -> tuple[Tensor, Tensor]:
-        """`forward`, and the standard deviation of each response's score on the scale of the members' scores.
+    def aggregate_and_members(self, batch: SequenceBatch) -> tuple[Tensor, Tensor]:
+        """Aggregated scores before standardisation, scores_B, and those of every member, scores_MB."""
+        scores_MB, deviations_MB, _ = self._ask(batch)
+        return self._aggregated(scores_MB, deviations_MB), scores_MB
 
-        It is the members' spread, joined by what they themselves give as deviation where they do.
+    def member_scores(self, batch: SequenceBatch) -> Tensor:
+        """Raw scores of every member, scores_MB."""
+        return self._ask(batch)[0]
+
+    def details(self, batch: SequenceBatch) -> Details:
+        """`forward`, with all that is known beside it.
+
+        The deviation is the members' spread, joined by what they themselves give as deviation where they do; scores
+        by criterion are the members' means.
         """
-        scores_MB, deviations_MB = self.member_scores(batch)
-        deviation_B = total_deviation(scores_MB, deviations_MB)
-        return (self._aggregated(scores_MB, deviations_MB) - self.shift) / self.scale, deviation_B / self._unit()
+        scores_MB, deviations_MB, criteria_BC = self._ask(batch)
+        return Details(
+            scores_B=(self._aggregated(scores_MB, deviations_MB) - self.shift) / self.scale,
+            deviations_B=total_deviation(scores_MB, deviations_MB) / self.unit,
+            criteria_BC=criteria_BC,
+            members_MB=scores_MB,
+        )
 
-    def member_scores(self, batch: SequenceBatch) -> tuple[Tensor, Tensor | None]:
-        """Raw scores of every member, scores_MB, and their own deviations, where their heads give them."""
-        read = [member.scores_and_deviations(batch) for member in self._models()]
-        deviations = [deviation_B for _, deviation_B in read if deviation_B is not None]
-        return torch.stack([scores_B for scores_B, _ in read]), torch.stack(deviations) if deviations else None
+    @property
+    def unit(self) -> Tensor:
+        """What a difference of the members' scores is divided by to be on the scale of the standardised ones.
+
+        Ranks have no unit of the members' scores: the members' deviation over the references stands for it.
+        """
+        return self.reference_MQ.std(1, correction=0).mean() if self.aggregate == "vote" else self.scale
 
     def standardise(self, mean: float, deviation: float) -> None:
         """From now on an aggregated score of `mean` is 0 and one of `mean + deviation` is 1.
@@ -137,12 +159,16 @@ class RewardEnsemble(nn.Module):
             case "vote":
                 return ranks_among(scores_MB, self.reference_MQ).mean(0)
 
-    def _unit(self) -> Tensor:
-        """What one of the members' units is divided by to be on the published scale.
-
-        Ranks have no unit of the members' scores: the members' deviation over the references stands for it.
-        """
-        return self.reference_MQ.std(1, correction=0).mean() if self.aggregate == "vote" else self.scale
+    def _ask(self, batch: SequenceBatch) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Raw scores of every member, their own deviations, and the mean scores by criterion, where there are any."""
+        said = [member.details(batch) for member in self._models()]
+        deviations = [one.deviations_B for one in said if one.deviations_B is not None]
+        criteria = [one.criteria_BC for one in said if one.criteria_BC is not None]
+        return (
+            torch.stack([one.scores_B for one in said]),
+            torch.stack(deviations) if deviations else None,
+            torch.stack(criteria).mean(0) if criteria else None,
+        )
 
 
 def total_deviation(scores_MB: Tensor, deviations_MB: Tensor | None) -> Tensor:

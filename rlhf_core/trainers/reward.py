@@ -5,12 +5,14 @@ from typing import cast
 
 import torch
 from torch import Tensor
+from torch.distributed.fsdp import register_fsdp_forward_method
 
 from rlhf_core.config import RewardConfig
 from rlhf_core.data.pairs import PreferenceGroup
 from rlhf_core.errors import GateRefused
 from rlhf_core.models.reward import RewardModel
 from rlhf_core.models.reward_ensemble import RewardEnsemble
+from rlhf_core.state.sharding import is_sharded
 from rlhf_core.state.train_state import MetricSink, SaveCheckpoint, TrainState
 from rlhf_core.state.world import ALONE, World
 from rlhf_core.trainers.figures import reportable
@@ -44,6 +46,9 @@ def train_reward(
     Raises:
         Diverged: losses or gradients were not finite three times in a row.
     """
+    for module in state.modules.values():
+        if is_sharded(module):
+            register_fsdp_forward_method(module, "read")
     plan = phases(cfg, len(groups), seed)
     for number, phase in enumerate(plan):
         for done in plan[:number]:

@@ -34,7 +34,8 @@ def settle(
         For each member the share of pairs it has right on prompts that it did not draw, its own weight's source; None
         where it drew all.
     """
-    scores_MA = _member_scores(ensemble, groups, pad_id)
+    batches = _batches(ensemble, groups, pad_id)
+    scores_MA = torch.cat([ensemble.member_scores(batch) for batch in batches], 1)
     accuracies, counts = [], []
     for scores_A, phase in zip(scores_MA, (one for one in plan if not one.distills), strict=True):
         share, count = _left_out_accuracy(scores_A, groups, phase, criteria)
@@ -55,13 +56,9 @@ def teacher_scores(ensemble: RewardEnsemble, groups: Sequence[PreferenceGroup], 
     """Raw scores of all responses, [1 + M, A], on the CPU: aggregated in row 0, those of the members below."""
     scores = []
     for batch in _batches(ensemble, groups, pad_id):
-        scores_MB, _ = ensemble.member_scores(batch)
-        scores.append(torch.cat([ensemble.raw_scores(batch)[None], scores_MB]).cpu())
+        scores_B, members_MB = ensemble.aggregate_and_members(batch)
+        scores.append(torch.cat([scores_B[None], members_MB]).cpu())
     return torch.cat(scores, 1)
-
-
-def _member_scores(ensemble: RewardEnsemble, groups: Sequence[PreferenceGroup], pad_id: int) -> Tensor:
-    return torch.cat([ensemble.member_scores(batch)[0] for batch in _batches(ensemble, groups, pad_id)], 1)
 
 
 def _batches(ensemble: RewardEnsemble, groups: Sequence[PreferenceGroup], pad_id: int) -> Iterator[SequenceBatch]:

@@ -1,0 +1,98 @@
+"""What the reward stage publishes of a trained model beside its weights: tables, and figures of what it is made of."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from rlhf_core.config import RewardConfig
+from rlhf_core.data.other_pairs import OVERALL
+from rlhf_core.evaluation.readings import Reading
+from rlhf_core.evaluation.reward_card import calibration_bins
+from rlhf_core.evaluation.uncertainty import (
+    majority_accuracy,
+    margin_deviations,
+    member_accuracies,
+    right_share,
+    uncertainty_figures,
+)
+
+CONFIDENCE = 0.95
+Row = Mapping[str, Any]
+Readings = Sequence[Reading]
+
+
+def pair_rows(rows: Sequence[Row], chosen: Readings, rejected: Readings, unit: float) -> Iterator[dict[str, Any]]:
+    """Rows of heldout_scores.parquet."""
+    nothing: list[float | None] = [None] * len(rows)
+    deviations = margin_deviations(chosen, rejected, unit) or nothing
+    for row, better, worse, deviation in zip(rows, chosen, rejected, deviations, strict=True):
+        yield {
+            "pair_id": row["pair_id"],
+            "prompt_id": row["prompt_id"],
+            "chosen_score": better.score,
+            "rejected_score": worse.score,
+            "margin": better.score - worse.score,
+            "margin_deviation": deviation,
+            "chosen_chars": len(row["chosen"]),
+            "rejected_chars": len(row["rejected"]),
+        }
+
+
+def graded_rows(rows: Sequence[Row], readings: Readings) -> Iterator[dict[str, Any]]:
+    """Rows of graded_scores.parquet."""
+    for row, reading in zip(rows, readings, strict=True):
+        kept = {key: row[key] for key in ("id", "prompt", "response", "score")}
+        yield kept | {"model_score": reading.score, "deviation": reading.deviation}
+
+
+def calibration(card: Row, chosen: Readings, rejected: Readings, margin_scale: float) -> dict[str, Any]:
+    """The content of calibration.json."""
+    return {
+        "bins": calibration_bins(margins(chosen, rejected), margin_scale=margin_scale, confidence=CONFIDENCE),
+        "ece": card["ece"],
+        "margin_scale": margin_scale,
+        "num_pairs": card["num_pairs"],
+    }
+
+
+def margins(chosen: Readings, rejected: Readings) -> list[float]:
+    """Score of the chosen less that of the rejected response."""
+    return [better.score - worse.score for better, worse in zip(chosen, rejected, strict=True)]
+
+
+def sureness(
+    chosen: Readings, rejected: Readings, unit: float, grades: Sequence[float], graded: Readings
+) -> dict[str, Any]:
+    """`uncertainty`: whether the model is unsure where it is wrong; nothing where it gives no deviations."""
+    deviations = margin_deviations(chosen, rejected, unit)
+    if not deviations:
+        return {}
+    spread = [reading.deviation or 0.0 for reading in graded]
+    triple = (grades, [reading.score for reading in graded], spread)
+    return {"uncertainty": uncertainty_figures(margins(chosen, rejected), deviations, triple)}
+
+
+def member_figures(
+    chosen: Readings, rejected: Readings, left_out: Sequence[float | None], weights: Sequence[float]
+) -> dict[str, Any]:
+    """`ensemble`: what each member has right, on held-out pairs and on the training prompts it did not draw."""
+    shares = member_accuracies(chosen, rejected)
+    members = {
+        f"member-{number}": {"pairwise_accuracy": share, "left_out_accuracy": outside, "weight": weight}
+        for number, (share, outside, weight) in enumerate(zip(shares, left_out, weights, strict=True))
+    }
+    return {"ensemble": {**members, "majority_accuracy": majority_accuracy(chosen, rejected)}}
+
+
+def criterion_figures(cfg: RewardConfig, rows: Sequence[Row], chosen: Readings, rejected: Readings) -> dict[str, Any]:
+    """`criteria`: pairwise accuracy of each criterion's own score on its held-out pairs; rows name their criterion."""
+    if len(cfg.criteria) == 1:
+        return {}
+    found = {}
+    for place, name in enumerate(cfg.criteria):
+        own = [
+            better.criteria[place] - worse.criteria[place]
+            for row, better, worse in zip(rows, chosen, rejected, strict=True)
+            if row.get("criterion", OVERALL) == name and better.criteria
+        ]
+        found[name] = {"pairwise_accuracy": right_share(own), "num_pairs": len(own), "weight": cfg.criteria[name]}
+    return {"criteria": found}
