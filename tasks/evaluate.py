@@ -26,7 +26,7 @@ from rlhf_core.evaluation.response_set import JudgedSet, ResponseSet, sample_res
 from rlhf_core.evaluation.samples import side_by_side
 from rlhf_core.evaluation.verdict import SFT, evaluation_metrics
 from rlhf_core.models.policy import load_policy
-from rlhf_core.models.reward import RewardModel
+from rlhf_core.models.reward_ensemble import load_reward_model
 from rlhf_core.models.tokenizer import encode_prompts, load_tokenizer
 from rlhf_core.state.atomic import write_json
 from tasks import paths
@@ -158,7 +158,7 @@ def _judge_all(
     pad_id: int,
 ) -> dict[tuple[str, float], JudgedSet]:
     judges = stage.params.evaluate.judges
-    model = RewardModel.load(stage.root / paths.REWARD / "model").to(stage.device).eval()
+    model = load_reward_model(stage.root / paths.REWARD / "model").to(stage.device).eval()
     judged = {}
     for address, responses in sets.items():
         grades = gold_grades(prompts, responses.texts, responses.finished) if "gold" in judges else []
