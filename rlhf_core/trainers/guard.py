@@ -20,7 +20,7 @@ from rlhf_core.config.ppo import GuardConfig
 from rlhf_core.data.batches import collate
 from rlhf_core.objectives.kl import kl_to_reference
 from rlhf_core.state.rng import StepRng
-from rlhf_core.state.sharding import part_like, whole
+from rlhf_core.state.sharding import in_step, part_like, whole
 from rlhf_core.state.train_state import TrainState
 from rlhf_core.state.world import World
 from rlhf_core.trainers.ppo_forward import believe, reference_logprobs
@@ -102,15 +102,17 @@ class Guard:
         chosen = range(len(prompts))
         written = write_responses(state, prompts, chosen, self.sampling, temperature, generator, self.world)
         mine, size = self.world.share(written), self.cfg.minibatch
+        chunks = [mine[start : start + size] for start in range(0, len(mine), size)]
         proxy: list[float] = []
         drift: list[float] = []
-        for rows in (mine[start : start + size] for start in range(0, len(mine), size)):
+        for rows, counts in in_step(chunks, policy, self.world):
             ids = [prompts[row.prompt] for row in rows], [row.response_ids for row in rows]
             batch = collate(*ids, self.sampling.pad_id).to(policy.device)
             logprobs_BR = believe(state.modules, batch, temperature).logprobs_BR
             others_BR = reference_logprobs(policy, self.reference, batch, temperature)
-            proxy += self.reward_fn(batch).tolist()
-            drift += kl_to_reference(logprobs_BR, others_BR, batch.response_mask_BR).tolist()
+            if counts:  # else it was gone through for the sake of the other processes
+                proxy += self.reward_fn(batch).tolist()
+                drift += kl_to_reference(logprobs_BR, others_BR, batch.response_mask_BR).tolist()
         heldout = checked_rates("align.ppo.guard.scorer", watch.rate(mine), len(mine))
         means = [fmean(self.world.collect(numbers)) for numbers in (proxy, heldout, drift)]
         return Reading(step=state.step, proxy=means[0], heldout=means[1], kl=means[2])

@@ -129,8 +129,9 @@ def _remember(
 
 def _check_shares(cfg: PPOConfig, world: World) -> None:
     """Every process passes through the models equally often, which sharded ones need."""
-    if cfg.minibatch % world.size:
-        raise ConfigError(
-            f"params.yaml: align.ppo.minibatch: {cfg.minibatch} responses cannot be dealt evenly to {world.size} "
-            "processes. Fix: a multiple of compute.processes"
-        )
+    for name, rows in (("minibatch", cfg.minibatch), ("replay.rows", cfg.replay.rows)):
+        if rows % world.size:
+            raise ConfigError(
+                f"params.yaml: align.ppo.{name}: {rows} responses cannot be dealt evenly to {world.size} processes. "
+                "Fix: a multiple of compute.processes"
+            )

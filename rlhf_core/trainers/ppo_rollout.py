@@ -13,6 +13,7 @@ from rlhf_core.config import PPOConfig
 from rlhf_core.data.batches import SequenceBatch, collate
 from rlhf_core.objectives.replay import token_importance_weights
 from rlhf_core.rollout.sampler import sample_rows
+from rlhf_core.state.sharding import lend_whole
 from rlhf_core.state.train_state import TrainState
 from rlhf_core.state.world import ALONE, World
 from rlhf_core.trainers.ppo_forward import believe, reference_logprobs, values_of
@@ -97,15 +98,16 @@ def write_responses(
     """Sample a response of the policy to `prompts[i]` for each i in `chosen`; each process writes its share."""
     uniform_NT = torch.rand(len(chosen), sampling.max_new_tokens, generator=generator)  # each row's own, whoever draws
     mine = world.share(range(len(chosen)))
-    samples = sample_rows(
-        state.modules["policy"],
-        [prompts[chosen[row]] for row in mine],
-        uniform_NT[mine],
-        temperature=temperature,
-        eos_ids=sampling.eos_ids,
-        pad_id=sampling.pad_id,
-        batch_size=len(mine),
-    )
+    with lend_whole(state.modules["policy"]) as policy:
+        samples = sample_rows(
+            policy,
+            [prompts[chosen[row]] for row in mine],
+            uniform_NT[mine],
+            temperature=temperature,
+            eos_ids=sampling.eos_ids,
+            pad_id=sampling.pad_id,
+            batch_size=len(mine),
+        )
     return world.collect(
         [
             Written(prompt=chosen[row], response_ids=ids, finished=finished)
