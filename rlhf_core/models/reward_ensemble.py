@@ -116,7 +116,6 @@ class RewardEnsemble(nn.Module):
         folder.mkdir(parents=True, exist_ok=True)
         for number, member in enumerate(self._models()):
             member.save(folder / f"member-{number}", tokenizer)
-        tokenizer.save_pretrained(folder)
         tensors = {name: buffer.detach().cpu().contiguous() for name, buffer in self.named_buffers(recurse=False)}
         save_file(tensors, folder / ENSEMBLE_WEIGHTS)
         described = {"aggregate": self.aggregate, "members": len(self.members), "pessimism": self.pessimism}
@@ -207,6 +206,12 @@ def ranks_among(scores_MB: Tensor, reference_MQ: Tensor) -> Tensor:
     low_MB, high_MB = reference_MQ.gather(1, above_MB - 1), reference_MQ.gather(1, above_MB)
     part_MB = ((scores_MB - low_MB) / (high_MB - low_MB).clamp_min(torch.finfo(scores_MB.dtype).tiny)).clamp(0.0, 1.0)
     return (above_MB - 1 + part_MB) / (count - 1)
+
+
+def tokenizer_folder(folder: Path | str) -> Path:
+    """Where the tokenizer of a reward model stands, of one model or of several."""
+    folder = Path(folder)
+    return folder / "member-0" if (folder / ENSEMBLE_FILE).is_file() else folder
 
 
 def load_reward_model(folder: Path | str) -> RewardModel | RewardEnsemble:
