@@ -129,6 +129,7 @@ class PPOConfig(Section):
     temperature: PositiveFloat = Field(1.0, description="of sampling and of every log-probability")
     learning_rate: PositiveFloat = Field(4e-4, description="of the policy")
     value_learning_rate: PositiveFloat = Field(1e-3, description="of the value model")
+    adam_eps: PositiveFloat = Field(1e-8, description="Adam's epsilon; 1e-5 takes the edge off the first steps")
     warmup_steps: NonNegativeInt = Field(5, description="rollouts of linear warm-up")
     min_learning_rate_share: Share = Field(0.3, description="the linear decay ends at this share of the peak")
     clip_eps: PositiveFloat = Field(0.2, description="ratio clipping")

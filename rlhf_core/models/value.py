@@ -1,6 +1,6 @@
 """Value model: what the rest of a response is worth, seen from each position that predicts a token.
 
-Shape suffixes: B = rows, R = response tokens, C = R + 1, D = hidden size.
+Shape suffixes: B = rows, R = response tokens, N = all rows' response tokens without padding, D = hidden size.
 """
 
 import copy
@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from rlhf_core.data.batches import SequenceBatch
-from rlhf_core.models.policy import response_states
 from rlhf_core.models.reward import RewardModel
+from rlhf_core.models.states import predicting_states
 
 
 class ValueModel(nn.Module):
@@ -39,7 +39,7 @@ class ValueModel(nn.Module):
 
         The value of token t is read at the position that predicts it, so it knows nothing of the token itself.
         """
-        return _values(self.scalar, response_states(self.body, batch), batch.response_mask_BR)
+        return _values(self.scalar, predicting_states(self.body, batch), batch)
 
 
 class ValueHead(nn.Module):
@@ -53,9 +53,9 @@ class ValueHead(nn.Module):
         super().__init__()
         self.scalar = _zero_scalar(hidden_size)
 
-    def forward(self, states_BCD: Tensor, mask_BR: Tensor) -> Tensor:
-        """Values as of `ValueModel`, from what `response_states` gives; its gradient goes on into the body."""
-        return _values(self.scalar, states_BCD, mask_BR)
+    def forward(self, states_ND: Tensor, batch: SequenceBatch) -> Tensor:
+        """Values as of `ValueModel`, from what `predicting_states` gives; its gradient goes on into the body."""
+        return _values(self.scalar, states_ND, batch)
 
 
 def _zero_scalar(hidden_size: int) -> nn.Linear:
@@ -65,6 +65,7 @@ def _zero_scalar(hidden_size: int) -> nn.Linear:
     return scalar
 
 
-def _values(scalar: nn.Linear, states_BCD: Tensor, mask_BR: Tensor) -> Tensor:
-    values_BR = scalar(states_BCD[:, :-1])[..., 0].float()
-    return values_BR.masked_fill(mask_BR == 0, 0.0)
+def _values(scalar: nn.Linear, states_ND: Tensor, batch: SequenceBatch) -> Tensor:
+    values_N = scalar(states_ND)[:, 0].float()
+    real_BR = batch.mask_BS[:, batch.prompt_width :].bool()
+    return values_N.new_zeros(real_BR.shape).masked_scatter(real_BR, values_N)
