@@ -1,15 +1,19 @@
 """What `dvc.yaml` says of a stage; the stage itself reads it, so that there is one place where inputs are named."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
 
+from rlhf_core.config import Params
 from rlhf_core.errors import ConfigError
 from rlhf_core.state.atomic import file_digest, tree_digest
+from tasks import paths
 
 DVC_FILE = Path("dvc.yaml")
+_PARAMETER = re.compile(r"\$\{([\w.]+)\}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,7 +34,7 @@ class StageDefinition:
 
 
 def stage_definition(root: Path, stage: str) -> StageDefinition:
-    """Read one stage's definition.
+    """Read one stage's definition, with `${section.key}` put in from `params.yaml` or the defaults.
 
     Raises:
         ConfigError: `dvc.yaml` has no such stage.
@@ -44,7 +48,7 @@ def stage_definition(root: Path, stage: str) -> StageDefinition:
     def fill(value: str) -> str:
         for variable in body.get("matrix", {}):
             value = value.replace(f"${{item.{variable}}}", item)
-        return value
+        return _PARAMETER.sub(lambda match: str(_parameter(root, match[1])), value)
 
     return StageDefinition(
         name=stage,
@@ -52,6 +56,18 @@ def stage_definition(root: Path, stage: str) -> StageDefinition:
         params=tuple(fill(key) for key in body.get("params", [])),
         outs=tuple(fill(_path(out)) for key in ("outs", "metrics", "plots") for out in body.get(key, [])),
     )
+
+
+def _parameter(root: Path, key: str) -> Any:
+    """A parameter as DVC reads it: unchecked, since the frame of a stage has checked them all."""
+    path = root / paths.PARAMS
+    given = YAML(typ="safe").load(path.read_text()) if path.is_file() else None
+    found: Any = given or {}
+    default: Any = Params().model_dump(mode="json", by_alias=True)
+    for part in key.split("."):
+        default = default[part]
+        found = found.get(part, default) if isinstance(found, dict) else default
+    return found
 
 
 def _path(out: Any) -> str:

@@ -8,7 +8,6 @@ demonstrations of held-out prompts are never read for that.
 import math
 from collections.abc import Mapping, Sequence
 from itertools import chain, islice
-from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -16,9 +15,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from rlhf_core.data.examples import Example, join_turns
 from rlhf_core.data.splits import is_heldout, prompt_group
 from rlhf_core.data.transcripts import replies_of
-from rlhf_core.errors import ConfigError, DataError
+from rlhf_core.errors import DataError
 from rlhf_core.models.adapters import add_adapters
-from rlhf_core.models.policy import build_policy, check_vocabulary, eos_token_ids, load_policy, save_policy
+from rlhf_core.models.policy import build_policy, check_room, check_vocabulary, eos_token_ids, load_policy, save_policy
 from rlhf_core.models.tokenizer import (
     decode_response,
     encode_prompts,
@@ -63,6 +62,7 @@ def run(stage: Stage) -> dict[str, Any]:
         pad_id=tokenizer.pad_token_id,
         log=stage.log,
         checkpoint=stage.checkpoint,
+        world=stage.world,
     )
     stage.finish(state)
     save_policy(model, tokenizer, stage.out / "model")
@@ -88,15 +88,11 @@ def _demonstrations(stage: Stage) -> tuple[list[Row], list[Row]]:
 def _starting_point(stage: Stage, train: Sequence[Row]) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     cfg = stage.params.model
     if cfg.source == "folder":
-        folder = stage.root / Path(cfg.path or "")
+        folder = stage.root / cfg.path
         tokenizer, model = load_tokenizer(folder, cfg.chat), load_policy(folder)
         check_vocabulary(model, tokenizer)
-        room, needed = model.config.max_position_embeddings, cfg.max_prompt_tokens + cfg.max_response_tokens
-        if needed > room:
-            raise ConfigError(
-                f"params.yaml: model: max_prompt_tokens and max_response_tokens make {needed}, "
-                f"{cfg.path} reads {room}. Fix: smaller limits"
-            )
+        check_room(model, cfg.max_prompt_tokens + cfg.max_response_tokens)
+        model.generation_config.eos_token_id = list(eos_token_ids(model, tokenizer))
         return model, tokenizer
     corpus = (text for row in train for text in (row["prompt"], f" {row['response'].strip()}"))
     tokenizer = train_tokenizer(corpus, cfg.vocab_size)

@@ -16,7 +16,7 @@ from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 from rlhf_core.config import Params
 from rlhf_core.errors import EnvironmentProblem
-from rlhf_core.state.atomic import canonical_json, digest_of, publish_folder, tree_digest, write_text
+from rlhf_core.state.atomic import canonical_json, digest_of, publish_folder, write_text
 from rlhf_core.state.faults import faultpoint
 from tasks import paths
 from tasks.definition import StageDefinition, input_digests
@@ -217,10 +217,11 @@ class Stage:
                 "parameters": digest_of(self._own_parameters()),
                 "environment": digest_of(environment(str(self.device), self.threads, self.place.size)),
             }
-            if self.params.model.source == "folder" and "model" in self.definition.params:
-                folder = self.root / str(self.params.model.path)
-                self._identity["pretrained"] = digest_of(tree_digest(folder))
         return self._identity
+
+    def depends_on(self, name: str, digest: str) -> None:
+        """Make something that `dvc.yaml` does not name part of `identity`; to be called before `restore`."""
+        self.identity()[name] = digest
 
     def _own_parameters(self) -> dict[str, Any]:
         everything = self.params.model_dump(mode="json", by_alias=True)

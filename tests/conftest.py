@@ -14,7 +14,7 @@ import pytest
 from tasks.params import resolve_params
 
 ROOT = Path(__file__).parents[1]
-CODE = ("rlhf_core", "tasks", "flows", "mlflow", "profiles")
+CODE = ("rlhf_core", "tasks", "flows", "mlflow", "models", "profiles")
 FILES = ("dvc.yaml", "params.yaml", "pyproject.toml", "constraints.txt", ".gitignore", ".dvcignore")
 KEPT_LINES = {"demonstrations": 400, "prompts": 70, "heldout_prompts": 60, "graded": 100, "votes": 100}
 

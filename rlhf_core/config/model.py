@@ -23,7 +23,11 @@ class ModelConfig(Section):
     """The language model that every stage starts from: built from numbers, or loaded from a local folder."""
 
     source: Literal["config", "folder"] = Field("config", description="build from these numbers, or load `path`")
-    path: str | None = Field(None, description="local folder with a pretrained model and tokenizer (source: folder)")
+    path: str = Field(
+        "models/none",
+        min_length=1,
+        description="local folder with a pretrained model and tokenizer (source: folder); DVC watches its content",
+    )
     family: Literal["llama", "qwen2"] = Field("llama", description="architecture (source: config)")
     hidden_size: PositiveInt = Field(128, description="width (source: config)")
     layers: PositiveInt = Field(2, description="decoder layers (source: config)")
@@ -40,7 +44,7 @@ class ModelConfig(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if self.source == "folder" and not self.path:
+        if self.source == "folder" and self.path == "models/none":
             raise ValueError("source 'folder' needs `path`, a local folder with model and tokenizer")
         if self.lora and self.source == "config" and "sft" in self.lora.stages:
             raise ValueError("lora.stages names sft, but adapters beside random weights learn little: leave sft out")

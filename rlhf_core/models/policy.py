@@ -116,6 +116,22 @@ def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase)
         )
 
 
+def check_room(model: PreTrainedModel, tokens: int) -> None:
+    """Refuse rows longer than a model with a limited number of positions was made for.
+
+    Raises:
+        ConfigError: the limits of `model` in `params.yaml` are too large for it.
+    """
+    # Architectures name the limit differently, and those with relative positions have none.
+    named = (model.config.to_dict().get(name) for name in ("max_position_embeddings", "n_positions", "max_seq_len"))
+    room = next((places for places in named if places is not None), None)
+    if room is not None and tokens > room:
+        raise ConfigError(
+            f"params.yaml: model: max_prompt_tokens and max_response_tokens make {tokens}, the model in model.path "
+            f"reads {room}. Fix: smaller limits"
+        )
+
+
 def eos_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     """Every token that ends a response: the tokenizer's and those of the generation configuration, in order."""
     declared = model.generation_config.eos_token_id if model.generation_config else None

@@ -90,6 +90,8 @@ def load_tokenizer(folder: Path | str, chat: ChatMode = "auto") -> PreTrainedTok
         tokenizer.chat_template = None
     elif chat == "template" and tokenizer.chat_template is None:
         raise ConfigError(f"params.yaml: model.chat: {folder} has no chat template. Fix: auto, or plain")
+    if tokenizer.pad_token_id is None and tokenizer.eos_token_id is not None:
+        tokenizer.pad_token = tokenizer.eos_token  # before a template names another end token: two tokens are clearer
     settle_template(tokenizer, str(folder))
     if tokenizer.eos_token_id is None:
         raise ConfigError(

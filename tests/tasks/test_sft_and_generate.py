@@ -160,7 +160,7 @@ def test_a_local_folder_goes_through_sft_and_generate(project: Path) -> None:
     [
         ("missing", 7, "missing config.json; model.safetensors; tokenizer.json"),
         ("code", 2, "auto_map: the folder wants to run code of its own"),
-        ("short", 2, "max_prompt_tokens and max_response_tokens make 600, pretrained reads 512"),
+        ("short", 2, "max_prompt_tokens and max_response_tokens make 600, the model in model.path reads 512"),
     ],
 )
 def test_a_folder_that_cannot_be_used_is_refused_in_one_line(project: Path, damage: str, code: int, words: str) -> None:
