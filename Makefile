@@ -4,7 +4,7 @@ VENV := .venv
 STAMP := $(VENV)/.installed
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test check env data clean
+.PHONY: demo test check golden env data clean
 
 demo: $(STAMP) data ## the whole pipeline on this machine, with the result at the end
 	$(VENV)/bin/rlhf run
@@ -18,6 +18,9 @@ check: $(STAMP)
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
+
+golden: $(STAMP) ## record the trainers' curves again, after a change that is meant to move them
+	OMP_NUM_THREADS=1 PYTHONPATH=tests $(VENV)/bin/python -m golden_support
 
 env: $(STAMP)
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from rlhf_core.objectives.kl import MAX_LOG_RATIO, kl_k3
-from rlhf_core.objectives.masked import masked_mean, zero_masked
+from rlhf_core.objectives.masked import zero_masked
 
 
 def ppo_policy_losses(
@@ -66,12 +66,3 @@ def reinforce_losses(logprobs_BR: Tensor, advantages_BR: Tensor, mask_BR: Tensor
 def entropy_losses(entropy_BR: Tensor, mask_BR: Tensor) -> Tensor:
     """Minus the entropy of each counted token's distribution, losses_BR; with a coefficient it keeps exploration up."""
     return -zero_masked(entropy_BR, mask_BR)
-
-
-def ppo_policy_loss(
-    logprobs_BR: Tensor, old_logprobs_BR: Tensor, advantages_BR: Tensor, mask_BR: Tensor, clip_eps: float
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """`ppo_policy_losses` as a token mean over this batch; the statistics too, but the largest ratio."""
-    losses_BR, stats = ppo_policy_losses(logprobs_BR, old_logprobs_BR, advantages_BR, mask_BR, clip_eps)
-    means = {name: masked_mean(value, mask_BR) for name, value in stats.items() if name != "policy/ratio"}
-    return masked_mean(losses_BR, mask_BR), means | {"policy/ratio_max": stats["policy/ratio"].max()}
