@@ -11,6 +11,8 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from rlhf_core.data.batches import SequenceBatch
+from rlhf_core.models.mixture import PolicyMixture
+from rlhf_core.rollout.mixture_decoder import MixtureDecoder
 from rlhf_core.rollout.static_decoder import StaticDecoder
 
 
@@ -34,8 +36,10 @@ class Decoder(Protocol):
         ...
 
 
-def make_decoder(model: PreTrainedModel) -> Decoder:
+def make_decoder(model: PreTrainedModel | PolicyMixture) -> Decoder:
     """The fastest decoder that computes exactly what `model` does."""
+    if isinstance(model, PolicyMixture):
+        return MixtureDecoder([make_decoder(member) for member in model.members], model.shares)
     return StaticDecoder(model) if StaticDecoder.supports(model) else CacheDecoder(model)
 
 

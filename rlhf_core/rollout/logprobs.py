@@ -14,7 +14,9 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from rlhf_core.data.batches import SequenceBatch
+from rlhf_core.models.mixture import PolicyMixture, mixed_logprobs
 from rlhf_core.models.states import predicting_states
+from rlhf_core.objectives.masked import zero_masked
 from rlhf_core.state.sharding import run_gathered
 
 LOGITS_AT_ONCE = 2**25
@@ -24,14 +26,21 @@ PLAIN_HEADS = frozenset({"llama", "mistral", "qwen2", "qwen3"})
 """Architectures whose logits are the last hidden states times the output embedding and nothing else."""
 
 
-def response_logprobs(model: PreTrainedModel, batch: SequenceBatch, temperature: float = 1.0) -> Tensor:
+def response_logprobs(
+    model: PreTrainedModel | PolicyMixture, batch: SequenceBatch, temperature: float = 1.0
+) -> Tensor:
     """Log-probability of each response token given all before it, logprobs_BR; 0 where there is padding.
 
     Args:
         model: causal language model on the device of `batch`.
         batch: prompts and responses.
         temperature: logits are divided by it, as they were when the response was sampled.
+
+    Raises:
+        ValueError: a mixture, whose temperature would need whole distributions, at another one than 1.
     """
+    if isinstance(model, PolicyMixture):
+        return _mixed(model, batch, temperature)
     return run_gathered(model, _logprobs_and_entropy, batch, temperature, with_entropy=False)[0]
 
 
@@ -74,6 +83,14 @@ def _logprobs_and_entropy(
         logits_NV = _logits(model, batch)[real_BR]
         values_N, entropy_N = _from_logits(logits_NV, targets_N, temperature)
     return _scatter(values_N, real_BR), _scatter(entropy_N, real_BR)
+
+
+def _mixed(mixture: PolicyMixture, batch: SequenceBatch, temperature: float) -> Tensor:
+    """A token's probability in a mixture is the mean of its probabilities in the members."""
+    if temperature != 1.0:
+        raise ValueError(f"temperature {temperature}: log-probabilities of a mixture are known at temperature 1 only")
+    members = [response_logprobs(member, batch) for member in mixture.members]
+    return zero_masked(mixed_logprobs(members, mixture.shares), batch.response_mask_BR)
 
 
 def _scatter(values_N: Tensor, real_BR: Tensor) -> Tensor:

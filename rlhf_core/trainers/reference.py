@@ -19,9 +19,11 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from rlhf_core.data.pairs import PreferenceGroup, collate_responses
+from rlhf_core.models.adapters import without_adapters
 from rlhf_core.objectives.masked import masked_sum
 from rlhf_core.rollout.logprobs import response_logprobs
 from rlhf_core.state.atomic import digest_of, write_bytes
+from rlhf_core.state.sharding import in_step
 from rlhf_core.state.world import ALONE, World
 
 
@@ -93,7 +95,7 @@ def reference_logprobs(
     """Summed log-probability of every response under the reference, [A], on the CPU.
 
     Args:
-        reference: causal language model.
+        reference: causal language model; one that carries adapters stands for the model they were added to.
         groups: whose responses; their pairs do not matter.
         batches: the groups of each step, each group in one.
         pad_id: fills rows of unequal length.
@@ -107,7 +109,8 @@ def reference_logprobs(
     found = world.total(torch.tensor(0 if known is None else 1))
     if known is not None and int(found) == world.size:
         return known
-    logprobs_A = _ask(reference, groups, batches, pad_id, per_forward, world)
+    with without_adapters(reference):
+        logprobs_A = _ask(reference, groups, batches, pad_id, per_forward, world)
     if cache and world.rank == 0:
         cache.keep(rows, logprobs_A)
     return logprobs_A
@@ -149,10 +152,11 @@ def _ask(
     logprobs_A = torch.zeros(sum(map(len, places)))
     for members in batches:
         mine: list[list[float]] = []
-        for passing in forward_passes(members, per_forward, world):
+        for passing, weight in in_step(forward_passes(members, per_forward, world), reference, world):
             some = [groups[i] for i in passing]
             sums_B = summed_logprobs(reference, some, pad_id).cpu()
-            mine += [sums.tolist() for sums in sums_B.split([len(group.responses) for group in some])]
+            if weight:  # else it was gone through for the sake of the other processes
+                mine += [sums.tolist() for sums in sums_B.split([len(group.responses) for group in some])]
         for i, sums in zip(members, world.collect(mine), strict=True):
             logprobs_A[places[i]] = torch.tensor(sums)
     return logprobs_A

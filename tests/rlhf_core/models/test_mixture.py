@@ -1,0 +1,175 @@
+"""Two policies as one: averaged weights, mixed distributions, in sampling and in scoring alike."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from scipy.stats import chisquare
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from rlhf_core.config import ModelConfig
+from rlhf_core.data.batches import collate
+from rlhf_core.errors import ConfigError, EnvironmentProblem
+from rlhf_core.models.mixture import (
+    DESCRIPTION,
+    PolicyMixture,
+    averaged_weights,
+    load_any_policy,
+    mixed_logprobs,
+    tokenizer_folder,
+)
+from rlhf_core.models.policy import build_policy, eos_token_ids, save_policy
+from rlhf_core.models.tokenizer import load_tokenizer, train_tokenizer
+from rlhf_core.rollout.logprobs import response_logprobs
+from rlhf_core.rollout.sampler import sample_responses
+
+CONFIG = ModelConfig(
+    hidden_size=16,
+    layers=1,
+    heads=2,
+    intermediate_size=16,
+    init_std=0.3,
+    max_prompt_tokens=8,
+    max_response_tokens=12,
+)
+VOCABULARY = 300
+
+
+@pytest.fixture
+def members() -> list[PreTrainedModel]:
+    return [build_policy(CONFIG, VOCABULARY, 0, 1, seed) for seed in (1, 2)]
+
+
+def next_probs(model: PreTrainedModel, ids: list[int]) -> torch.Tensor:
+    """Through the model's own forward."""
+    with torch.no_grad():
+        return torch.softmax(model(torch.tensor([ids])).logits[0, -1].double(), -1)
+
+
+def test_mixed_logprobs_are_the_logarithm_of_the_mean_probability() -> None:
+    one, two = torch.tensor([-1.0, -200.0, 0.0]).double(), torch.tensor([-3.0, -201.0, 0.0]).double()
+    mixed = mixed_logprobs([one, two], (0.25, 0.75))
+    assert mixed[0].item() == pytest.approx(math.log(0.25 * math.exp(-1) + 0.75 * math.exp(-3)), abs=1e-12)
+    assert mixed[1].item() == pytest.approx(-200 + math.log(0.25 + 0.75 * math.exp(-1)), abs=1e-12)
+    assert mixed[2].item() == pytest.approx(0.0, abs=1e-12)
+
+
+def test_a_mixture_samples_and_scores_the_same_distribution(members: list[PreTrainedModel]) -> None:
+    """Token by token, against probabilities mixed by hand; what the sampler reports is what scoring gives."""
+    mixture = PolicyMixture(members, (0.3, 0.7))
+    prompts = [[5, 6, 7], [8, 9], [8, 9], [10]]
+    samples = sample_responses(
+        mixture,
+        prompts,
+        max_new_tokens=6,
+        temperature=1.0,
+        generator=torch.Generator().manual_seed(3),
+        eos_ids=(1,),
+        pad_id=0,
+        batch_size=3,
+    )
+    with torch.no_grad():
+        scored_BR = response_logprobs(mixture, collate(prompts, samples.response_ids, 0))
+    for row, (prompt, response, reported) in enumerate(
+        zip(prompts, samples.response_ids, samples.logprobs, strict=True)
+    ):
+        for place, token in enumerate(response):
+            probs = [next_probs(member, prompt + response[:place])[token].item() for member in members]
+            by_hand = math.log(0.3 * probs[0] + 0.7 * probs[1])
+            assert reported[place] == pytest.approx(by_hand, abs=1e-4)
+            assert scored_BR[row, place].item() == pytest.approx(by_hand, abs=1e-4)
+        assert not scored_BR[row, len(response) :].any()
+
+
+def test_a_mixture_draws_tokens_as_often_as_it_says(members: list[PreTrainedModel]) -> None:
+    mixture, prompt, count = PolicyMixture(members, (0.5, 0.5)), [5, 6], 4000
+    samples = sample_responses(
+        mixture,
+        [prompt] * count,
+        max_new_tokens=1,
+        temperature=1.0,
+        generator=torch.Generator().manual_seed(4),
+        eos_ids=(1,),
+        pad_id=0,
+        batch_size=count,
+    )
+    seen = torch.bincount(torch.tensor([ids[0] for ids in samples.response_ids]), minlength=VOCABULARY).numpy()
+    probs = [next_probs(member, prompt) for member in members]
+    assert chisquare(seen, (count * sum(probs) / 2).numpy()).pvalue > 1e-3
+    assert all(chisquare(seen, (count * one).numpy()).pvalue < 1e-6 for one in probs)
+
+
+def test_greedy_takes_the_likeliest_token_of_the_mixture(members: list[PreTrainedModel]) -> None:
+    samples = sample_responses(
+        PolicyMixture(members, (0.4, 0.6)),
+        [[5, 6]],
+        max_new_tokens=1,
+        temperature=0.0,
+        generator=torch.Generator(),
+        eos_ids=(1,),
+        pad_id=0,
+        batch_size=1,
+    )
+    mixed = 0.4 * next_probs(members[0], [5, 6]) + 0.6 * next_probs(members[1], [5, 6])
+    assert samples.response_ids[0][0] == mixed.argmax().item()
+
+
+def test_scoring_a_mixture_at_another_temperature_is_refused(members: list[PreTrainedModel]) -> None:
+    with pytest.raises(ValueError, match=r"temperature 0\.5"):
+        response_logprobs(PolicyMixture(members, (0.5, 0.5)), collate([[5]], [[6]], 0), 0.5)
+
+
+@pytest.mark.parametrize("shares", [(0.5, 0.6), (1.0, 0.0), (1.0,)])
+def test_shares_that_are_no_distribution_are_refused(members: list[PreTrainedModel], shares: tuple[float, ...]) -> None:
+    with pytest.raises(ValueError, match="one each, positive, 1 in sum"):
+        PolicyMixture(members, shares)
+
+
+def test_averaged_weights_are_the_means_by_share(members: list[PreTrainedModel]) -> None:
+    model = averaged_weights(members, (0.25, 0.75))
+    first, second = (dict(member.named_parameters()) for member in members)
+    for name, tensor in model.named_parameters():
+        assert torch.allclose(tensor, 0.25 * first[name] + 0.75 * second[name], atol=1e-7)
+    assert model.get_input_embeddings().weight is model.get_output_embeddings().weight
+    same = averaged_weights([members[0], members[0]], (0.25, 0.75))
+    assert all(torch.equal(one, two) for one, two in zip(same.parameters(), members[0].parameters(), strict=True))
+
+
+def test_other_shapes_cannot_be_averaged(members: list[PreTrainedModel]) -> None:
+    wider = build_policy(CONFIG.model_copy(update={"intermediate_size": 24}), VOCABULARY, 0, 1, 3)
+    with pytest.raises(ConfigError, match=r"other weights by name or shape\. Fix: methods: \[probabilities\]"):
+        averaged_weights([members[0], wider], (0.5, 0.5))
+
+
+def test_a_saved_mixture_loads_whole_and_its_members_alone(members: list[PreTrainedModel], tmp_path: Path) -> None:
+    tokenizer = train_tokenizer(["some words to learn from"], VOCABULARY)
+    mixture = PolicyMixture(members, (0.25, 0.75))
+    mixture.save(tokenizer, tmp_path / "model")
+    loaded = load_any_policy(tmp_path / "model")
+    assert isinstance(loaded, PolicyMixture)
+    assert loaded.shares == (0.25, 0.75)
+    batch = collate([[5, 6]], [[7, 8, 1]], 0)
+    with torch.no_grad():
+        assert torch.equal(response_logprobs(loaded, batch), response_logprobs(mixture, batch))
+    alone = AutoModelForCausalLM.from_pretrained(tmp_path / "model/member-2")
+    assert all(torch.equal(one, two) for one, two in zip(alone.parameters(), members[1].parameters(), strict=True))
+    assert load_tokenizer(tokenizer_folder(tmp_path / "model")).eos_token_id == tokenizer.eos_token_id
+    assert eos_token_ids(loaded, tokenizer) == (1,)
+
+    save_policy(members[0], tokenizer, tmp_path / "plain")
+    assert isinstance(load_any_policy(tmp_path / "plain"), PreTrainedModel)
+    assert tokenizer_folder(tmp_path / "plain") == tmp_path / "plain"
+
+
+@pytest.mark.parametrize("text", ['{"shares": [0.5, 0.5]}', '{"members": ["../x", "y"], "shares": [0.5, 0.5]}', "[]"])
+def test_a_description_that_says_something_else_is_refused(
+    members: list[PreTrainedModel], tmp_path: Path, text: str
+) -> None:
+    PolicyMixture(members, (0.5, 0.5)).save(train_tokenizer(["words"], VOCABULARY), tmp_path)
+    (tmp_path / DESCRIPTION).write_text(text)
+    with pytest.raises(ConfigError, match="Fix: "):
+        load_any_policy(tmp_path)
+    (tmp_path / DESCRIPTION).unlink()
+    with pytest.raises(EnvironmentProblem):
+        load_any_policy(tmp_path)
