@@ -18,7 +18,7 @@ from rlhf_core.models.reward import Beside, Reading, RewardModel
 from rlhf_core.objectives.uncertainty import distilled_pair_losses, distilled_score_losses, ensemble_preference
 from rlhf_core.state.sharding import run_gathered
 from rlhf_core.state.world import World
-from rlhf_core.trainers.reward_loss import contrastive_loss, group_loss
+from rlhf_core.trainers.reward_loss import centering_of, contrastive_loss, group_loss
 
 
 def labelled_loss(
@@ -48,7 +48,7 @@ def distilled_loss(
     pad_id: int,
     world: World,
 ) -> tuple[Tensor, dict[str, float]]:
-    """Loss and figures of a student of an ensemble.
+    """Loss and figures of a student of an ensemble; preferences leave the level free, which is centred then.
 
     Args:
         cfg: settings; `ensemble.distill` says what is learned.
@@ -67,6 +67,7 @@ def distilled_loss(
         delta_MN = teacher_MB[:, table.chosen_N] - teacher_MB[:, table.rejected_N]
         sure_N = ensemble_preference(delta_MN[0], delta_MN[1:].var(0, correction=0))
         loss = distilled_pair_losses(scores_B[table.chosen_N], scores_B[table.rejected_N], sure_N).mean()
+        loss = loss + cfg.centering * centering_of(cfg.loss, scores_B, table)
     centred_B, centred_teacher_B = scores_B.detach() - scores_B.mean(), teacher_MB[0] - teacher_MB[0].mean()
     figures = {
         "loss/train": loss,

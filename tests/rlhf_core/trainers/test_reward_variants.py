@@ -1,0 +1,402 @@
+"""Every setting of the reward trainer: it learns, resumes to the bit, and two processes take the steps of one."""
+
+import itertools
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any, get_args
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from rlhf_core.config.reward import RewardConfig, RewardEnsembleConfig, RewardLossConfig
+from rlhf_core.data.pairs import PairLabel, PreferenceGroup, PreferencePair, collate_groups, group_pairs
+from rlhf_core.models.reward import RewardModel
+from rlhf_core.models.reward_ensemble import RewardEnsemble
+from rlhf_core.rollout.logprobs import response_logprobs
+from rlhf_core.state.rng import StepRng
+from rlhf_core.state.train_state import TrainState
+from rlhf_core.state.world import ALONE, World
+from rlhf_core.trainers.optimisation import make_optimizer
+from rlhf_core.trainers.reward import TEACHER, standardise, train_reward
+from rlhf_core.trainers.reward_plan import ensemble_of, epoch_batches, make_models, phases
+from rlhf_core.trainers.reward_step import read_groups
+from rlhf_core.trainers.reward_teacher import settle
+
+PAD, EOS, GOOD, FAIR, BAD = 0, 1, 5, 4, 6
+NAMES = get_args(RewardLossConfig.model_fields["name"].annotation)
+AGGREGATES = get_args(RewardEnsembleConfig.model_fields["aggregate"].annotation)
+
+
+def toy_groups(
+    count: int, seed: int, *, tied: bool = False, criteria: Sequence[str] = ("overall",)
+) -> list[PreferenceGroup]:
+    """Three responses a prompt, with GOOD, FAIR or BAD somewhere in noise, and all their pairs on every criterion.
+
+    On the second criterion the order is the other way round. With `tied`, FAIR against BAD is a tie.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(low: int, high: int, number: int) -> list[int]:
+        return torch.randint(low, high, (number,), generator=generator).tolist()
+
+    pairs = []
+    for _ in range(count):
+        prompt, responses = draw(7, 24, draw(1, 7, 1)[0]), []
+        for token in (GOOD, FAIR, BAD):
+            noise = draw(7, 24, draw(1, 5, 1)[0])
+            place = draw(0, len(noise) + 1, 1)[0]
+            responses.append([*noise[:place], token, *noise[place:], EOS])
+        for (better, worse), (place, name) in itertools.product(
+            itertools.combinations(range(3), 2), enumerate(criteria)
+        ):
+            chosen, rejected = (worse, better) if place else (better, worse)
+            tie = tied and better == 1
+            label = PairLabel(
+                margin=0.0 if tie else float(worse - better),
+                agreement=0.6 + 0.2 * (worse - better),
+                criterion=name,
+                tie=tie,
+            )
+            pairs.append(
+                PreferencePair(prompt=prompt, chosen=responses[chosen], rejected=responses[rejected], label=label)
+            )
+    return group_pairs(pairs)
+
+
+def settings(**more: Any) -> RewardConfig:
+    return RewardConfig.model_validate(
+        {"epochs": 2, "prompts_per_step": 8, "learning_rate": 8e-3, "warmup_steps": 3, "save_every": 3, **more}
+    )
+
+
+@pytest.fixture
+def make_state(tiny_policy: Callable[[], PreTrainedModel]) -> Callable[[RewardConfig], TrainState]:
+    def make(cfg: RewardConfig) -> TrainState:
+        models = make_models(cfg, tiny_policy(), StepRng(0, "reward"))
+        return TrainState(
+            modules=dict(models),
+            optimizers={name: make_optimizer(model, cfg.learning_rate, 0.01) for name, model in models.items()},
+        )
+
+    return make
+
+
+def train(cfg: RewardConfig, state: TrainState, groups: Sequence[PreferenceGroup], world: World = ALONE) -> TrainState:
+    return train_reward(
+        cfg, state, groups, seed=0, pad_id=PAD, log=lambda *a: None, checkpoint=lambda state: None, world=world
+    )
+
+
+def accuracy(model: RewardModel | RewardEnsemble, groups: Sequence[PreferenceGroup]) -> float:
+    batch, chosen_N, rejected_N = collate_groups(groups, PAD)
+    with torch.no_grad():
+        scores_B = model(batch)
+    return (scores_B[chosen_N] > scores_B[rejected_N]).float().mean().item()
+
+
+LEARNING: dict[str, dict[str, Any]] = {
+    **{name: {"loss": {"name": name}} for name in NAMES if name != "plackett_luce"},
+    "plackett_luce": {"loss": {"name": "plackett_luce", "average": "prompt"}},
+    "by prompt": {"loss": {"average": "prompt"}},
+    "llama margin": {"loss": {"name": "margin", "margin": 0.5, "margin_from": "strength"}},
+    "agreement": {"loss": {"weights": "agreement"}},
+    "strength": {"loss": {"weights": "strength"}},
+    "difficulty": {"loss": {"weights": "difficulty"}},
+    "centred pairs": {"loss": {"center": "pairs"}, "centering": 0.01},
+    "easy first": {"order": "easy_first"},
+    "contrastive": {"auxiliary": {"contrastive_coef": 0.1}},
+    "joint": {"auxiliary": {"sft_coef": 0.1}, "head": "mean"},
+}
+
+
+@pytest.mark.parametrize("name", LEARNING)
+def test_it_learns_with_every_setting(make_state: Callable[[RewardConfig], TrainState], name: str) -> None:
+    cfg = settings(**LEARNING[name])
+    state = train(cfg, make_state(cfg), toy_groups(120, seed=1))
+    assert accuracy(state.modules["reward"], toy_groups(60, seed=2)) > 0.9
+    assert state.history[-1]["loss/train"] < state.history[0]["loss/train"]
+
+
+@pytest.mark.parametrize("ties", ["half", "rao_kupper"])
+def test_ties_draw_scores_together(make_state: Callable[[RewardConfig], TrainState], ties: str) -> None:
+    """FAIR is as good as BAD where pairs say so, and better where they say that."""
+    cfg = settings(loss={"ties": ties})
+    gaps = []
+    for tied in (True, False):
+        state = train(cfg, make_state(cfg), toy_groups(120, seed=1, tied=tied))
+        batch, chosen_N, rejected_N = collate_groups(toy_groups(40, seed=2), PAD)
+        with torch.no_grad():
+            margins = (state.modules["reward"](batch)[chosen_N] - state.modules["reward"](batch)[rejected_N]).view(
+                -1, 3
+            )
+        gaps.append(margins.mean(0))
+    assert gaps[0][2].abs() < 0.3 * gaps[0][0]
+    assert gaps[1][2] > 2 * gaps[0][2].abs()
+
+
+def test_criteria_learn_orders_of_their_own(make_state: Callable[[RewardConfig], TrainState]) -> None:
+    cfg = settings(criteria={"overall": 1.0, "contrary": 0.25})
+    state = train(cfg, make_state(cfg), toy_groups(120, seed=1, criteria=("overall", "contrary")))
+    model, heldout = state.modules["reward"], toy_groups(60, seed=2)
+    batch, chosen_N, rejected_N = collate_groups(heldout, PAD)
+    with torch.no_grad():
+        scores_BC = model.read(batch).scores_BC
+        right = (scores_BC[chosen_N] > scores_BC[rejected_N]).float().mean(0)
+        torch.testing.assert_close(model(batch), scores_BC @ torch.tensor([1.0, 0.25]))
+    assert right[0] > 0.9
+    assert right[1] < 0.1
+    assert accuracy(model, heldout) > 0.9
+
+
+def test_joint_training_keeps_the_language_model(make_state: Callable[[RewardConfig], TrainState]) -> None:
+    """Chosen responses end likelier under the body than they began, and likelier than without the term."""
+    groups, found = toy_groups(60, seed=1), []
+    batch, chosen_N, _ = collate_groups(groups, PAD)
+    for coefficient in (1.0, 0.0):
+        cfg = settings(auxiliary={"sft_coef": coefficient, "contrastive_coef": 0.01})
+        state = make_state(cfg)
+        train(cfg, state, groups)
+        with torch.no_grad():
+            found.append(state.modules["reward"].read(batch, ["logprobs"]).logprobs_B[chosen_N].mean().item())
+        if coefficient:
+            history = [row["loss/sft"] for row in state.history]
+            assert history[-1] < 0.8 * history[0]
+    assert found[0] > found[1] + 1.0
+
+
+def test_the_joint_loss_is_the_negative_log_likelihood_of_a_chosen_token(
+    make_state: Callable[[RewardConfig], TrainState], tiny_policy: Callable[[], PreTrainedModel]
+) -> None:
+    cfg = settings(auxiliary={"sft_coef": 1.0}, prompts_per_step=100)
+    groups = toy_groups(5, seed=3)
+    state = train(cfg, make_state(cfg), groups)
+    batch, chosen_N, _ = collate_groups(groups, PAD)
+    with torch.no_grad():
+        logprobs_BR = response_logprobs(tiny_policy(), batch)
+    expected = -logprobs_BR[chosen_N].sum() / batch.response_mask_BR[chosen_N].sum()
+    assert state.history[0]["loss/sft"] == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_easy_pairs_come_first_in_the_first_pass_only() -> None:
+    groups = toy_groups(20, seed=1)
+    for place, group in enumerate(groups):
+        group.labels[:] = [PairLabel(margin=float(place % 7))] * 3
+    cfg = settings(order="easy_first", prompts_per_step=6)
+    phase = phases(cfg, len(groups), seed=0)[0]
+    first = epoch_batches(cfg, groups, phase, 0, 0)
+    assert [len(batch) for batch in first] == [6, 6, 6, 2]
+    order = [place % 7 for batch in first for place in batch]
+    assert order == sorted(order, reverse=True)
+    assert first == epoch_batches(cfg, groups, phase, 0, 0) != epoch_batches(cfg, groups, phase, 1, 0)
+    second = epoch_batches(cfg, groups, phase, 0, 1)
+    assert sorted(itertools.chain(*second)) == list(range(20))
+    assert second == epoch_batches(settings(prompts_per_step=6), groups, phase, 0, 1)
+
+
+def test_members_draw_prompts_with_replacement_and_train_in_turn() -> None:
+    cfg = settings(ensemble={"members": 3, "distill": "scores"})
+    plan = phases(cfg, 50, seed=0)
+    assert [phase.name for phase in plan] == ["member-0", "member-1", "member-2", "reward"]
+    assert [(phase.start, phase.end) for phase in plan] == [(0, 14), (14, 28), (28, 42), (42, 56)]
+    drawn = [phase.drawn for phase in plan]
+    assert drawn[3] == tuple(range(50))
+    assert all(len(one) == 50 and 0.5 < len(set(one)) / 50 < 0.8 for one in drawn[:3]), "1 - 1/e of the prompts"
+    assert len(set(drawn)) == 4
+    every = phases(settings(ensemble={"members": 2, "resample": "none"}), 50, seed=0)
+    assert [phase.drawn for phase in every] == [tuple(range(50))] * 2
+    assert len({phase.address for phase in every}) == 2
+
+
+@pytest.mark.parametrize("aggregate", AGGREGATES)
+def test_an_ensemble_learns_and_knows_itself(make_state: Callable[[RewardConfig], TrainState], aggregate: str) -> None:
+    cfg = settings(ensemble={"members": 3, "aggregate": aggregate}, epochs=1)
+    groups = toy_groups(60, seed=1)
+    state = train(cfg, make_state(cfg), groups)
+    ensemble = ensemble_of(cfg, state.modules)
+    left_out = settle(ensemble, groups, phases(cfg, len(groups), 0), ["overall"], PAD)
+    assert all(share is not None and share > 0.7 for share in left_out)
+    batch, _, _ = collate_groups(groups, PAD)
+    with torch.no_grad():
+        standardise(ensemble, ensemble(batch).tolist())
+    assert accuracy(ensemble, toy_groups(60, seed=2)) > 0.85
+    with torch.no_grad():
+        members_MB = ensemble.member_scores(batch)
+    assert not torch.equal(members_MB[0], members_MB[1])
+    if aggregate == "accuracy":
+        assert ensemble.weights_M.sum().item() == pytest.approx(1.0)
+        assert len(set(ensemble.weights_M.tolist())) > 1
+    if aggregate == "vote":
+        assert ensemble.reference_MQ[:, 0].tolist() == members_MB.min(1).values.tolist()
+        assert ensemble.reference_MQ[:, -1].tolist() == members_MB.max(1).values.tolist()
+
+
+def test_one_uncertain_model_may_be_pessimistic(make_state: Callable[[RewardConfig], TrainState]) -> None:
+    cfg = settings(loss={"name": "thurstone"}, ensemble={"aggregate": "pessimistic", "pessimism": 0.5})
+    groups = toy_groups(60, seed=1)
+    state = train(cfg, make_state(cfg), groups)
+    batch, _, _ = collate_groups(groups, PAD)
+    with torch.no_grad():
+        reading, scores_B = state.modules["reward"].read(batch), state.modules["reward"](batch)
+    expected = reading.scores_BC[:, 0] - 0.5 * (0.5 * reading.log_variances_BC[:, 0]).exp()
+    torch.testing.assert_close(scores_B, expected)
+
+
+@pytest.mark.parametrize("distill", ["scores", "preferences"])
+def test_a_student_says_what_its_teachers_say(make_state: Callable[[RewardConfig], TrainState], distill: str) -> None:
+    cfg = settings(ensemble={"members": 2, "distill": distill})
+    groups = toy_groups(80, seed=1)
+    state = train(cfg, make_state(cfg), groups)
+    heldout = toy_groups(40, seed=2)
+    batch, chosen_N, rejected_N = collate_groups(heldout, PAD)
+    with torch.no_grad():
+        student_B, teacher_B = state.modules["reward"](batch), ensemble_of(cfg, state.modules)(batch)
+    deltas = [scores_B[chosen_N] - scores_B[rejected_N] for scores_B in (student_B, teacher_B)]
+    assert torch.corrcoef(torch.stack(deltas))[0, 1] > 0.8
+    assert accuracy(state.modules["reward"], heldout) > 0.9
+    rows = [row for row in state.history if row["optim/model"] == 2]
+    assert len(rows) == 20
+    assert rows[-1]["loss/distillation"] < 0.5 * rows[0]["loss/distillation"] or distill == "preferences"
+    assert not any(state.optimizers[f"member-{number}"].state for number in range(2)), "moments are let go"
+
+
+RESUMED: dict[str, tuple[dict[str, Any], Sequence[int]]] = {
+    "ensemble": ({"ensemble": {"members": 2}}, (4, 8, 11)),
+    "distilled": (
+        {"ensemble": {"members": 2, "distill": "preferences"}, "loss": {"name": "thurstone"}},
+        (8, 13, 17, 19),
+    ),
+    "joint": (
+        {"head": "attention", "order": "easy_first", "auxiliary": {"sft_coef": 0.1, "contrastive_coef": 0.1}},
+        (4, 7),
+    ),
+}
+
+
+@pytest.mark.parametrize(("name", "step"), [(name, step) for name, (_, steps) in RESUMED.items() for step in steps])
+def test_broken_off_and_resumed_it_ends_with_the_same_bits(
+    make_state: Callable[[RewardConfig], TrainState],
+    harness: Callable[..., Any],
+    same_state: Callable[..., None],
+    name: str,
+    step: int,
+) -> None:
+    """Eight steps a model: breaks lie within the first, at the seams, and in the student's own part."""
+    cfg = settings(**RESUMED[name][0])
+    groups = toy_groups(32, seed=4)
+
+    def run(state: TrainState, log: Any, checkpoint: Any) -> TrainState:
+        return train_reward(cfg, state, groups, seed=0, pad_id=PAD, log=log, checkpoint=checkpoint)
+
+    runs = harness(lambda: make_state(cfg), run)
+    resumed, unbroken = runs.resumed_after(step), runs.unbroken()
+    same_state(resumed, unbroken)
+    assert resumed.tensors.keys() == unbroken.tensors.keys()
+    if TEACHER in unbroken.tensors:
+        assert torch.equal(resumed.tensors[TEACHER], unbroken.tensors[TEACHER])
+
+
+class Threads:
+    """Processes of a world as threads of this one."""
+
+    def __init__(self, size: int) -> None:
+        self.size, self.slots = size, [None] * size
+        self.barrier = threading.Barrier(size, timeout=60)
+
+    def exchange(self, rank: int, value: Any) -> list[Any]:
+        self.slots[rank] = value
+        self.barrier.wait()
+        everyone = list(self.slots)
+        self.barrier.wait()
+        return everyone
+
+    def run(self, work: Callable[[World], Any]) -> list[Any]:
+        results: list[Any] = [None] * self.size
+
+        def job(rank: int) -> None:
+            try:
+                results[rank] = work(OneOf(self, rank))
+            except BaseException:
+                self.barrier.abort()
+                raise
+
+        threads = [threading.Thread(target=job, args=(rank,)) for rank in range(self.size)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return results
+
+
+class OneOf:
+    def __init__(self, threads: Threads, rank: int) -> None:
+        self.threads, self.rank, self.size = threads, rank, threads.size
+
+    def share(self, rows: Sequence[Any]) -> list[Any]:
+        return list(rows[self.rank :: self.size])
+
+    def collect(self, items: Sequence[Any]) -> list[Any]:
+        everyone = self.threads.exchange(self.rank, list(items))
+        return [item for row in itertools.zip_longest(*everyone) for item in row if item is not None]
+
+    def total(self, tensor: Tensor) -> Tensor:
+        return torch.stack(self.threads.exchange(self.rank, tensor.detach().clone())).sum(0)
+
+
+TOGETHER: dict[str, dict[str, Any]] = {
+    "gated": {"head": "gated"},
+    "all at once": {
+        "head": "mixed",
+        "criteria": {"overall": 1.0, "contrary": 0.5},
+        "loss": {"weights": "difficulty", "average": "prompt", "center": "pairs"},
+        "auxiliary": {"sft_coef": 0.2, "contrastive_coef": 0.1},
+    },
+    "thurstone": {"loss": {"name": "thurstone"}},
+    "plackett_luce": {"loss": {"name": "plackett_luce", "average": "prompt"}},
+    "distilled": {"ensemble": {"members": 2, "distill": "preferences"}},
+}
+
+
+@pytest.mark.parametrize("name", TOGETHER)
+def test_n25_two_processes_take_the_steps_of_one(make_state: Callable[[RewardConfig], TrainState], name: str) -> None:
+    """13 prompts in steps of 4: the last step has one, so that one of the two has none of its own."""
+    cfg = settings(**TOGETHER[name], learning_rate=1e-4, prompts_per_step=4, epochs=1)
+    groups = toy_groups(13, seed=5, criteria=("overall", "contrary"))
+    alone = train(cfg, make_state(cfg), groups)
+    states = [make_state(cfg) for _ in range(2)]
+    first, second = Threads(2).run(lambda world: train(cfg, states[world.rank], groups, world))
+    for key, value in first.modules["reward"].state_dict().items():
+        assert torch.equal(value, second.modules["reward"].state_dict()[key])
+        torch.testing.assert_close(value, alone.modules["reward"].state_dict()[key], atol=1e-6, rtol=0)
+    assert first.history == second.history
+    for row, expected in zip(first.history, alone.history, strict=True):
+        assert row == pytest.approx(expected, abs=1e-5, rel=1e-4)
+
+
+def test_n25_gradients_of_shares_sum_to_the_gradient_of_all(make_state: Callable[[RewardConfig], TrainState]) -> None:
+    cfg, groups = settings(), toy_groups(3, seed=6)
+
+    def gradient(world: World) -> Tensor:
+        model = make_state(cfg).modules["reward"]
+        scores_BC = read_groups(model, groups, (), PAD, world).scores_BC
+        (scores_BC * torch.arange(9.0)[:, None]).square().sum().backward()
+        return torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
+
+    both = Threads(2).run(gradient)
+    torch.testing.assert_close(both[0] + both[1], gradient(ALONE), atol=1e-4, rtol=1e-4)
+    assert both[0].abs().max() > 0 < both[1].abs().max()
+
+
+def test_n24_scores_of_training_responses_have_mean_0(make_state: Callable[[RewardConfig], TrainState]) -> None:
+    """The responses of the pairs are samples of the SFT policy: their mean stands for that of demonstrations."""
+    cfg = settings(ensemble={"members": 2, "aggregate": "pessimistic"}, epochs=1)
+    groups = toy_groups(40, seed=1)
+    state = train(cfg, make_state(cfg), groups)
+    ensemble = ensemble_of(cfg, state.modules)
+    batch, _, _ = collate_groups(groups, PAD)
+    with torch.no_grad():
+        standardise(ensemble, ensemble(batch).tolist())
+        scores_B = ensemble(batch)
+    assert scores_B.mean().item() == pytest.approx(0.0, abs=1e-5)
+    assert scores_B.std(correction=0).item() == pytest.approx(1.0, abs=1e-5)
