@@ -16,7 +16,6 @@ from transformers import PreTrainedModel
 from rlhf_core.data.batches import SequenceBatch
 from rlhf_core.models.mixture import PolicyMixture, mixed_logprobs
 from rlhf_core.models.states import predicting_states
-from rlhf_core.objectives.masked import zero_masked
 from rlhf_core.state.sharding import run_gathered
 
 LOGITS_AT_ONCE = 2**25
@@ -90,7 +89,7 @@ def _mixed(mixture: PolicyMixture, batch: SequenceBatch, temperature: float) -> 
     if temperature != 1.0:
         raise ValueError(f"temperature {temperature}: log-probabilities of a mixture are known at temperature 1 only")
     members = [response_logprobs(member, batch) for member in mixture.members]
-    return zero_masked(mixed_logprobs(members, mixture.shares), batch.response_mask_BR)
+    return mixed_logprobs(members, mixture.shares).masked_fill(batch.response_mask_BR == 0, 0.0)
 
 
 def _scatter(values_N: Tensor, real_BR: Tensor) -> Tensor:
