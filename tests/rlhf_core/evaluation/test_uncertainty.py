@@ -1,0 +1,79 @@
+"""Whether a model is unsure where it is wrong: by hand and against SciPy."""
+
+import math
+
+import numpy as np
+import pytest
+from scipy.stats import pearsonr, spearmanr
+
+from rlhf_core.evaluation.readings import Reading
+from rlhf_core.evaluation.uncertainty import (
+    majority_accuracy,
+    margin_deviations,
+    member_accuracies,
+    right_share,
+    uncertainty_figures,
+)
+
+
+def readings(*members: tuple[float, ...], deviation: float | None = None) -> list[Reading]:
+    return [Reading(score=float(np.mean(one)), members=one, deviation=deviation) for one in members]
+
+
+def test_independent_deviations_add_in_squares() -> None:
+    chosen, rejected = [Reading(score=1.0, deviation=3.0)], [Reading(score=0.0, deviation=4.0)]
+    assert margin_deviations(chosen, rejected, 1.0) == [5.0]
+    assert margin_deviations([Reading(score=1.0)], [Reading(score=0.0)], 1.0) is None
+
+
+def test_what_members_say_of_both_responses_alike_does_not_count() -> None:
+    """Members differ by 10 in level and agree on the margin; a second pair has margins 1 and 3, in units of 2."""
+    chosen = [
+        Reading(score=0.0, members=(1.0, 11.0), deviation=5.0 / 2),
+        Reading(score=0.0, members=(1.0, 3.0), deviation=0.5),
+    ]
+    rejected = [
+        Reading(score=0.0, members=(0.0, 10.0), deviation=5.0 / 2),
+        Reading(score=0.0, members=(0.0, 0.0), deviation=0.0),
+    ]
+    assert margin_deviations(chosen, rejected, 2.0) == pytest.approx([0.0, 0.5])
+
+
+def test_own_deviations_of_members_stay_in_the_margin() -> None:
+    """Spread 1 of the chosen side and own deviation 2 of each: 5 and 4 in squares; the margin has 1 + 4 + 4."""
+    chosen = [Reading(score=0.0, members=(1.0, 3.0), deviation=math.sqrt(5.0))]
+    rejected = [Reading(score=0.0, members=(0.0, 0.0), deviation=2.0)]
+    assert margin_deviations(chosen, rejected, 1.0) == pytest.approx([3.0])
+
+
+def test_figures_against_scipy() -> None:
+    rng = np.random.default_rng(0)
+    margins, deviations = rng.normal(size=40), rng.uniform(0.1, 2.0, 40)
+    margins[3] = 0.0
+    scores, spread = rng.normal(size=30), rng.uniform(0.1, 2.0, 30)
+    grades = 2.0 * scores + 1.0 + rng.normal(size=30) * spread
+    found = uncertainty_figures(margins.tolist(), deviations.tolist(), (grades, scores, spread))
+    wrong = np.where(margins == 0, 0.5, margins < 0)
+    assert found["mean_deviation"] == pytest.approx(deviations.mean())
+    assert found["wrong_correlation"] == pytest.approx(pearsonr(deviations, wrong).statistic)
+    slope = np.cov(scores, grades, bias=True)[0, 1] / scores.var()
+    distance = np.abs(grades - grades.mean() - slope * (scores - scores.mean()))
+    assert found["error_spearman"] == pytest.approx(spearmanr(distance, spread).statistic)
+    assert found["error_spearman"] > 0.2, "made so that errors grow with the spread"
+
+
+def test_what_is_undefined_is_none() -> None:
+    nothing = {"mean_deviation": None, "wrong_correlation": None, "error_spearman": None}
+    assert uncertainty_figures([], [], ([], [], [])) == nothing
+    all_right = uncertainty_figures([1.0, 2.0], [0.5, 0.1], ([1.0, 2.0, 3.0], [1.0, 1.0, 1.0], [0.1, 0.2, 0.3]))
+    assert all_right == {"mean_deviation": 0.3, "wrong_correlation": None, "error_spearman": None}
+
+
+def test_accuracies_of_members_and_of_their_majority() -> None:
+    """Three members on three pairs: right or wrong one by one, and by the number of them that is right."""
+    chosen = readings((1.0, 1.0, 0.0), (1.0, 0.0, 0.0), (1.0, 0.0, 0.5))
+    rejected = readings((0.0, 0.0, 1.0), (0.0, 1.0, 1.0), (0.0, 1.0, 0.5))
+    assert member_accuracies(chosen, rejected) == pytest.approx([1.0, 1 / 3, 1 / 6])
+    assert majority_accuracy(chosen, rejected) == pytest.approx((1.0 + 0.0 + 0.5) / 3)
+    assert right_share([]) is None
+    assert member_accuracies([], []) == []
