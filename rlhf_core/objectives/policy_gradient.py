@@ -20,7 +20,6 @@ def ppo_policy_losses(
     outside the band), `policy/ratio` (whose maximum tells).
     """
     log_ratio_BR = zero_masked(logprobs_BR - old_logprobs_BR, mask_BR).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
-    advantages_BR = zero_masked(advantages_BR, mask_BR)
     ratio_BR = log_ratio_BR.exp()
     clipped_BR = ratio_BR.clamp(1.0 - clip_eps, 1.0 + clip_eps)
     losses_BR = -zero_masked(torch.minimum(ratio_BR * advantages_BR, clipped_BR * advantages_BR), mask_BR)

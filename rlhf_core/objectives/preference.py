@@ -3,6 +3,7 @@
 Shape suffixes: N = pairs, B = rows, R = response tokens.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -151,8 +152,4 @@ def nll_losses(logprobs_BR: Tensor, mask_BR: Tensor) -> Tensor:
 def _log1m_exp(x_N: Tensor) -> Tensor:
     """log(1 - exp(x)) for x <= 0 without cancellation (Maechler 2012): two forms, each exact on its side of -ln 2."""
     x_N = x_N.clamp_max(-torch.finfo(x_N.dtype).eps)
-    near_N = x_N > -0.6931471805599453
-    # Each branch sees only arguments of its own side, so the gradient of the branch not taken stays finite.
-    small_N = torch.where(near_N, x_N, -0.5)
-    large_N = torch.where(near_N, -1.0, x_N)
-    return torch.where(near_N, (-small_N.expm1()).log(), (-large_N.exp()).log1p())
+    return torch.where(x_N > -math.log(2.0), (-x_N.expm1()).log(), (-x_N.exp()).log1p())

@@ -31,8 +31,8 @@ def test_n39_bradley_terry_worked_by_hand_with_ties_of_scores_as_half() -> None:
 
 
 def test_n39_differences_of_scores_are_taken_in_float32() -> None:
-    """In bfloat16 the loss of margin 1/64 rounds to that of a tie or worse; the scores themselves are exact there."""
-    chosen, rejected = torch.tensor([1.015625]), torch.tensor([1.0])
+    """Both scores are exact in bfloat16, their difference -100.1875 is not: it would round to -100."""
+    chosen, rejected = torch.tensor([0.3125]), torch.tensor([100.5])
     for function in (bradley_terry_losses, lambda a, b: margin_losses(a, b, 1.0)):
         exact, _ = function(chosen, rejected)
         narrow, _ = function(chosen.bfloat16(), rejected.bfloat16())
@@ -123,6 +123,12 @@ def test_plackett_luce_worked_by_hand_with_a_short_ranking() -> None:
     assert scores.grad.isfinite().all()
     assert scores.grad[1, 2].item() == 0.0
     torch.testing.assert_close(scores.grad.sum(1), torch.zeros(2, dtype=torch.float64), rtol=0, atol=1e-12)
+
+
+def test_a_place_left_out_is_as_if_it_were_not_there() -> None:
+    scores = torch.tensor([[1.0, 9.0, -0.5]], dtype=torch.float64)
+    holed = plackett_luce_losses(scores, torch.tensor([[1.0, 0.0, 1.0]]))
+    assert holed.item() == pytest.approx(plackett_luce_losses(scores[:, [0, 2]], torch.ones(1, 2)).item(), abs=1e-15)
 
 
 def test_centering_leaves_the_difference_free_and_the_level_term_does_not() -> None:
