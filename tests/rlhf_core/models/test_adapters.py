@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -58,7 +59,9 @@ def adapted(
 ) -> PreTrainedModel:
     """A model with adapters; `trained` ones have left zero."""
     model = make()
-    add_adapters(model, cfg, seed=5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # peft warns of settings that do not fit and changes them
+        add_adapters(model, cfg, seed=5)
     if trained:
         generator = torch.Generator().manual_seed(6)
         with torch.no_grad():
