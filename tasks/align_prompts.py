@@ -1,4 +1,4 @@
-"""The prompts that a policy is aligned on, and measured on afterwards."""
+"""The prompts that a policy is aligned on, watched on, and measured on afterwards."""
 
 from transformers import PreTrainedTokenizerBase
 
@@ -8,15 +8,32 @@ from tasks import paths
 from tasks.stage import Stage
 from tasks.tables import read_table
 
+Prompt = tuple[str, list[int]]
+"""Text and tokens."""
 
-def training_prompts(stage: Stage, tokenizer: PreTrainedTokenizerBase) -> list[tuple[str, list[int]]]:
-    """Training prompts as text and tokens; more than one row with the same text counts once.
+
+def training_prompts(stage: Stage, tokenizer: PreTrainedTokenizerBase) -> list[Prompt]:
+    """Training prompts; more than one row with the same text counts once.
 
     Raises:
         DataError: there is none.
     """
-    path = paths.VALIDATE / "prompts.parquet"
+    cure = "name prompts, demonstrations or comparisons under data"
+    return _prompts(stage, tokenizer, "prompts.parquet", "training", cure)
+
+
+def heldout_prompts(stage: Stage, tokenizer: PreTrainedTokenizerBase) -> list[Prompt]:
+    """Held-out prompts, likewise.
+
+    Raises:
+        DataError: there is none.
+    """
+    return _prompts(stage, tokenizer, "heldout_prompts.parquet", "held-out", "name heldout_prompts under data")
+
+
+def _prompts(stage: Stage, tokenizer: PreTrainedTokenizerBase, file: str, kind: str, cure: str) -> list[Prompt]:
+    path = paths.VALIDATE / file
     texts = list(dict.fromkeys(row["prompt"] for row in read_table(stage.root / path)))
     if not texts:
-        raise DataError(f"{path}: no training prompt. Fix: name prompts, demonstrations or comparisons under data")
+        raise DataError(f"{path}: no {kind} prompt. Fix: {cure}")
     return list(zip(texts, encode_prompts(tokenizer, texts, stage.params.model.max_prompt_tokens), strict=True))
