@@ -1,0 +1,220 @@
+"""Short trainings that one process and two processes do alike; under torchrun this file is their program.
+
+`python -m torch.distributed.run ... parallel_jobs.py <folder> <job>...` leaves `<folder>/<job>/weights.safetensors` and
+`history.json`, written by the first process.
+"""
+
+import json
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from rlhf_core.config import DPOConfig, ModelConfig, PPOConfig, RewardConfig, SFTConfig
+from rlhf_core.data.batches import SequenceBatch
+from rlhf_core.data.examples import Example
+from rlhf_core.data.pairs import PreferenceGroup, PreferencePair, group_pairs
+from rlhf_core.models.policy import build_policy
+from rlhf_core.models.reward import RewardModel
+from rlhf_core.models.value import ValueModel
+from rlhf_core.state.checkpoint import Checkpointer
+from rlhf_core.state.sharding import restore_whole, shard
+from rlhf_core.state.train_state import TrainState
+from rlhf_core.state.world import ALONE, World
+from rlhf_core.trainers.optimisation import make_optimizer
+from rlhf_core.trainers.ppo import Sampling, train_ppo
+from rlhf_core.trainers.preference import train_dpo
+from rlhf_core.trainers.reward import train_reward
+from rlhf_core.trainers.sft import train_sft
+
+PAD, EOS, GOOD = 0, 1, 5
+TINY = ModelConfig(
+    hidden_size=32,
+    layers=2,
+    heads=2,
+    intermediate_size=64,
+    init_std=0.1,
+    vocab_size=512,
+    max_prompt_tokens=8,
+    max_response_tokens=8,
+)
+# Adam moves a weight by the rate whatever the size of its gradient, so where the gradient is little more than the
+# rounding of its sum the rate bounds how far two orders of sums can part. At this one the bound is near 1e-6.
+RATE = 1e-4
+
+
+def policy() -> Any:
+    return build_policy(TINY, 24, PAD, EOS, seed=1)
+
+
+def draw(generator: torch.Generator, most: int) -> list[int]:
+    length = int(torch.randint(1, most, (1,), generator=generator))
+    return torch.randint(7, 24, (length,), generator=generator).tolist()
+
+
+def examples(count: int, seed: int) -> list[Example]:
+    generator = torch.Generator().manual_seed(seed)
+    return [Example(draw(generator, 8), [*draw(generator, 8), EOS]) for _ in range(count)]
+
+
+def groups(count: int) -> list[PreferenceGroup]:
+    generator = torch.Generator().manual_seed(4)
+    pairs = []
+    for _ in range(count):
+        prompt, sides = draw(generator, 8), [[*draw(generator, 6), end, EOS] for end in (GOOD, 6, 6)]
+        pairs += [PreferencePair(prompt=prompt, chosen=sides[0], rejected=side) for side in sides[1:]]
+    return group_pairs(pairs)
+
+
+def share_of_good(batch: SequenceBatch) -> Tensor:
+    hits_BR = (batch.response_ids_BR == GOOD).float() * batch.response_mask_BR
+    return hits_BR.sum(1) / batch.response_mask_BR.sum(1)
+
+
+Train = Callable[[TrainState, World, dict[str, Any]], TrainState]
+
+
+def sft(state: TrainState, world: World, more: dict[str, Any]) -> TrainState:
+    # 15 rows in batches of 4, two micro-batches each: shares of unequal size, and a last batch of three rows.
+    cfg = SFTConfig(
+        max_steps=6, batch_size=4, accumulation=2, learning_rate=RATE, warmup_steps=2, eval_every=2, save_every=2
+    )
+    return train_sft(cfg, state, examples(15, 2), examples(5, 3), seed=0, pad_id=PAD, world=world, **more)
+
+
+def sft_lonely(state: TrainState, world: World, more: dict[str, Any]) -> TrainState:
+    """One row a step: the second process has nothing to do but to keep step."""
+    cfg = SFTConfig(max_steps=3, batch_size=1, learning_rate=RATE, warmup_steps=1, eval_every=5, save_every=2)
+    return train_sft(cfg, state, examples(3, 2), [], seed=0, pad_id=PAD, world=world, **more)
+
+
+def dpo(state: TrainState, world: World, more: dict[str, Any]) -> TrainState:
+    cfg = DPOConfig(prompts_per_step=3, epochs=1, nll_coef=0.3, learning_rate=RATE, warmup_steps=2, save_every=2)
+    return train_dpo(cfg, state, policy(), groups(13), seed=0, pad_id=PAD, world=world, **more)
+
+
+def reward(state: TrainState, world: World, more: dict[str, Any]) -> TrainState:
+    cfg = RewardConfig(prompts_per_step=3, epochs=1, centering=0.01, learning_rate=RATE, warmup_steps=2, save_every=2)
+    return train_reward(cfg, state, groups(13), seed=0, pad_id=PAD, world=world, **more)
+
+
+def ppo(state: TrainState, world: World, more: dict[str, Any]) -> TrainState:
+    cfg = PPOConfig(
+        steps=4,
+        rollout_batch=16,
+        minibatch=8,
+        epochs=2,
+        learning_rate=RATE,
+        value_learning_rate=RATE,
+        warmup_steps=1,
+        save_every=1,
+    )
+    sampling = Sampling(eos_ids=(EOS,), pad_id=PAD, max_new_tokens=8)
+    prompts = [[7 + i % 17, 7 + i % 5][: 1 + i % 2] for i in range(23)]
+    return train_ppo(cfg, state, policy(), share_of_good, prompts, seed=0, sampling=sampling, world=world, **more)
+
+
+def reward_model() -> RewardModel:
+    return RewardModel.from_policy(policy(), "last", seed=2)
+
+
+NETWORKS: dict[str, Callable[[], dict[str, nn.Module]]] = {
+    "sft": lambda: {"policy": policy()},
+    "sft_lonely": lambda: {"policy": policy()},
+    "dpo": lambda: {"policy": policy()},
+    "reward": lambda: {"reward": reward_model()},
+    "ppo": lambda: {"policy": policy(), "value": ValueModel.from_reward_model(reward_model())},
+}
+TRAIN: dict[str, Train] = {"sft": sft, "sft_lonely": sft_lonely, "dpo": dpo, "reward": reward, "ppo": ppo}
+
+
+class Stop(Exception):
+    """A run that is broken off."""
+
+
+def finish(name: str, world: World = ALONE, *, sharded: bool = False, broken: Path | None = None) -> TrainState:
+    """Train to the end; with `broken`, stop after step 2 and go on in fresh networks from the checkpoint there."""
+    if broken is not None:
+
+        def stop(step: int, *_: Any) -> None:
+            if step == 2:
+                raise Stop
+
+        keep = Checkpointer(broken, {"job": name}, world=world)
+        state, _ = begin(name, sharded)
+        with suppress(Stop):
+            TRAIN[name](state, world, {"log": stop, "checkpoint": keep.save})
+        state, whole = begin(name, sharded)
+        world.total(torch.zeros(()))  # the first process has written
+        assert keep.restore(state)
+        assert state.step == 2
+    else:
+        state, whole = begin(name, sharded)
+    TRAIN[name](state, world, {"log": lambda *_: None, "checkpoint": lambda state: None})
+    for key, module in whole.items():
+        if state.modules[key] is not module:
+            restore_whole(module, state.modules[key])
+            state.modules[key] = module
+    return state
+
+
+def begin(name: str, sharded: bool) -> tuple[TrainState, dict[str, nn.Module]]:
+    """A fresh state, and its networks as they were before they were divided."""
+    whole = NETWORKS[name]()
+    modules = {key: shard(module) if sharded else module for key, module in whole.items()}
+    optimizers = {key: make_optimizer(module, RATE, 0.01) for key, module in modules.items()}
+    return TrainState(modules=modules, optimizers=optimizers), whole
+
+
+def weights(state: TrainState) -> dict[str, Tensor]:
+    """All weights of all networks, in one namespace."""
+    return {
+        f"{name}/{key}": parameter.detach().clone()
+        for name, module in state.modules.items()
+        for key, parameter in module.named_parameters()
+    }
+
+
+def check_the_world(world: World) -> dict[str, Any]:
+    """What one process can say of the exchanges themselves."""
+    generator = torch.Generator().manual_seed(world.rank)
+    numbers = torch.randn(100_003, generator=generator) * 10.0 ** torch.randint(-6, 6, (100_003,), generator=generator)
+    sums = [world.total(numbers) for _ in range(2)]
+    assert torch.equal(*sums), "the same sum twice"
+    assert all(torch.equal(sums[0], other) for other in world.collect([sums[0]])), "the same sum everywhere"
+    for count in (0, 1, world.size, 7):
+        assert world.collect(world.share(range(count))) == list(range(count))
+    ranks = world.total(torch.tensor([world.rank, 1]))
+    return {"size": world.size, "ranks": ranks.tolist()}
+
+
+def main(folder: Path, orders: list[str]) -> None:
+    from rlhf_core.state.processes import Processes
+
+    torch.set_num_threads(1)
+    world = Processes(cpu=True)
+    seen = check_the_world(world)
+    if world.rank == 0:
+        (folder / "world.json").write_text(json.dumps(seen))
+    for order in orders:
+        name, *how = order.split("+")
+        broken = folder / f"{order}-checkpoints" if "broken" in how else None
+        state = finish(name, world, sharded="sharded" in how, broken=broken)
+        mine = torch.cat([tensor.flatten() for tensor in weights(state).values()])
+        others = world.collect([mine])
+        assert all(torch.equal(mine, other) for other in others), f"{order}: processes ended with different weights"
+        assert all(row == state.history for row in world.collect([state.history])), f"{order}: different histories"
+        if world.rank == 0:
+            (folder / order).mkdir()
+            save_file(weights(state), folder / order / "weights.safetensors")
+            (folder / order / "history.json").write_text(json.dumps(state.history))
+    world.leave()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2:])
