@@ -25,9 +25,7 @@ PLAIN_HEADS = frozenset({"llama", "mistral", "qwen2", "qwen3"})
 """Architectures whose logits are the last hidden states times the output embedding and nothing else."""
 
 
-def response_logprobs(
-    model: PreTrainedModel | PolicyMixture, batch: SequenceBatch, temperature: float = 1.0
-) -> Tensor:
+def response_logprobs(model: PreTrainedModel | PolicyMixture, batch: SequenceBatch, temperature: float = 1.0) -> Tensor:
     """Log-probability of each response token given all before it, logprobs_BR; 0 where there is padding.
 
     Args:
@@ -46,7 +44,7 @@ def response_logprobs(
 def response_logprobs_and_entropy(
     model: PreTrainedModel, batch: SequenceBatch, temperature: float = 1.0
 ) -> tuple[Tensor, Tensor]:
-    """`response_logprobs`, and the entropy in nats of each distribution, entropy_BR, which carries no gradient."""
+    """`response_logprobs`, and the entropy in nats of each distribution, entropy_BR; both carry gradients."""
     return run_gathered(model, _logprobs_and_entropy, batch, temperature, with_entropy=True)
 
 
@@ -80,7 +78,7 @@ def _logprobs_and_entropy(
         values_N, entropy_N = token_logprobs(hidden_ND, weight_VD, targets_N, temperature, with_entropy=with_entropy)
     else:
         logits_NV = _logits(model, batch)[real_BR]
-        values_N, entropy_N = _from_logits(logits_NV, targets_N, temperature)
+        values_N, entropy_N = _from_logits(logits_NV, targets_N, temperature, with_entropy)
     return _scatter(values_N, real_BR), _scatter(entropy_N, real_BR)
 
 
@@ -109,11 +107,10 @@ def _logits(model: PreTrainedModel, batch: SequenceBatch) -> Tensor:
     ).logits[:, :-1]
 
 
-def _from_logits(logits_NV: Tensor, targets_N: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+def _from_logits(logits_NV: Tensor, targets_N: Tensor, temperature: float, with_entropy: bool) -> tuple[Tensor, Tensor]:
     logprobs_NV = torch.log_softmax(_at_least_float32(logits_NV) / temperature, -1)
-    with torch.no_grad():
-        entropy_N = -(logprobs_NV.exp() * logprobs_NV).sum(-1)
-    return logprobs_NV.gather(1, targets_N[:, None])[:, 0], entropy_N
+    chosen_N = logprobs_NV.gather(1, targets_N[:, None])[:, 0]
+    return chosen_N, -(logprobs_NV.exp() * logprobs_NV).sum(-1) if with_entropy else torch.zeros_like(chosen_N)
 
 
 def _at_least_float32(tensor: Tensor) -> Tensor:
@@ -123,7 +120,8 @@ def _at_least_float32(tensor: Tensor) -> Tensor:
 class _TokenLogprobs(torch.autograd.Function):
     """Output layer, log-softmax and choice of the target in one: the graph keeps one [N, V] tensor instead of three.
 
-    With z = h W^T / T and p = softmax(z), it keeps p, for d log p_y / dz = onehot(y) - p.
+    With z = h W^T / T and p = softmax(z), it keeps p, for d log p_y / dz = onehot(y) - p and, of the entropy H,
+    dH / dz = -p (log p + H).
     """
 
     @staticmethod
@@ -143,17 +141,21 @@ class _TokenLogprobs(torch.autograd.Function):
         if with_entropy:
             # H = log sum exp(z - m) - sum p (z - m); p = 0 where z - m is -inf adds nothing
             entropy_N = total_N.log() - (probs_NV * shifted_NV).nan_to_num_(0.0).sum(1)
-        ctx.save_for_backward(hidden_ND, weight_VD, targets_N, probs_NV)
-        ctx.temperature = temperature
-        ctx.mark_non_differentiable(entropy_N)
+        ctx.save_for_backward(hidden_ND, weight_VD, targets_N, probs_NV, entropy_N)
+        ctx.temperature, ctx.with_entropy = temperature, with_entropy
+        if not with_entropy:
+            ctx.mark_non_differentiable(entropy_N)
         return chosen_N - largest_N - total_N.log(), entropy_N
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        hidden_ND, weight_VD, targets_N, probs_NV = ctx.saved_tensors
+        hidden_ND, weight_VD, targets_N, probs_NV, entropy_N = ctx.saved_tensors
         grad_N = gradients[0] / ctx.temperature
         grad_NV = probs_NV * -grad_N[:, None]
         grad_NV.scatter_add_(1, targets_N[:, None], grad_N[:, None])
+        if ctx.with_entropy:
+            weight_N1 = (gradients[1] / ctx.temperature)[:, None]
+            grad_NV -= weight_N1 * (torch.xlogy(probs_NV, probs_NV) + probs_NV * entropy_N[:, None])
         grad_NV = grad_NV.to(hidden_ND.dtype)
         grad_hidden_ND = grad_NV @ weight_VD.to(hidden_ND.dtype) if ctx.needs_input_grad[0] else None
         grad_weight_VD = (grad_NV.t() @ hidden_ND).to(weight_VD.dtype) if ctx.needs_input_grad[1] else None

@@ -136,7 +136,9 @@ def test_entropy_is_that_of_the_distribution(model: PreTrainedModel, batch: Sequ
     expected = distribution.entropy() * batch.response_mask_BR
     torch.testing.assert_close(entropy, expected, atol=5e-6, rtol=0)
     torch.testing.assert_close(found, response_logprobs(model, batch, temperature))
-    assert not entropy.requires_grad
+    embedding = model.get_input_embeddings().weight
+    one, two = (torch.autograd.grad(number.sum(), embedding)[0] for number in (entropy, expected))
+    torch.testing.assert_close(one, two, atol=2e-5, rtol=1e-4)
 
 
 def test_bfloat16_weights_give_float32_log_probabilities(batch: SequenceBatch) -> None:
@@ -144,3 +146,33 @@ def test_bfloat16_weights_give_float32_log_probabilities(batch: SequenceBatch) -
     found = response_logprobs(tiny("llama").bfloat16(), batch)
     assert found.dtype == torch.float32
     assert not torch.equal(found, found.bfloat16().float())
+
+
+@pytest.mark.parametrize("at_once", [2**25, 2 * 13])
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_log_probabilities_and_entropies_have_the_gradients_of_the_plain_form(
+    monkeypatch: pytest.MonkeyPatch, temperature: float, at_once: int
+) -> None:
+    """Both wanted together, in float64, whole and in pieces of two tokens; and against finite differences."""
+    monkeypatch.setattr(subject, "LOGITS_AT_ONCE", at_once)
+    generator = torch.Generator().manual_seed(0)
+    hidden, weight = (torch.randn(n, 4, generator=generator, dtype=torch.float64) for n in (5, 13))
+    targets_N = torch.tensor([0, 12, 3, 3, 7])
+    pull_N, push_N = (torch.randn(5, generator=generator, dtype=torch.float64) for _ in range(2))
+    gradients = []
+    for plain in (False, True):
+        hidden_ND, weight_VD = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
+        if plain:
+            logprobs_NV = torch.log_softmax(hidden_ND @ weight_VD.t() / temperature, -1)
+            chosen_N = logprobs_NV.gather(1, targets_N[:, None])[:, 0]
+            entropy_N = -(logprobs_NV.exp() * logprobs_NV).sum(1)
+        else:
+            chosen_N, entropy_N = token_logprobs(hidden_ND, weight_VD, targets_N, temperature, with_entropy=True)
+        (pull_N * chosen_N + push_N * entropy_N).sum().backward()
+        gradients.append((hidden_ND.grad, weight_VD.grad))
+    for one, two in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, two, atol=1e-12, rtol=1e-9)
+    inputs = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
+    assert torch.autograd.gradcheck(
+        lambda h, w: token_logprobs(h, w, targets_N, temperature, with_entropy=True), inputs, atol=1e-6
+    )

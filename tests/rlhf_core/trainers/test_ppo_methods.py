@@ -232,6 +232,15 @@ def test_adapters_make_the_policy_its_own_reference() -> None:
     assert all(torch.equal(kept[name], frozen[name]) for name in frozen)
 
 
+def test_an_entropy_bonus_keeps_the_policy_spread() -> None:
+    """With no reward to earn, entropy falls by nothing but the bonus raises it."""
+    entropies = []
+    for coef in (0.0, 0.5):
+        cfg = changed(CFG, entropy_coef=coef, kl_coef=0.0, learning_rate=5e-3, steps=8)
+        entropies.append(run(cfg).history[-1]["policy/entropy"])
+    assert entropies[1] > entropies[0] + 0.02
+
+
 @pytest.mark.parametrize("variant", [{}, VARIANTS["shared trunk"], VARIANTS["grpo"], {"entropy_coef": 0.1}])
 def test_n25_micro_batches_change_nothing_but_rounding(variant: dict[str, Any]) -> None:
     ends = []
