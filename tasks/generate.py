@@ -1,30 +1,38 @@
-"""Stage `generate`: sample responses from the SFT model, to be labelled.
+"""Stage `generate`: sample responses from the SFT model and others, to be labelled.
 
-Reads artifacts/validate/prompts.parquet and heldout_prompts.parquet, artifacts/sft/model. Writes responses.parquet:
-`generate.responses_per_prompt` rows a prompt, with the log-probability of every sampled token. The temperatures are
-used in turn over the responses of a prompt.
+Reads artifacts/validate/prompts.parquet and heldout_prompts.parquet, artifacts/sft/model, and what `generate` names
+under models/. Writes responses.parquet: `generate.responses_per_prompt` rows a prompt, with the log-probabilities of
+every sampled token and, where a scorer picked among several candidates, the score.
 """
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
+
 from rlhf_core.data.records import prompt_id
-from rlhf_core.models.policy import eos_token_ids, load_policy
-from rlhf_core.models.tokenizer import decode_response, encode_prompts, load_tokenizer
-from rlhf_core.rollout.sampler import sample_responses
+from rlhf_core.models.tokenizer import decode_response, encode_prompts
+from rlhf_core.rollout.best_of_n import kl_bound, num_candidates, pick
+from rlhf_core.rollout.choice import CutOff
+from rlhf_core.rollout.sampler import sample_rows
 from tasks import paths
+from tasks.candidates import Candidate, Source, load_source, plan, score_candidates
 from tasks.stage import Stage
 from tasks.tables import SCHEMAS, read_table, write_table
 
-Row = Mapping[str, Any]
+Row = dict[str, Any]
 
 
 def run(stage: Stage) -> dict[str, Any]:
     """Sample and write; returns the figures of `reports/metrics/generate.json`."""
     prompts = _prompts(stage)
-    rows = _sample(stage, prompts) if prompts else []
+    by_prompt = _sample(stage, prompts) if prompts else []
+    figures: dict[str, Any] = {}
+    if prompts and stage.params.generate.best_of.candidates > 1:
+        by_prompt, figures = _pick(stage, prompts, by_prompt)
+    rows = [{**row, "sample": number} for rows in by_prompt for number, row in enumerate(rows)]
     write_table(stage.out / "responses.parquet", rows, SCHEMAS["responses"])
-    return _figures(rows, len(prompts))
+    return _figures(rows, len(prompts)) | figures
 
 
 def _prompts(stage: Stage) -> list[dict[str, str]]:
@@ -41,45 +49,95 @@ def _prompts(stage: Stage) -> list[dict[str, str]]:
     return chosen
 
 
-def _sample(stage: Stage, prompts: Sequence[dict[str, str]]) -> list[Row]:
-    """One round a response number; rows come out by prompt and then by number."""
+def _sample(stage: Stage, prompts: Sequence[dict[str, str]]) -> list[list[Row]]:
+    """All candidates of each prompt, by number. One model after the other is in memory."""
+    cfg = stage.params.generate
+    candidates = plan(cfg, num_candidates(cfg.responses_per_prompt, cfg.best_of.candidates, cfg.best_of.keep))
+    uniform = [
+        torch.rand(len(prompts), stage.params.model.max_response_tokens, generator=stage.rng()(f"sample/{number}"))
+        for number in range(len(candidates))
+    ]
+    uniform_CNT = torch.stack(uniform)  # a candidate's numbers, whichever model it comes from
+    by_prompt: list[list[Row]] = [[{}] * len(candidates) for _ in prompts]
+    starts = range(0, len(prompts), cfg.batch_size)
+    names = list(dict.fromkeys(candidate.model for candidate in candidates))
+    done = tokens = 0
+    for name in names:
+        source = load_source(stage, name)
+        own = [candidate for candidate in candidates if candidate.model == name]
+        for start in starts:
+            part = slice(start, start + cfg.batch_size)
+            for place, candidate, row in _sample_part(stage, source, prompts[part], own, uniform_CNT[:, part]):
+                by_prompt[start + place][candidate.number] = row
+                tokens += len(row["response_ids"])
+                done += 1
+            step, total = names.index(name) * len(starts) + start // cfg.batch_size + 1, len(names) * len(starts)
+            stage.log(step, total, {"rollout/responses": float(done)}, tokens)
+    return by_prompt
+
+
+def _sample_part(
+    stage: Stage,
+    source: Source,
+    prompts: Sequence[dict[str, str]],
+    candidates: Sequence[Candidate],
+    uniform_CNT: torch.Tensor,
+) -> list[tuple[int, Candidate, Row]]:
+    """One model's candidates for some prompts: place of the prompt, which candidate, row."""
     cfg, limits = stage.params.generate, stage.params.model
-    folder = stage.root / paths.SFT / "model"
-    model, tokenizer = load_policy(folder).to(stage.device), load_tokenizer(folder)
-    encoded = encode_prompts(tokenizer, [row["prompt"] for row in prompts], limits.max_prompt_tokens)
-    rng, tokens = stage.rng(), 0
-    rows: list[tuple[int, Row]] = []
-    for number in range(cfg.responses_per_prompt):
-        temperature = cfg.temperatures[number % len(cfg.temperatures)]
-        samples = sample_responses(
-            model,
-            encoded,
-            max_new_tokens=limits.max_response_tokens,
-            temperature=temperature,
-            generator=rng(f"sample/{number}"),
-            eos_ids=eos_token_ids(model, tokenizer),
-            pad_id=tokenizer.pad_token_id,
-            batch_size=cfg.batch_size,
-        )
-        sampled = zip(samples.response_ids, samples.logprobs, samples.finished, strict=True)
-        for place, (ids, logprobs, finished) in enumerate(sampled):
-            row = {
-                **prompts[place],
-                "prompt_id": prompt_id(prompts[place]["prompt"]),
-                "sample": number,
-                "temperature": temperature,
-                "response": decode_response(tokenizer, ids),
-                "response_ids": ids,
-                "logprobs": logprobs,
-                "finished": finished,
-            }
-            rows.append((place, row))
-            tokens += len(ids)
-        stage.log(number + 1, cfg.responses_per_prompt, {"rollout/responses": float(len(rows))}, tokens)
-    return [row for _, row in sorted(rows, key=lambda item: item[0])]
+    encoded = encode_prompts(source.tokenizer, [row["prompt"] for row in prompts], limits.max_prompt_tokens)
+    wanted = [(place, candidate) for candidate in candidates for place in range(len(prompts))]
+    samples = sample_rows(
+        source.model,
+        [encoded[place] for place, _ in wanted],
+        uniform_CNT[[candidate.number for candidate in candidates]].flatten(0, 1),
+        temperature=[candidate.temperature for _, candidate in wanted],
+        eos_ids=source.eos_ids,
+        pad_id=source.tokenizer.pad_token_id,
+        batch_size=cfg.batch_size,
+        cut_off=CutOff(top_k=cfg.top_k, top_p=cfg.top_p),
+    )
+    rows = []
+    for number, (place, candidate) in enumerate(wanted):
+        ids = samples.response_ids[number]
+        row = {
+            **prompts[place],
+            "prompt_id": prompt_id(prompts[place]["prompt"]),
+            "model": candidate.model,
+            "temperature": candidate.temperature,
+            "response": decode_response(source.tokenizer, ids),
+            "response_ids": ids,
+            "logprobs": samples.logprobs[number],
+            "behaviour_logprobs": samples.behaviour_logprobs[number],
+            "finished": samples.finished[number],
+            "score": None,
+        }
+        rows.append((place, candidate, row))
+    return rows
 
 
-def _figures(rows: Sequence[Row], num_prompts: int) -> dict[str, Any]:
+def _pick(
+    stage: Stage, prompts: Sequence[dict[str, str]], by_prompt: Sequence[list[Row]]
+) -> tuple[list[list[Row]], dict[str, Any]]:
+    """The candidates that the scorer keeps, and what the picking did."""
+    cfg = stage.params.generate.best_of
+    flat = [row for rows in by_prompt for row in rows]
+    scores = score_candidates(stage, [row["prompt"] for row in flat], flat)
+    scores_NC = torch.tensor(scores, dtype=torch.float64).view(len(prompts), -1)
+    kept_NK = pick(scores_NC, cfg.candidates, cfg.keep)
+    kept = [
+        [{**rows[index], "score": scores_NC[place, index].item()} for index in kept_NK[place].tolist()]
+        for place, rows in enumerate(by_prompt)
+    ]
+    best_NP = kept_NK if cfg.keep == "best" else kept_NK[:, ::2]
+    return kept, {
+        "best_of_kl_bound": kl_bound(cfg.candidates),
+        "candidates_score": scores_NC.mean().item(),
+        "best_score": scores_NC.gather(1, best_NP).mean().item(),
+    }
+
+
+def _figures(rows: Sequence[Mapping[str, Any]], num_prompts: int) -> dict[str, Any]:
     """Headline figures; null where nothing was sampled.
 
     `distinct_share` is the share of a prompt's responses that differ in text, `mean_logprob` nats a token.

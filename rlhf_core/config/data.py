@@ -44,16 +44,75 @@ class ValidateConfig(Section):
         return self
 
 
+class BestOfConfig(Section):
+    """Several candidates sampled for each response, of which a scorer keeps the best, or the best and the worst."""
+
+    candidates: PositiveInt = Field(1, description="samples that the scorer picks from; 1 keeps what is sampled")
+    keep: Literal["best", "contrast"] = Field(
+        "best",
+        description="best: the best of its candidates is a response; contrast: best and worst of the same candidates "
+        "are two, for pairs that differ",
+    )
+    scorer: Literal["likelihood", "reward_model"] = Field(
+        "likelihood",
+        description="likelihood: mean log-probability a token under the SFT model; reward_model: the one named below",
+    )
+    reward_model: str | None = Field(
+        None, description="folder under models/ with a reward model of an earlier round (scorer: reward_model)"
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.keep == "contrast" and self.candidates < 2:
+            raise ValueError("keep 'contrast' needs candidates of at least 2: the best of one is its worst too")
+        if self.scorer == "reward_model" and not self.reward_model:
+            raise ValueError("scorer 'reward_model' needs `reward_model`, a folder under models/")
+        if self.reward_model:
+            _check_watched(self.reward_model)
+        return self
+
+
 class GenerateConfig(Section):
-    """Responses sampled from the SFT model, to be labelled."""
+    """Responses sampled from the SFT model and others, to be labelled."""
 
     num_prompts: NonNegativeInt = Field(700, description="training prompts that get responses; 0 samples nothing")
     num_heldout_prompts: NonNegativeInt = Field(400, description="held-out prompts that get responses")
     responses_per_prompt: PositiveInt = Field(4, description="responses each prompt gets")
     temperatures: tuple[PositiveFloat, ...] = Field(
-        (1.0,), min_length=1, strict=False, description="used in turn over the responses of a prompt"
+        (1.0,), min_length=1, strict=False, description="used in turn over the samples of a prompt"
     )
-    batch_size: PositiveInt = Field(256, description="rows sampled at once")
+    top_k: PositiveInt | None = Field(None, description="only the k likeliest tokens may be drawn; null: all")
+    top_p: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
+        1.0, description="only the fewest likeliest tokens whose probabilities reach p may be drawn (nucleus)"
+    )
+    models: tuple[str, ...] = Field(
+        (),
+        strict=False,
+        description="folders under models/ that are sampled from too, in turn with the SFT model; each of them gets "
+        "every temperature before the next has its turn",
+    )
+    batch_size: PositiveInt = Field(256, description="most rows sampled at once")
+    best_of: BestOfConfig = Field(default_factory=BestOfConfig)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        for folder in self.models:
+            _check_watched(folder)
+        if len(set(self.models)) < len(self.models):
+            raise ValueError(f"models {list(self.models)} names a folder twice")
+        if self.best_of.keep == "contrast" and self.responses_per_prompt % 2:
+            raise ValueError(
+                f"responses_per_prompt {self.responses_per_prompt} must be even where best_of.keep is 'contrast': "
+                "the best and the worst come in pairs"
+            )
+        return self
+
+
+def _check_watched(folder: str) -> None:
+    """DVC watches the folder models/: what lies elsewhere could change unseen."""
+    parts = folder.split("/")
+    if parts[0] != "models" or len(parts) < 2 or ".." in parts or "" in parts:
+        raise ValueError(f"folder {folder!r} must lie under models/, which DVC watches: copy it there")
 
 
 class LabelConfig(Section):

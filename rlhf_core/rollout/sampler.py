@@ -125,7 +125,7 @@ def sample_rows(
 def _batches(prompts: Sequence[list[int]], batch_size: int) -> Iterator[list[int]]:
     """Rows that are decoded together: of similar length, equal prompts side by side, batches of nearly equal size."""
     order = sorted(range(len(prompts)), key=lambda row: (len(prompts[row]), prompts[row]))
-    num_batches = -(-len(order) // batch_size)
+    num_batches = -(-len(order) // max(1, batch_size))
     for number in range(num_batches):
         yield order[len(order) * number // num_batches : len(order) * (number + 1) // num_batches]
 

@@ -50,11 +50,14 @@ def write_responses(responses: dict[str, list[str]]) -> None:
             "task": read_scene(prompt).task,
             "split": "heldout" if prompt == OTHER else "train",
             "sample": sample,
+            "model": "sft",
             "temperature": 1.0,
             "response": response,
             "response_ids": [1],
             "logprobs": [-1.0],
+            "behaviour_logprobs": [-1.0],
             "finished": True,
+            "score": None,
         }
         for prompt, texts in responses.items()
         for sample, response in enumerate(texts)

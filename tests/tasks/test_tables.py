@@ -22,11 +22,14 @@ def test_rows_come_back_as_they_were_written(tmp_path):
             "task": "",
             "split": "train",
             "sample": 3,
+            "model": "sft",
             "temperature": 0.7,
             "response": "",
             "response_ids": [1, 2],
             "logprobs": [-0.5, -1.25],
+            "behaviour_logprobs": [-0.25, -1.0],
             "finished": True,
+            "score": None,
         }
     ]
     assert write_table(tmp_path / "r.parquet", rows, SCHEMAS["responses"]) == 1
