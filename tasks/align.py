@@ -5,6 +5,7 @@ artifacts/preferences/train.parquet (DPO). Writes model/ and samples.json. Both 
 way: responses of the SFT model and of the aligned one to the same training prompts at temperature 1.
 """
 
+from contextlib import AbstractContextManager, nullcontext
 from statistics import fmean as mean
 from typing import Any
 
@@ -15,14 +16,17 @@ from rlhf_core.data.records import prompt_id
 from rlhf_core.evaluation.drift import drift_figures, summed_logprobs
 from rlhf_core.evaluation.judges import reward_scores
 from rlhf_core.evaluation.response_set import ResponseSet, sample_response_set
+from rlhf_core.models.adapters import add_adapters, has_adapters, without_adapters
 from rlhf_core.models.policy import load_policy, save_policy
 from rlhf_core.models.reward import RewardModel
+from rlhf_core.models.reward_ensemble import RewardEnsemble, load_reward_model
 from rlhf_core.models.tokenizer import load_tokenizer
 from rlhf_core.state.atomic import write_json
 from rlhf_core.state.train_state import TrainState
 from tasks import paths
+from tasks.align_chain import run_chain
 from tasks.align_dpo import run_dpo
-from tasks.align_ppo import run_ppo
+from tasks.align_ppo import guard_figures, run_ppo
 from tasks.align_prompts import training_prompts
 from tasks.stage import Stage
 
@@ -39,18 +43,25 @@ def run(stage: Stage) -> dict[str, Any]:
         Diverged: training left the finite numbers.
     """
     tokenizer = load_tokenizer(stage.root / paths.SFT / "model")
-    reference = load_policy(stage.root / paths.SFT / "model").to(stage.device).eval()
-    policy = load_policy(stage.root / paths.SFT / "model").to(stage.device)
-    reward_model = RewardModel.load(stage.root / paths.REWARD / "model").to(stage.device).eval()
+    policy = load_policy(stage.root / paths.SFT / "model")
+    add_adapters(policy, stage.params.model.lora_at("align"), stage.rng().integer("adapters"))
+    policy = policy.to(stage.device)
+    # under adapters the SFT model is the policy itself without them: no second copy of the weights
+    reference = policy if has_adapters(policy) else load_policy(stage.root / paths.SFT / "model").to(stage.device)
+    reward_model = load_reward_model(stage.root / paths.REWARD / "model").to(stage.device).eval()
+    links: dict[str, Any] = {}
     match stage.item:
         case "ppo":
-            state = run_ppo(stage, tokenizer, policy, reference, reward_model)
+            state = run_ppo(stage, tokenizer, policy, reference, reward_model, stage.params.align.ppo, stage)
         case "dpo":
-            state = run_dpo(stage, tokenizer, policy, reference)
+            state = run_dpo(stage, tokenizer, policy, reference, stage.params.align.dpo, stage)
+        case "chain":
+            state, links = run_chain(stage, tokenizer, policy, reference, reward_model)
+    stage.finish(state)
     save_policy(policy, tokenizer, stage.out / "model")
     metrics, samples = _compare(stage, tokenizer, policy, reference, reward_model)
     write_json(stage.out / "samples.json", samples)
-    return metrics | {"steps": state.step} | _last_figures(state)
+    return metrics | {"steps": state.step} | _last_figures(state) | guard_figures(state) | links
 
 
 def _compare(
@@ -58,7 +69,7 @@ def _compare(
     tokenizer: PreTrainedTokenizerBase,
     policy: PreTrainedModel,
     reference: PreTrainedModel,
-    reward_model: RewardModel,
+    reward_model: RewardModel | RewardEnsemble,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Figures and samples of the aligned policy beside the SFT model, on training prompts at temperature 1."""
     rng, pad_id = stage.rng(), tokenizer.pad_token_id
@@ -81,12 +92,15 @@ def _compare(
             reward_model, encoded, responses.response_ids, pad_id=pad_id, batch_size=BATCH_SIZE
         )
 
-    sft, sft_scores = sample("sft", reference)
+    def as_sft() -> AbstractContextManager[None]:
+        return without_adapters(policy) if reference is policy else nullcontext()
+
+    with as_sft():
+        sft, sft_scores = sample("sft", reference)
     aligned, scores = sample("aligned", policy)
-    under_policy, under_sft = (
-        summed_logprobs(model, encoded, aligned.response_ids, pad_id=pad_id, batch_size=BATCH_SIZE)
-        for model in (policy, reference)
-    )
+    under_policy = summed_logprobs(policy, encoded, aligned.response_ids, pad_id=pad_id, batch_size=BATCH_SIZE)
+    with as_sft():
+        under_sft = summed_logprobs(reference, encoded, aligned.response_ids, pad_id=pad_id, batch_size=BATCH_SIZE)
     metrics = drift_figures(under_policy, under_sft, aligned.num_tokens)
     for suffix, responses, values in (("", aligned, scores), ("_sft", sft, sft_scores)):
         metrics |= {

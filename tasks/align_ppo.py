@@ -1,15 +1,25 @@
-"""The PPO half of stage `align`: models, optimisers and prompts for `train_ppo`."""
+"""The PPO half of stage `align`: models, optimisers, prompts, rewards and the guard for `train_ppo`."""
 
+from typing import Any
+
+from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_core.config import PPOConfig
+from rlhf_core.errors import ConfigError
+from rlhf_core.models.adapters import add_adapters
 from rlhf_core.models.policy import eos_token_ids
 from rlhf_core.models.reward import RewardModel
-from rlhf_core.models.value import ValueModel
+from rlhf_core.models.reward_ensemble import RewardEnsemble
+from rlhf_core.models.value import ValueHead, ValueModel
+from rlhf_core.rollout.logprobs import PLAIN_HEADS
 from rlhf_core.state.train_state import TrainState
+from rlhf_core.trainers.guard import STOPPED
 from rlhf_core.trainers.optimisation import make_optimizer
 from rlhf_core.trainers.ppo import Sampling, train_ppo
+from tasks.align_keeper import Keeper
 from tasks.align_prompts import training_prompts
+from tasks.align_rewards import further_terms, held_out_watch
 from tasks.stage import Stage
 
 ADAM_BETAS = (0.9, 0.95)
@@ -20,34 +30,97 @@ def run_ppo(
     tokenizer: PreTrainedTokenizerBase,
     policy: PreTrainedModel,
     reference: PreTrainedModel,
-    reward_model: RewardModel,
+    reward_model: RewardModel | RewardEnsemble,
+    cfg: PPOConfig,
+    keeper: Keeper,
+    key: str = "align.ppo",
 ) -> TrainState:
-    """Train `policy` by PPO, from the newest checkpoint where there is one; returns the state at the end.
+    """Train `policy` by PPO, from the newest checkpoint of `keeper`; returns the state at the end.
+
+    Args:
+        reference: what divergence counts from; the policy itself where it carries adapters.
+        cfg: settings.
+        keeper: keeps the state and hears of the steps: the stage, or a link of a chain.
+        key: where `params.yaml` has them, for messages.
 
     Raises:
-        DataError: there is no training prompt.
+        ConfigError: a function or folder that the settings name cannot be used, or models do not go together.
+        DataError: there is no training prompt, or no held-out prompt for the guard.
         Diverged: training left the finite numbers.
     """
-    cfg: PPOConfig = stage.params.align.ppo
-    value = ValueModel.from_reward_model(reward_model).to(stage.device)
+    prompts = training_prompts(stage, tokenizer)
+    terms = further_terms(stage, cfg, key, prompts, tokenizer)
+    watch = held_out_watch(stage, cfg, key, tokenizer)
+    modules: dict[str, nn.Module] = {"policy": stage.shard(policy)}
+    if cfg.has_value_model:
+        modules["value"] = value_model(stage, cfg, key, policy, reward_model)
+    rates = {"policy": cfg.learning_rate, "value": cfg.value_learning_rate}
     optimizers = {
-        "policy": make_optimizer(policy, cfg.learning_rate, 0.0, betas=ADAM_BETAS),
-        "value": make_optimizer(value, cfg.value_learning_rate, 0.0, betas=ADAM_BETAS),
+        name: make_optimizer(module, rates[name], 0.0, betas=ADAM_BETAS, eps=cfg.adam_eps)
+        for name, module in modules.items()
     }
-    state = stage.restore(TrainState(modules={"policy": policy, "value": value}, optimizers=optimizers))
+    state = keeper.restore(TrainState(modules=modules, optimizers=optimizers))
     sampling = Sampling(
         eos_ids=eos_token_ids(policy, tokenizer),
         pad_id=tokenizer.pad_token_id,
         max_new_tokens=stage.params.model.max_response_tokens,
     )
-    return train_ppo(
+    train_ppo(
         cfg,
         state,
         reference,
         reward_model,
-        [ids for _, ids in training_prompts(stage, tokenizer)],
+        [ids for _, ids in prompts],
         seed=stage.params.seed,
         sampling=sampling,
-        log=stage.log,
-        checkpoint=stage.checkpoint,
+        log=keeper.log,
+        checkpoint=keeper.checkpoint,
+        terms=terms,
+        watch=watch,
+        world=stage.world,
     )
+    _tell_of_the_guard(stage, state)
+    return state
+
+
+def value_model(
+    stage: Stage, cfg: PPOConfig, key: str, policy: PreTrainedModel, reward_model: RewardModel | RewardEnsemble
+) -> nn.Module:
+    """A value model from the reward model, with adapters of its own where the policy has some; or a shared head.
+
+    Raises:
+        ConfigError: the policy's architecture does more to its states than multiply them by the output embedding.
+    """
+    if cfg.value.model == "shared":
+        if policy.config.model_type not in PLAIN_HEADS:
+            raise ConfigError(
+                f"params.yaml: {key}.value.model: shared: not with a {policy.config.model_type} model. Fix: separate"
+            )
+        return ValueHead(policy.config.hidden_size).to(stage.device)
+    value = ValueModel.from_reward_model(reward_model).to(stage.device)
+    add_adapters(value.body, stage.params.model.lora_at("align"), stage.rng().integer("value adapters"))
+    return stage.shard(value)
+
+
+def guard_figures(state: TrainState) -> dict[str, Any]:
+    """What `reports/metrics` says of a run that the guard watched: empty where it did not end it."""
+    stopped = state.extra.get(STOPPED)
+    if stopped is None:
+        return {}
+    return {
+        "stopped_by_guard": True,
+        "guard_stopped_at": stopped["step"],
+        "guard_best_step": stopped["best_step"],
+        "guard_reason": stopped["reason"],
+    }
+
+
+def _tell_of_the_guard(stage: Stage, state: TrainState) -> None:
+    stopped = state.extra.get(STOPPED)
+    if stopped is not None and stage.place.rank == 0:
+        print(
+            f"the guard ended training at step {stopped['step']}: {stopped['reason']}; "
+            f"back to the policy of step {stopped['best_step']}",
+            flush=True,
+        )
+        stage.log.event("stopped_by_guard", **stopped)

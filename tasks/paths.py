@@ -25,6 +25,7 @@ PROGRESS = STATE / "progress"
 CHECKPOINTS = STATE / "checkpoints"
 STAGING = STATE / "staging"
 LOCKS = STATE / "locks"
+REFERENCE_CACHE = STATE / "cache/reference"
 RUNS = Path("runs")
 
 
