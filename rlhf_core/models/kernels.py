@@ -2,9 +2,11 @@
 
 Norms and rotations are computed in at least float32 whatever comes in. Every backward is held to finite differences
 in float64 by tests.
-Shape suffixes: T = packed tokens, D = width of a token, F = width of the feed-forward part, E = half a head.
+Shape suffixes: T = packed tokens, D = width of a token, F = width of the feed-forward part, E = half a head,
+J = all heads of queries, keys and values.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -90,55 +92,72 @@ class SwiGLU(torch.autograd.Function):
         return swiglu_backward(gradients[0].clone(), joined_TF, F.silu(joined_TF.chunk(2, -1)[0]))
 
 
-class Spread(torch.autograd.Function):
-    """Rotate queries and keys to their positions and lay queries, keys and values out in padded rows.
+def turn(joined_TJ: Tensor, turns_T1E: Tensor, num_turning: int) -> None:
+    """Rotate the first `num_turning` heads of each token to its position, in place (RoPE, Su et al. 2021).
 
-    `joined_TD` holds the heads of queries, keys and values of each token one after the other; within a head of the
-    first two, places 2i and 2i + 1 are a pair that turns together (RoPE, Su et al. 2021), so a rotation is a product
-    of complex numbers. It is used up: the rotation happens in place.
-
-    Args:
-        joined_TD: queries, keys and values.
-        turns_T1E: exp(i * angle) of each token, complex, one number a pair.
-        heads: numbers of query heads and of key-value heads.
-        groups: where the tokens go.
-
-    Returns:
-        (queries, keys, values) of each group, [rows, heads, length, head size], one after the other.
+    Places 2i and 2i + 1 of a head are a pair that turns together, so a rotation is a product of complex numbers:
+    `turns_T1E` holds exp(i * angle), one a pair.
     """
+    size = 2 * turns_T1E.shape[-1]
+    turning = joined_TJ[:, : num_turning * size].unflatten(1, (num_turning, size // 2, 2))
+    if turning.dtype in (torch.float32, torch.float64):
+        torch.view_as_complex(turning).mul_(turns_T1E)
+    else:
+        turning.copy_(torch.view_as_real(torch.view_as_complex(turning.float()) * turns_T1E))
+
+
+def spread(joined_TJ: Tensor, heads: tuple[int, int], groups: tuple[AttentionGroup, ...]) -> tuple[Tensor, ...]:
+    """Lay heads of queries, keys and values, side by side in each token, out in the padded rows of attention.
+
+    `heads` are the numbers of query and of key-value heads. Returns (queries, keys, values) of each group, [rows,
+    heads, length, head size], one after the other.
+    """
+    num_heads, num_kv_heads = heads
+    size = joined_TJ.shape[1] // (num_heads + 2 * num_kv_heads)
+    parts: list[Tensor] = []
+    for group in groups:
+        rows = joined_TJ.index_select(0, group.reads).view(group.rows, group.length, -1, size)
+        parts += [part.transpose(1, 2) for part in rows.split([num_heads, num_kv_heads, num_kv_heads], 2)]
+    return tuple(parts)
+
+
+def spread_backward(gradients: Sequence[Tensor], groups: tuple[AttentionGroup, ...]) -> Tensor:
+    """Gradient of `spread`, [T, J]: a token that stands in several rows adds what comes from each; padding nothing."""
+    pieces, again = [], []
+    for number, group in enumerate(groups):
+        parts = [part.transpose(1, 2) for part in gradients[3 * number : 3 * number + 3]]
+        rows = torch.cat(parts, 2).view(group.rows * group.length, -1)
+        pieces.append(rows.index_select(0, group.takes))
+        if len(group.again):
+            again.append((group.again, rows.index_select(0, group.again_places)))
+    grad_TJ = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+    for tokens, rows in again:
+        grad_TJ.index_add_(0, tokens, rows)
+    return grad_TJ
+
+
+class Spread(torch.autograd.Function):
+    """`turn` and `spread` by themselves; the first argument is used up, for the rotation happens in place."""
 
     @staticmethod
     def forward(
-        ctx: Any, joined_TD: Tensor, turns_T1E: Tensor, heads: tuple[int, int], groups: tuple[AttentionGroup, ...]
+        ctx: Any, joined_TJ: Tensor, turns_T1E: Tensor, heads: tuple[int, int], groups: tuple[AttentionGroup, ...]
     ) -> tuple[Tensor, ...]:
         ctx.save_for_backward(turns_T1E)
-        ctx.heads, ctx.groups, ctx.shape = heads, groups, joined_TD.shape
-        num_heads, num_kv_heads = heads
-        size = 2 * turns_T1E.shape[-1]
-        _turn(joined_TD, turns_T1E, num_heads + num_kv_heads)
-        parts: list[Tensor] = []
-        for group in groups:
-            rows = joined_TD.index_select(0, group.reads).view(group.rows, group.length, -1, size)
-            parts += [part.transpose(1, 2) for part in rows.split([num_heads, num_kv_heads, num_kv_heads], 2)]
-        return tuple(parts)
+        ctx.heads, ctx.groups = heads, groups
+        turn(joined_TJ, turns_T1E, sum(heads))
+        return spread(joined_TJ, heads, groups)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (turns_T1E,) = ctx.saved_tensors
-        grad_TD = gradients[0].new_empty(ctx.shape)
-        for number, group in enumerate(ctx.groups):
-            parts = [part.transpose(1, 2) for part in gradients[3 * number : 3 * number + 3]]
-            rows = torch.cat(parts, 2).view(group.rows * group.length, -1)
-            first, end = group.tokens
-            torch.index_select(rows, 0, group.takes, out=grad_TD[first:end])
-            if len(group.again):
-                grad_TD.index_add_(0, group.again, rows.index_select(0, group.again_places))
-        _turn(grad_TD, turns_T1E.conj(), sum(ctx.heads))
-        return grad_TD, None, None, None
+        grad_TJ = spread_backward(gradients, ctx.groups)
+        turn(grad_TJ, turns_T1E.conj(), sum(ctx.heads))
+        return grad_TJ, None, None, None
 
 
-def gather(groups: tuple[AttentionGroup, ...], attended: tuple[Tensor, ...]) -> Tensor:
+def gather(groups: tuple[AttentionGroup, ...], attended: Sequence[Tensor]) -> Tensor:
     """Results of attention, [rows, heads, length, head size] a group, back to one row of tokens, [T, D]."""
     pieces = [
         tensor.transpose(1, 2).reshape(group.rows * group.length, -1).index_select(0, group.takes)
@@ -147,15 +166,15 @@ def gather(groups: tuple[AttentionGroup, ...], attended: tuple[Tensor, ...]) -> 
     return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 
 
-def gather_backward(grad_TD: Tensor, groups: tuple[AttentionGroup, ...], attended: tuple[Tensor, ...]) -> list[Tensor]:
+def gather_backward(grad_TD: Tensor, groups: tuple[AttentionGroup, ...], attended: Sequence[Tensor]) -> list[Tensor]:
     """Gradient of `gather` for each group; places that nobody read get 0."""
     parts = []
     for group, tensor in zip(groups, attended, strict=True):
         rows, heads, length, size = tensor.shape
         first, end = group.tokens
-        spread = grad_TD.new_zeros(rows * length, heads * size)
-        spread.index_copy_(0, group.takes, grad_TD[first:end])
-        parts.append(spread.view(rows, length, heads, size).transpose(1, 2))
+        padded = grad_TD.new_zeros(rows * length, heads * size)
+        padded.index_copy_(0, group.takes, grad_TD[first:end])
+        parts.append(padded.view(rows, length, heads, size).transpose(1, 2))
     return parts
 
 
@@ -189,13 +208,3 @@ class Take(torch.autograd.Function):
         (rows_N,) = ctx.saved_tensors
         grad_TD = gradients[0].new_zeros(ctx.length, gradients[0].shape[1])
         return grad_TD.index_copy_(0, rows_N, gradients[0]), None
-
-
-def _turn(joined_TD: Tensor, turns_T1E: Tensor, num_turning: int) -> None:
-    """Multiply the pairs of the first `num_turning` heads by `turns_T1E`, in place."""
-    size = 2 * turns_T1E.shape[-1]
-    turning = joined_TD[:, : num_turning * size].unflatten(1, (num_turning, size // 2, 2))
-    if turning.dtype in (torch.float32, torch.float64):
-        torch.view_as_complex(turning).mul_(turns_T1E)
-    else:
-        turning.copy_(torch.view_as_real(torch.view_as_complex(turning.float()) * turns_T1E))

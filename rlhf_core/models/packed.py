@@ -28,7 +28,7 @@ from transformers.models.qwen2.modeling_qwen2 import (
     Qwen2RMSNorm,
 )
 
-from rlhf_core.models.blocks import AttentionOut, FeedForward, NormedProjections, interleaved
+from rlhf_core.models.blocks import AttentionIn, AttentionOut, FeedForward, interleaved
 from rlhf_core.models.compute import compute_mode
 from rlhf_core.models.kernels import Gather, RMSNorm, Spread, SwiGLU, Take, at_least_float32
 from rlhf_core.models.layout import Layout
@@ -91,10 +91,8 @@ def packed_states(body: nn.Module, ids_T: Tensor, layout: Layout, wanted_N: Tens
 def _layer(layer: nn.Module, x_TD: Tensor, turns_T1E: Tensor, layout: Layout, wanted_N: Tensor | None) -> Tensor:
     """One decoder layer; its second half at the wanted tokens only."""
     attention = layer.self_attn
-    joined_TJ = _queries_keys_values(layer, x_TD)
-    num_kv_heads = attention.config.num_key_value_heads
-    num_heads = joined_TJ.shape[1] // attention.head_dim - 2 * num_kv_heads
-    parts = Spread.apply(joined_TJ, turns_T1E, (num_heads, num_kv_heads), layout.groups)
+    num_heads, num_kv_heads = attention.config.num_attention_heads, attention.config.num_key_value_heads
+    parts = _queries_keys_values(layer, x_TD, turns_T1E, (num_heads, num_kv_heads), layout)
     attended = [
         F.scaled_dot_product_attention(
             queries, keys, values, is_causal=True, scale=attention.scaling, enable_gqa=num_heads != num_kv_heads
@@ -112,17 +110,19 @@ def _layer(layer: nn.Module, x_TD: Tensor, turns_T1E: Tensor, layout: Layout, wa
     return _feed_forward(layer, x_TD)
 
 
-def _queries_keys_values(layer: nn.Module, x_TD: Tensor) -> Tensor:
-    """Heads of queries, keys and values side by side, those of the first two with their pairs adjacent."""
+def _queries_keys_values(
+    layer: nn.Module, x_TD: Tensor, turns_T1E: Tensor, heads: tuple[int, int], layout: Layout
+) -> tuple[Tensor, ...]:
+    """Queries, keys and values of each group of rows, rotated."""
     attention, norm = layer.self_attn, layer.input_layernorm
     parts = (attention.q_proj, attention.k_proj, attention.v_proj)
-    sizes = (attention.head_dim, attention.head_dim, 0)
+    where = (turns_T1E, heads, layout.groups)
     if _is_norm(norm) and all(map(_is_plain, parts)):
-        return NormedProjections.apply(
-            x_TD, norm.weight, norm.variance_epsilon, _product_type(x_TD), sizes, *_weights(parts)
-        )
-    normed_TD = _norm(norm, x_TD)
-    return torch.cat([interleaved(part(normed_TD), size, 1) for part, size in zip(parts, sizes, strict=True)], 1)
+        plain = (norm.weight, norm.variance_epsilon, _product_type(x_TD))
+        return AttentionIn.apply(x_TD, *plain, *where, *_weights(parts))
+    normed_TD, sizes = _norm(norm, x_TD), (attention.head_dim, attention.head_dim, 0)
+    joined = [interleaved(part(normed_TD), size, 1) for part, size in zip(parts, sizes, strict=True)]
+    return Spread.apply(torch.cat(joined, 1), *where)
 
 
 def _feed_forward(layer: nn.Module, x_TD: Tensor) -> Tensor:
