@@ -9,8 +9,9 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from rlhf_core.config import ModelConfig
 from rlhf_core.data.batches import SequenceBatch, collate
 from rlhf_core.models.policy import build_policy
-from rlhf_core.rollout import logprobs as subject
-from rlhf_core.rollout.logprobs import response_logprobs, response_logprobs_and_entropy, token_logprobs
+from rlhf_core.rollout import output_layer
+from rlhf_core.rollout.logprobs import response_logprobs, response_logprobs_and_entropy
+from rlhf_core.rollout.output_layer import token_logprobs
 
 VOCABULARY, PAD = 40, 0
 PROMPTS = [[5, 6, 7, 8], [9], [10, 11]]
@@ -112,10 +113,19 @@ def random_inputs() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return hidden, weight, torch.tensor([0, 6, 3, 3, 1])
 
 
-@pytest.mark.parametrize("at_once", [2**25, 14], ids=["one piece", "chunks of 2"])
+@pytest.fixture(params=["whole", "pieces kept", "pieces made again"])
+def pieces(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """How the logits of a few tokens are worked on: together, or two tokens at a time."""
+    if request.param != "whole":
+        monkeypatch.setattr(output_layer, "LOGITS_AT_ONCE", 1)
+        monkeypatch.setattr(output_layer, "PIECES", (2, 2))
+    if request.param == "pieces made again":
+        monkeypatch.setattr(output_layer, "KEPT_LOGITS", 1)
+
+
+@pytest.mark.usefixtures("pieces")
 @pytest.mark.parametrize("temperature", [1.0, 0.5])
-def test_gradcheck(monkeypatch: pytest.MonkeyPatch, temperature: float, at_once: int) -> None:
-    monkeypatch.setattr(subject, "LOGITS_AT_ONCE", at_once)
+def test_gradcheck(temperature: float) -> None:
     hidden, weight, targets = random_inputs()
     assert torch.autograd.gradcheck(lambda h, w: token_logprobs(h, w, targets, temperature)[0], (hidden, weight))
 
@@ -123,9 +133,12 @@ def test_gradcheck(monkeypatch: pytest.MonkeyPatch, temperature: float, at_once:
 def test_chunks_equal_one_piece(monkeypatch: pytest.MonkeyPatch) -> None:
     hidden, weight, targets = random_inputs()
     whole = token_logprobs(hidden, weight, targets, with_entropy=True)
-    monkeypatch.setattr(subject, "LOGITS_AT_ONCE", 14)
-    pieces = token_logprobs(hidden, weight, targets, with_entropy=True)
-    torch.testing.assert_close(whole, pieces, atol=1e-14, rtol=0)
+    monkeypatch.setattr(output_layer, "LOGITS_AT_ONCE", 1)
+    monkeypatch.setattr(output_layer, "PIECES", (2, 2))
+    in_pieces = token_logprobs(hidden, weight, targets, with_entropy=True)
+    torch.testing.assert_close(whole, in_pieces, atol=1e-14, rtol=0)
+    monkeypatch.setattr(output_layer, "KEPT_LOGITS", 1)
+    assert all(map(torch.equal, in_pieces, token_logprobs(hidden, weight, targets, with_entropy=True)))
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.5])
@@ -148,13 +161,10 @@ def test_bfloat16_weights_give_float32_log_probabilities(batch: SequenceBatch) -
     assert not torch.equal(found, found.bfloat16().float())
 
 
-@pytest.mark.parametrize("at_once", [2**25, 2 * 13])
+@pytest.mark.usefixtures("pieces")
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
-def test_log_probabilities_and_entropies_have_the_gradients_of_the_plain_form(
-    monkeypatch: pytest.MonkeyPatch, temperature: float, at_once: int
-) -> None:
+def test_log_probabilities_and_entropies_have_the_gradients_of_the_plain_form(temperature: float) -> None:
     """Both wanted together, in float64, whole and in pieces of two tokens; and against finite differences."""
-    monkeypatch.setattr(subject, "LOGITS_AT_ONCE", at_once)
     generator = torch.Generator().manual_seed(0)
     hidden, weight = (torch.randn(n, 4, generator=generator, dtype=torch.float64) for n in (5, 13))
     targets_N = torch.tensor([0, 12, 3, 3, 7])
