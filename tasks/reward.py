@@ -59,7 +59,8 @@ def run(stage: Stage) -> dict[str, Any]:
     tokenizer = load_tokenizer(stage.root / paths.SFT / "model")
     groups = _training_groups(stage, tokenizer)
     state = _train(stage, groups, tokenizer.pad_token_id)
-    model, left_out = _trained(stage, state, groups, tokenizer.pad_token_id)
+    ensemble, left_out = _ensemble(stage, state, groups, tokenizer.pad_token_id)
+    model = _published(state, ensemble, groups, tokenizer.pad_token_id)
     reader = _Reader(stage, model, tokenizer)
     heldout = read_table(stage.root / paths.PREFERENCES / "heldout.parquet").to_list()
     graded = read_table(stage.root / paths.VALIDATE / "graded.parquet").to_list()
@@ -88,8 +89,7 @@ def run(stage: Stage) -> dict[str, Any]:
     others = [row for row in _other_pairs(stage, "heldout") if not row["tie"]]
     card |= sureness(chosen, rejected, unit, grades, readings)
     card |= criterion_figures(cfg, [*heldout, *others], *reader.pairs([*heldout, *others]))
-    if cfg.ensemble.members > 1:
-        ensemble = model if isinstance(model, RewardEnsemble) else ensemble_of(cfg, state.modules)
+    if ensemble is not None:
         members = _Reader(stage, ensemble, tokenizer).pairs(heldout)
         card |= member_figures(*members, left_out, ensemble.weights_M.tolist())
     return card | _training_figures(stage, state, groups, model)
@@ -141,21 +141,28 @@ def _train(stage: Stage, groups: Sequence[PreferenceGroup], pad_id: int) -> Trai
     return state
 
 
-def _trained(
+def _ensemble(
     stage: Stage, state: TrainState, groups: Sequence[PreferenceGroup], pad_id: int
-) -> tuple[RewardModel | RewardEnsemble, list[float | None]]:
-    """The model to publish, standardised, and the members' accuracy on prompts that they did not draw."""
+) -> tuple[RewardEnsemble | None, list[float | None]]:
+    """The members as one model, where there are several, and their accuracy on prompts that they did not draw."""
     cfg = stage.params.reward
-    left_out: list[float | None] = []
-    if cfg.ensemble.members > 1:
-        ensemble = ensemble_of(cfg, state.modules)
-        plan = phases(cfg, len(groups), stage.params.seed)
-        left_out = settle(ensemble, groups, plan, list(cfg.criteria), pad_id)
-    model = cast(RewardModel, state.modules[PUBLISHED]) if PUBLISHED in state.modules else ensemble
+    if cfg.ensemble.members == 1:
+        return None, []
+    ensemble = ensemble_of(cfg, state.modules)
+    plan = phases(cfg, len(groups), stage.params.seed)
+    return ensemble, settle(ensemble, groups, plan, list(cfg.criteria), pad_id)
+
+
+def _published(
+    state: TrainState, ensemble: RewardEnsemble | None, groups: Sequence[PreferenceGroup], pad_id: int
+) -> RewardModel | RewardEnsemble:
+    """The only model, the student of the ensemble or the ensemble itself, standardised."""
+    single = state.modules.get(PUBLISHED)
+    model = cast(RewardModel | RewardEnsemble, single or ensemble)
     rows = [(group.prompt, response) for group in groups[:STANDARDISE_GROUPS] for response in group.responses]
     prompts, responses = zip(*rows, strict=True)
     standardise(model, reward_scores(model, prompts, responses, pad_id=pad_id, batch_size=SCORING_BATCH))
-    return model, left_out
+    return model
 
 
 class _Reader:
