@@ -17,6 +17,7 @@ from typing import IO, TYPE_CHECKING, Any, TypeVar
 from rlhf_core.config import Params
 from rlhf_core.errors import EnvironmentProblem
 from rlhf_core.state.atomic import canonical_json, digest_of, publish_folder, write_text
+from rlhf_core.state.compute_mode import ComputeMode, set_compute_mode
 from rlhf_core.state.faults import faultpoint
 from tasks import paths
 from tasks.definition import StageDefinition, input_digests
@@ -121,7 +122,7 @@ class Stage:
 
     @property
     def device(self) -> "torch.device":
-        """The device of the parameters, with threads and deterministic algorithms set on first use.
+        """The device of the parameters, with threads, deterministic algorithms and the compute mode set on first use.
 
         Raises:
             EnvironmentProblem: a GPU is asked for and there is none.
@@ -131,6 +132,9 @@ class Stage:
         compute = self.params.compute
         torch.set_num_threads(self.threads)
         torch.use_deterministic_algorithms(True)
+        set_compute_mode(
+            ComputeMode(precision=compute.precision, activation_checkpointing=compute.activation_checkpointing)
+        )
         gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if compute.device == "cpu" or (compute.device == "auto" and not gpus):
             return torch.device("cpu")

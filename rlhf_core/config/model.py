@@ -13,6 +13,14 @@ class ComputeConfig(Section):
 
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto takes the GPU where there is one")
     threads: PositiveInt = Field(2, description="CPU threads of a stage; another number gives other last bits")
+    precision: Literal["float32", "bfloat16"] = Field(
+        "float32",
+        description="of matrix products and attention in training and scoring; bfloat16 keeps weights, norms, "
+        "log-probabilities and losses in float32",
+    )
+    activation_checkpointing: bool = Field(
+        False, description="compute each layer again in the backward pass: less memory, about a third more work"
+    )
     processes: PositiveInt = Field(1, description="processes of a stage that trains; they share its CPU threads")
     sharding: Literal["none", "fsdp"] = Field(
         "none", description="fsdp divides weights, gradients and moments among the processes; none copies them"

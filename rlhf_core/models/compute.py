@@ -1,57 +1,13 @@
-"""In which numbers models are computed, and what they keep for the backward pass: one setting of the process.
-
-Set once, where threads and deterministic algorithms are set (the frame of a stage, `tasks/stage.py`), it holds for
-every model of the process: the policy, its reference, reward and value models. The functions that run a model
-(`response_logprobs*`, `response_states`, `final_states`, `hidden_states`) obey it; nothing else has to know.
-"""
+"""The mode of the process (`rlhf_core.state.compute_mode`) around a forward pass."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Literal
 
 import torch
+from torch import nn
+from transformers.modeling_layers import GradientCheckpointingLayer
 
-Precision = Literal["float32", "bfloat16"]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ComputeMode:
-    """How models are computed.
-
-    Attributes:
-        precision: of matrix products and attention. `bfloat16` leaves weights, gradients, norms, the residual stream,
-            log-probabilities, scores and losses in float32; `float32` takes the weights' own type.
-        activation_checkpointing: keep the input of each layer alone and compute the layer again in the backward pass.
-    """
-
-    precision: Precision = "float32"
-    activation_checkpointing: bool = False
-
-
-_current = ComputeMode()
-
-
-def compute_mode() -> ComputeMode:
-    """The mode in force."""
-    return _current
-
-
-def set_compute_mode(mode: ComputeMode) -> None:
-    """Set the mode of this process."""
-    global _current
-    _current = mode
-
-
-@contextmanager
-def computing(mode: ComputeMode) -> Iterator[None]:
-    """The mode for a block of code."""
-    before = compute_mode()
-    set_compute_mode(mode)
-    try:
-        yield
-    finally:
-        set_compute_mode(before)
+from rlhf_core.state.compute_mode import compute_mode
 
 
 def autocast(device: torch.device) -> torch.autocast:
@@ -62,3 +18,27 @@ def autocast(device: torch.device) -> torch.autocast:
     """
     on = compute_mode().precision == "bfloat16"
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=on, cache_enabled=False)
+
+
+@contextmanager
+def own_forward(model: nn.Module, device: torch.device) -> Iterator[None]:
+    """The mode around a forward pass of transformers' own.
+
+    Its layers make themselves again in the backward pass only while they train, and our models stay in evaluation
+    mode, which keeps dropout off. So for this forward the layers alone say that they train; nothing inside them does.
+    """
+    layers: list[nn.Module] = []
+    if compute_mode().activation_checkpointing and torch.is_grad_enabled():
+        layers = [part for part in model.modules() if isinstance(part, GradientCheckpointingLayer)]
+        model.activation_checkpointing_enable({"use_reentrant": False})
+    before = [layer.training for layer in layers]
+    for layer in layers:
+        layer.training = True
+    try:
+        with autocast(device):
+            yield
+    finally:
+        for layer, training in zip(layers, before, strict=True):
+            layer.training = training
+        if layers:
+            model.activation_checkpointing_disable()

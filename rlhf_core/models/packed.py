@@ -29,9 +29,9 @@ from transformers.models.qwen2.modeling_qwen2 import (
 )
 
 from rlhf_core.models.blocks import AttentionIn, AttentionOut, FeedForward, interleaved
-from rlhf_core.models.compute import compute_mode
 from rlhf_core.models.kernels import Gather, RMSNorm, Spread, SwiGLU, Take, at_least_float32
 from rlhf_core.models.layout import Layout
+from rlhf_core.state.compute_mode import compute_mode
 
 KNOWN = {
     LlamaModel: (LlamaDecoderLayer, LlamaAttention, LlamaMLP),

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from rlhf_core.data.batches import SequenceBatch
-from rlhf_core.models.compute import autocast
+from rlhf_core.models.compute import autocast, own_forward
 from rlhf_core.models.layout import Layout, Reading, layout_of
 from rlhf_core.models.packed import can_pack, packed_states
 
@@ -20,7 +20,7 @@ def hidden_states(body: nn.Module, batch: SequenceBatch) -> Tensor:
 
     Padding is masked and not counted. Where responses are all you need, the functions below are faster.
     """
-    with autocast(batch.ids_BS.device):
+    with own_forward(body, batch.ids_BS.device):
         return body(
             input_ids=batch.ids_BS,
             attention_mask=batch.mask_BS,

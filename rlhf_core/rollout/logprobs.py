@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from rlhf_core.data.batches import SequenceBatch
-from rlhf_core.models.compute import autocast
+from rlhf_core.models.compute import own_forward
 from rlhf_core.models.kernels import at_least_float32
 from rlhf_core.models.mixture import PolicyMixture, mixed_logprobs
 from rlhf_core.models.states import predicting_states
@@ -82,7 +82,7 @@ def _scatter(values_N: Tensor, real_BR: Tensor) -> Tensor:
 def _logits(model: PreTrainedModel, batch: SequenceBatch) -> Tensor:
     """Logits that predict the response, through the model's own output layer, whatever it does (caps, scales, bias)."""
     room = batch.ids_BS.shape[1] - batch.prompt_width
-    with autocast(batch.ids_BS.device):
+    with own_forward(model, batch.ids_BS.device):
         return model(
             input_ids=batch.ids_BS,
             attention_mask=batch.mask_BS,

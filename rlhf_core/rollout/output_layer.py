@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from rlhf_core.models.compute import compute_mode
 from rlhf_core.models.kernels import at_least_float32
 from rlhf_core.models.products import PIECES, pieces, product
+from rlhf_core.state.compute_mode import compute_mode
 
 KEPT_LOGITS = 2**25
 """Most logits that stay in memory for their gradient: 128 MiB in float32."""
@@ -33,7 +33,8 @@ def token_logprobs(
     """
     learns = torch.is_grad_enabled() and (hidden_ND.requires_grad or weight_VD.requires_grad)
     keep = learns and len(targets_N) * len(weight_VD) <= KEPT_LOGITS
-    return _TokenLogprobs.apply(hidden_ND, weight_VD, targets_N, temperature, with_entropy, keep)
+    with torch.autocast(hidden_ND.device.type, enabled=False):
+        return _TokenLogprobs.apply(hidden_ND, weight_VD, targets_N, temperature, with_entropy, keep)
 
 
 class _TokenLogprobs(torch.autograd.Function):

@@ -16,9 +16,9 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
 
 from rlhf_core.data.batches import RowShapes, SequenceBatch, collate
-from rlhf_core.models.compute import ComputeMode, computing
 from rlhf_core.models.packed import can_pack
 from rlhf_core.models.states import final_states, hidden_states, predicting_states, response_states
+from rlhf_core.state.compute_mode import ComputeMode, computing
 
 VOCABULARY, PAD = 40, 0
 PROMPTS = [[5, 6, 7, 8], [9], [10, 11], [5, 6, 7, 8], [12] * 9, [10, 11], [5, 6, 7, 8]]

@@ -1,0 +1,53 @@
+"""In which numbers models are computed, and what they keep for the backward pass: one setting of the process.
+
+Set once, where threads and deterministic algorithms are set (`tasks.stage.Stage.device`), it holds for every model of
+the process: the policy, its reference, reward and value models. The functions that run a model
+(`rlhf_core.models.states`, `rlhf_core.rollout.logprobs`) obey it, so trainers need not know. Sampling computes in the
+weights' own type.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
+
+Precision = Literal["float32", "bfloat16"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ComputeMode:
+    """How models are computed.
+
+    Attributes:
+        precision: of matrix products and attention. `bfloat16` leaves weights, gradients, norms, the residual stream,
+            log-probabilities, scores and losses in float32; `float32` takes the weights' own type.
+        activation_checkpointing: keep the input of each layer alone and compute the layer again in the backward pass.
+    """
+
+    precision: Precision = "float32"
+    activation_checkpointing: bool = False
+
+
+_current = ComputeMode()
+
+
+def compute_mode() -> ComputeMode:
+    """The mode in force."""
+    return _current
+
+
+def set_compute_mode(mode: ComputeMode) -> None:
+    """Set the mode of this process."""
+    global _current
+    _current = mode
+
+
+@contextmanager
+def computing(mode: ComputeMode) -> Iterator[None]:
+    """The mode for a block of code."""
+    before = compute_mode()
+    set_compute_mode(mode)
+    try:
+        yield
+    finally:
+        set_compute_mode(before)
