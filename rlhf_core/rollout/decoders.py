@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from rlhf_core.data.batches import SequenceBatch
+from rlhf_core.models.compute import autocast
 from rlhf_core.models.mixture import PolicyMixture
 from rlhf_core.rollout.mixture_decoder import MixtureDecoder
 from rlhf_core.rollout.static_decoder import StaticDecoder
@@ -77,11 +78,12 @@ class CacheDecoder:
         self.mask_BT, self.next_position_B = self.mask_BT[rows], self.next_position_B[rows]
 
     def _forward(self, ids: Tensor, positions: Tensor) -> Tensor:
-        return self.model(
-            input_ids=ids,
-            attention_mask=self.mask_BT,
-            position_ids=positions,
-            past_key_values=self.cache,
-            use_cache=True,
-            logits_to_keep=1,
-        ).logits[:, -1]
+        with autocast(ids.device):
+            return self.model(
+                input_ids=ids,
+                attention_mask=self.mask_BT,
+                position_ids=positions,
+                past_key_values=self.cache,
+                use_cache=True,
+                logits_to_keep=1,
+            ).logits[:, -1]

@@ -17,14 +17,16 @@ class Product:
     Args:
         weight: [out, in].
         bias: [out], or none.
+        dtype: what is multiplied; the result is in it too, unless it is added to something.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> None:
+        weight, bias = weight.to(dtype), None if bias is None else bias.to(dtype)
         packs = weight.device.type == "cpu" and weight.dtype == torch.float32 and torch.backends.mkldnn.is_available()
         self.packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach()) if packs else None
         self.fewest_rows = FEW // weight.numel() if packs else float("inf")
         self.weight = None if self.fewest_rows == 0 else weight.detach()
-        self.bias = bias
+        self.bias, self.dtype = bias, dtype
 
     def __call__(self, x_ND: Tensor, plus: Tensor | None = None) -> Tensor:
         """[N, in] to [N, out], added to `plus` where it is given."""
@@ -32,5 +34,5 @@ class Product:
             if plus is None:
                 return torch.ops.mkldnn._linear_pointwise(x_ND, self.packed, self.bias, "none", [], "")
             return torch.ops.mkldnn._linear_pointwise.binary(x_ND, plus, self.packed, self.bias, "add")
-        product = F.linear(x_ND, self.weight, self.bias)
-        return product if plus is None else product.add_(plus)
+        product_ND = F.linear(x_ND.to(self.dtype), self.weight, self.bias)
+        return product_ND if plus is None else plus + product_ND

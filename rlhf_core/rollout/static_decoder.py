@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from rlhf_core.data.batches import SequenceBatch
 from rlhf_core.models.effective import effective_linear
 from rlhf_core.rollout.products import Product
+from rlhf_core.state.compute_mode import compute_mode
 
 MODEL_TYPES = frozenset({"llama", "qwen2"})
 ROPE_TYPES = frozenset({"default", "linear", "llama3"})
@@ -48,6 +49,7 @@ class StaticDecoder:
     runs at its last place only, and keys lie the way that a single query reads them. The two halves of a head that
     rotate together are stored side by side, so that turning it is one complex product. The weights are copies, made
     when the decoder is: use it while the model does not change. Low-rank adapters count as in the model's forward.
+    Where the process computes in bfloat16, products and cache are in it, the residual stream and norms are not.
 
     Args:
         model: one that `StaticDecoder.supports`.
@@ -58,9 +60,11 @@ class StaticDecoder:
         self.num_heads, self.num_kv_heads = config.num_attention_heads, config.num_key_value_heads
         self.head_size = body.layers[0].self_attn.head_dim
         self.embedding, self.rotary = body.embed_tokens.weight, body.rotary_emb
+        halved = compute_mode().precision == "bfloat16"
+        self.dtype = torch.bfloat16 if halved else self.embedding.dtype
         self.eps = torch.tensor(config.rms_norm_eps, device=self.embedding.device)
         self.layers = [self._layer(layer) for layer in body.layers]
-        self.output = _joined([model.get_output_embeddings()], body.norm.weight)
+        self.output = _joined([model.get_output_embeddings()], self.dtype, body.norm.weight)
 
     @staticmethod
     def supports(model: PreTrainedModel) -> bool:
@@ -79,7 +83,7 @@ class StaticDecoder:
         """See `Decoder`; on a CPU so many that their cache stays in the processor's, yet enough for the products."""
         if self.embedding.device.type != "cpu":
             return sys.maxsize
-        row_bytes = 2 * len(self.layers) * self.num_kv_heads * self.head_size * places * self.embedding.itemsize
+        row_bytes = 2 * len(self.layers) * self.num_kv_heads * self.head_size * places * self.dtype.itemsize
         return max(FEWEST_ROWS, NEAR_BYTES // row_bytes)
 
     def prefill(self, prompts: SequenceBatch, max_new_tokens: int) -> Tensor:
@@ -93,7 +97,7 @@ class StaticDecoder:
         cos, sin = self.rotary(self.eps, torch.arange(self.places, device=ids_BP.device)[None])
         half = self.head_size // 2
         self.turn_TE = torch.complex(cos[0, :, :half], sin[0, :, :half])
-        hidden_BT = F.pad((~mask_BP).to(self.embedding.dtype) * HIDDEN, (0, max_new_tokens))
+        hidden_BT = F.pad((~mask_BP).to(self.dtype) * HIDDEN, (0, max_new_tokens))
         self.hidden_N1T = hidden_BT.repeat_interleave(self.num_kv_heads, 0)[:, None]
         causal_PP = torch.ones(self.filled, self.filled, dtype=torch.bool, device=ids_BP.device).tril()
         # A padding place sees itself: a softmax over nothing is not a number.
@@ -114,7 +118,7 @@ class StaticDecoder:
             keys_NET, values_NTE = keys_BKET.flatten(0, 1), values_BKTE.flatten(0, 1)
             queries_NGE = queries_BHE.reshape(shape_NGE)
             scores_NGT = torch.baddbmm(hidden_N1T, queries_NGE, keys_NET[..., : self.filled], alpha=scale)
-            probs_NGT = torch.softmax(scores_NGT, -1, dtype=torch.float32).to(x_BD.dtype)
+            probs_NGT = torch.softmax(scores_NGT, -1, dtype=torch.float32).to(self.dtype)
             attended_NGE = torch.bmm(probs_NGT, values_NTE[:, : self.filled])
             x_BD = self._mlp(layer, layer.out(attended_NGE.view(len(x_BD), -1), plus=x_BD))
         self.next_position_B = self.next_position_B + 1
@@ -132,7 +136,7 @@ class StaticDecoder:
 
     def _room(self, rows: int, *shape: int) -> Tensor:
         """Cache of one layer; what is not written is never read."""
-        return self.embedding.new_empty(rows, self.num_kv_heads, *shape)
+        return torch.empty(rows, self.num_kv_heads, *shape, dtype=self.dtype, device=self.embedding.device)
 
     def _norm(self, x_ND: Tensor) -> Tensor:
         """Divide by the root of the mean square; the norm's weight is in the product that follows."""
@@ -178,10 +182,10 @@ class StaticDecoder:
         order = torch.arange(turning).view(-1, 2, self.head_size // 2).transpose(1, 2).flatten()
         order = torch.cat([order, torch.arange(turning, turning + self.num_kv_heads * self.head_size)])
         return _Layer(
-            qkv=_joined([query, key, value], layer.input_layernorm.weight, order),
-            out=_joined([out]),
-            gate_up=_joined([gate, up], layer.post_attention_layernorm.weight),
-            down=_joined([down]),
+            qkv=_joined([query, key, value], self.dtype, layer.input_layernorm.weight, order),
+            out=_joined([out], self.dtype),
+            gate_up=_joined([gate, up], self.dtype, layer.post_attention_layernorm.weight),
+            down=_joined([down], self.dtype),
         )
 
 
@@ -191,11 +195,14 @@ def _linears(layer: nn.Module) -> tuple[nn.Module, ...]:
     return (*projections, mlp.gate_proj, mlp.up_proj, mlp.down_proj)
 
 
-def _joined(parts: list[nn.Module], scale_D: Tensor | None = None, order: Tensor | None = None) -> Product:
+def _joined(
+    parts: list[nn.Module], dtype: torch.dtype, scale_D: Tensor | None = None, order: Tensor | None = None
+) -> Product:
     """One product for parts that read the same input, all of them with a bias or none.
 
     Args:
         parts: linear layers, whose outputs follow each other.
+        dtype: in which the product is computed.
         scale_D: what the input is multiplied by.
         order: which of the outputs stand where.
     """
@@ -205,4 +212,4 @@ def _joined(parts: list[nn.Module], scale_D: Tensor | None = None, order: Tensor
     bias = torch.cat(biases) if biases else None
     if order is not None:
         weight, bias = weight[order], None if bias is None else bias[order]
-    return Product(weight if scale_D is None else weight * scale_D, bias)
+    return Product(weight if scale_D is None else weight * scale_D, bias, dtype)

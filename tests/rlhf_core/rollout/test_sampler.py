@@ -22,6 +22,7 @@ from rlhf_core.rollout.decoders import CacheDecoder, Decoder, make_decoder
 from rlhf_core.rollout.logprobs import response_logprobs
 from rlhf_core.rollout.sampler import Samples, sample_responses
 from rlhf_core.rollout.static_decoder import StaticDecoder
+from rlhf_core.state.compute_mode import ComputeMode, computing
 
 VOCABULARY, PAD, ENDS = 50, 0, (1, 2, 3, 4)
 PROMPTS = [[5, 6, 7], [8], [9, 10, 11, 12, 13], [14, 15], [16] * 8, [17, 18, 19]]
@@ -124,6 +125,22 @@ def test_n04_logprobs_of_an_ordinary_model_are_within_1e_5_of_training(family: s
     again = response_logprobs(model, collate(PROMPTS, found.response_ids, PAD))
     for row, logprobs in enumerate(found.logprobs):
         torch.testing.assert_close(torch.tensor(logprobs), again[row, : len(logprobs)], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("kind", ["llama", "grouped", "gpt2"])
+def test_n42_in_bfloat16_what_is_sampled_stays_near_what_training_computes(kind: str) -> None:
+    """As near as two orders of rounding to 8 bits leave it, and nearer to it than to float32."""
+    model = tiny(kind)
+    with computing(ComputeMode(precision="bfloat16")):
+        found = sample(model, 1.0)
+        again = response_logprobs(model, collate(PROMPTS, found.response_ids, PAD))
+    exact = response_logprobs(model, collate(PROMPTS, found.response_ids, PAD))
+    assert again.dtype == torch.float32
+    rows = list(enumerate(map(torch.tensor, found.logprobs)))
+    near = torch.cat([logprobs - again[row, : len(logprobs)] for row, logprobs in rows]).abs()
+    far = torch.cat([logprobs - exact[row, : len(logprobs)] for row, logprobs in rows]).abs()
+    assert near.mean() < 0.05
+    assert far.max() > 1e-4, "float32 was computed"
 
 
 def test_greedy_logprobs_are_those_at_temperature_1(model: PreTrainedModel) -> None:
