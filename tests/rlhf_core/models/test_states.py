@@ -2,6 +2,9 @@
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from peft import LoraConfig
 from torch import Tensor
 from transformers import (
     GPT2Config,
@@ -16,6 +19,7 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
 
 from rlhf_core.data.batches import RowShapes, SequenceBatch, collate
+from rlhf_core.models.layout import layout_of
 from rlhf_core.models.packed import can_pack
 from rlhf_core.models.states import final_states, hidden_states, predicting_states, response_states
 from rlhf_core.state.compute_mode import ComputeMode, computing
@@ -174,3 +178,110 @@ def test_shapes_found_from_tensors_equal_those_noted() -> None:
     bare = SequenceBatch(ids_BS=BATCH.ids_BS, mask_BS=BATCH.mask_BS, prompt_width=BATCH.prompt_width)
     assert bare.row_shapes() == BATCH.row_shapes()
     assert BATCH.row_shapes() == RowShapes((4, 1, 2, 4, 9, 2, 4), (2, 5, 1, 4, 11, 3, 1), (0, 1, 2, 0, 4, 2, 0))
+
+
+def wide_model() -> PreTrainedModel:
+    """Wide enough that products go through oneDNN."""
+    torch.manual_seed(0)
+    sizes = SIZES | {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "initializer_range": 0.1}
+    return LlamaForCausalLM(LlamaConfig(**sizes)).eval()
+
+
+WIDE = wide_model()
+ROWS = st.lists(
+    st.tuples(
+        st.sampled_from([[5, 6, 7], [5, 6, 7], [8] * 9, [9], list(range(10, 35))]),
+        st.lists(st.integers(2, VOCABULARY - 1), min_size=1, max_size=25),
+    ),
+    min_size=1,
+    max_size=12,
+)
+
+
+def states_of_rows(rows: list[tuple[list[int], list[int]]], pad_id: int = PAD) -> list[Tensor]:
+    prompts, responses = zip(*rows, strict=True)
+    with torch.no_grad():
+        found = response_states(WIDE.get_decoder(), collate(list(prompts), list(responses), pad_id))
+    return [states[: len(response) + 1] for states, response in zip(found, responses, strict=True)]
+
+
+@settings(max_examples=25, deadline=None)
+@given(rows=ROWS, seed=st.integers(0, 99))
+def test_n09_n10_padding_order_company_and_cuts_change_nothing_beyond_noise(
+    rows: list[tuple[list[int], list[int]]], seed: int
+) -> None:
+    """Each row alone, in another order, cut into micro-batches, and under much more padding of either side."""
+    together = states_of_rows(rows)
+    alone = [states_of_rows([row])[0] for row in rows]
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed)).tolist()
+    shuffled = states_of_rows([rows[place] for place in order])
+    cuts = [part for part in (rows[: len(rows) // 2], rows[len(rows) // 2 :]) if part]
+    halves = [states for part in cuts for states in states_of_rows(part)]
+    padded = states_of_rows([*rows, ([3] * 40, [4] * 20)], pad_id=33)[: len(rows)]
+    for row, expected in enumerate(alone):
+        for found in (together[row], shuffled[order.index(row)], halves[row], padded[row]):
+            torch.testing.assert_close(found, expected, atol=NOISE, rtol=0)
+
+
+@settings(max_examples=25, deadline=None)
+@given(rows=ROWS)
+def test_a_layout_has_every_token_once_and_every_prompt_once(rows: list[tuple[list[int], list[int]]]) -> None:
+    prompts, responses = zip(*rows, strict=True)
+    batch = collate(list(prompts), list(responses), PAD)
+    layout = layout_of(batch)
+    ids_T = batch.ids_BS.flatten()[layout.source_T]
+    assert len(ids_T) == sum(map(len, {tuple(prompt) for prompt in prompts})) + sum(map(len, responses))
+    assert layout.groups[0].tokens[0] == 0
+    assert layout.groups[-1].tokens[1] == len(ids_T)
+    seen = []
+    for group in layout.groups:
+        assert len(group.reads) == group.rows * group.length
+        first, end = group.tokens
+        assert group.reads[group.takes].tolist() == list(range(first, end))
+        assert torch.equal(group.reads[group.again_places], group.again)
+        seen += [tuple(ids_T[row].tolist()) for row in group.reads.view(group.rows, group.length)]
+    wanted = [tuple(prompt + response) for prompt, response in rows]
+    for text in wanted:  # padding follows a row's own tokens
+        assert any(row[: len(text)] == text for row in seen)
+    final = layout.final()
+    picked = final.wanted if final.pick is None else final.wanted[final.pick]
+    assert ids_T[picked].tolist() == [response[-1] for response in responses]
+    assert layout.positions_T[picked].tolist() == [len(text) - 1 for text in wanted]
+
+
+def test_a_response_sees_its_prompt_and_itself_and_no_other_response() -> None:
+    """Changing one of three responses to a prompt leaves the states of the others as they are."""
+    rows = [([5, 6, 7], [8, 9]), ([5, 6, 7], [10, 11, 12]), ([5, 6, 7], [13])]
+    before = states_of_rows(rows)
+    after = states_of_rows([rows[0], ([5, 6, 7], [30, 31, 32]), rows[2]])
+    assert torch.equal(before[0], after[0])
+    assert torch.equal(before[2], after[2])
+    assert not torch.isclose(before[1][1:], after[1][1:]).all(-1).any()
+    prompt = states_of_rows([([5, 6, 20], [8, 9]), ([5, 6, 20], [10, 11, 12]), ([5, 6, 20], [13])])
+    assert not any(torch.isclose(one, two).all(-1).any() for one, two in zip(before, prompt, strict=True))
+
+
+def test_empty_responses_have_the_state_of_their_prompt() -> None:
+    batch = collate([[5, 6], [5, 6], [7]], [[], [], []], PAD)
+    body = WIDE.get_decoder()
+    assert response_states(body, batch).shape == (3, 1, 64)
+    assert predicting_states(body, batch).shape == (0, 64)
+    torch.testing.assert_close(final_states(body, batch), response_states(body, batch)[:, 0])
+
+
+def test_adapters_work_in_the_packed_forward() -> None:
+    """Adapters on some projections: those are called as they are, the others stay in their blocks."""
+    model = wide_model()
+    config = LoraConfig(r=2, lora_alpha=8, target_modules=["q_proj", "v_proj", "down_proj"], init_lora_weights=False)
+    model.add_adapter(config)
+    body = model.get_decoder()
+    assert can_pack(body)
+    found = response_states(body, BATCH)
+    expected = plain_states(model, BATCH)
+    torch.testing.assert_close(found[real_BC(BATCH)], expected[real_BC(BATCH)], atol=NOISE, rtol=0)
+    assert not torch.allclose(found, response_states(WIDE.get_decoder(), BATCH), atol=1e-3)
+    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    pull = torch.randn(found.shape, generator=torch.Generator().manual_seed(1)) * real_BC(BATCH)[..., None]
+    packed, plain = (torch.autograd.grad((states * pull).sum(), learning) for states in (found, expected))
+    for one, two in zip(packed, plain, strict=True):
+        torch.testing.assert_close(one, two, atol=1e-5 * two.abs().max().item(), rtol=0)
