@@ -75,11 +75,12 @@ def test_n01_n04_all_log_probabilities_are_at_the_sampling_temperature_and_from_
         assert (figures["policy/approx_kl"], figures["policy/ratio_max"], stopped) == (0.0, 1.0, False)
 
 
-def test_n02_the_distribution_sampled_from_is_the_one_that_training_computes() -> None:
-    state = make_state()
-    rollout = roll(CFG, state)
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+def test_n01_n02_the_distribution_sampled_from_is_the_one_that_training_computes(temperature: float) -> None:
+    cfg, state = changed(CFG, temperature=temperature), make_state()
+    rollout = roll(cfg, state)
     uniform_NT = torch.rand(16, SAMPLING.max_new_tokens, generator=torch.Generator().manual_seed(3))
-    options: Any = {"temperature": CFG.temperature, "eos_ids": (EOS,), "pad_id": PAD, "batch_size": 16}
+    options: Any = {"temperature": temperature, "eos_ids": (EOS,), "pad_id": PAD, "batch_size": 16}
     samples = sample_rows(state.modules["policy"], PROMPTS[:16], uniform_NT, **options)
     assert [row.response_ids for row in rollout.responses] == samples.response_ids
     for part in rollout.parts():

@@ -1,0 +1,116 @@
+"""Stage `align@ppo` with what `params.yaml` can ask of it: functions of one's own, the guard, adapters, groups."""
+
+import json
+import shutil
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from ruamel.yaml import YAML
+
+from rlhf_core.models.policy import load_policy
+from tasks import align
+from tasks.frame import run_stage
+from tasks.params import load_params
+
+CODE = "def short(responses, finished):\n    return [-len(one) / 100 for one in responses]\n"
+
+
+@pytest.fixture
+def project(finished_project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A copy of the finished project, in it, with process-wide settings put back afterwards."""
+    folder = Path(shutil.copytree(finished_project, tmp_path / "project", symlinks=True))
+    monkeypatch.chdir(folder)
+    handler, threads = signal.getsignal(signal.SIGTERM), torch.get_num_threads()
+    yield folder
+    signal.signal(signal.SIGTERM, handler)
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(False)
+
+
+def align_with(project: Path, ppo: dict[str, Any], deps: tuple[str, ...] = (), **model: Any) -> int:
+    """Change parameters and inputs of the stage, run it in this process, return its exit code."""
+    yaml = YAML()
+    params = yaml.load((project / "params.yaml").read_text())
+    params["align"]["ppo"].update(ppo)
+    params["model"].update(model)
+    with (project / "params.yaml").open("w") as file:
+        yaml.dump(params, file)
+    graph = yaml.load((project / "dvc.yaml").read_text())
+    graph["stages"]["align"]["deps"] += list(deps)
+    with (project / "dvc.yaml").open("w") as file:
+        yaml.dump(graph, file)
+    return run_stage("align@ppo", align.run, load_params(project / "params.yaml"), project)
+
+
+def read_json(path: Path) -> Any:
+    return json.loads(path.read_text())
+
+
+def test_a_run_that_the_guard_ends_says_so_and_gives_the_best_policy_back(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (project / "mine.py").write_text(CODE)
+    ppo = {
+        "value": {"model": "shared"},
+        "scores": {"terms": {"mine:short": 0.5, "length": -0.1}},
+        "guard": {
+            "every": 1,
+            "scorer": "rlhf_core.evaluation.judges:gold_scores",
+            "prompts": 8,
+            "max_kl": 0.0001,
+        },
+    }
+    assert align_with(project, ppo, deps=("mine.py",)) == 0
+    figures = read_json(project / "reports/metrics/align-ppo.json")
+    assert figures["stopped_by_guard"] is True
+    assert figures["guard_best_step"] == 0
+    assert figures["guard_stopped_at"] == figures["steps"] >= 1
+    assert "above max_kl 0.0001" in figures["guard_reason"]
+    assert figures["kl_to_sft"] == 0.0
+    said = capsys.readouterr().out
+    assert f"the guard ended training at step {figures['steps']}: KL to the reference" in said
+    assert "back to the policy of step 0" in said
+    events = [json.loads(line) for line in (project / ".rlhf/progress/align-ppo.jsonl").read_text().splitlines()]
+    assert [one["best_step"] for one in events if one["event"] == "stopped_by_guard"] == [0]
+    sft, aligned = (load_policy(project / f"artifacts/{name}/model") for name in ("sft", "align/ppo"))
+    assert all(torch.equal(one, two) for one, two in zip(sft.parameters(), aligned.parameters(), strict=True))
+    columns = (project / "reports/plots/align-ppo.csv").read_text().splitlines()[0].split(",")
+    assert {"reward/term_mine:short", "reward/term_length", "eval/stopped_by_guard"} <= set(columns)
+
+
+def test_groups_of_responses_train_adapters_against_the_policy_without_them(project: Path) -> None:
+    ppo = {
+        "advantages": {"method": "rloo"},
+        "responses_per_prompt": 2,
+        "guard": {"every": 1, "scorer": "artifacts/reward/model", "prompts": 8},
+    }
+    assert align_with(project, ppo, lora={"rank": 4, "stages": ["align"]}) == 0
+    folder = project / "artifacts/align/ppo/model"
+    assert (folder / "adapter/adapter_model.safetensors").is_file()
+    figures = read_json(project / "reports/metrics/align-ppo.json")
+    assert "stopped_by_guard" not in figures
+    assert figures["kl_to_sft"] != 0.0
+    sft, aligned = load_policy(project / "artifacts/sft/model"), load_policy(folder)
+    moved = {
+        name.split(".")[-2]
+        for (name, one), two in zip(sft.named_parameters(), aligned.parameters(), strict=True)
+        if not torch.equal(one, two)
+    }
+    assert moved == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+    rows = (project / "reports/plots/align-ppo.csv").read_text().splitlines()
+    first = dict(zip(rows[0].split(","), rows[1].split(","), strict=True))
+    assert float(first["rollout/kl_to_reference"]) == 0.0
+    assert float(first["eval/heldout_score"]) == float(first["eval/proxy_score"]), "the scorer is the reward model"
+
+
+def test_what_cannot_be_used_is_refused_before_training(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (project / "theirs.py").write_text(CODE)
+    assert align_with(project, {"scores": {"terms": {"theirs:short": 0.5}}}) == 2
+    assert "theirs.py is no input of stage align@ppo" in capsys.readouterr().err
+    guard = {"every": 1, "scorer": "models/gold"}
+    assert align_with(project, {"scores": {}, "guard": guard}) == 2
+    assert "align.ppo.guard.scorer: models/gold is no input of stage align@ppo" in capsys.readouterr().err
