@@ -68,8 +68,8 @@ def test_clipped_loss_over_all_tokens(seed: int) -> None:
 
     generator = torch.Generator().manual_seed(seed)
     rows = PROMPTS * K
-    logprobs_BR = -3 * torch.rand(rows, R, generator=generator, dtype=torch.float64)
-    old_BR = logprobs_BR + 0.3 * torch.randn(rows, R, generator=generator, dtype=torch.float64)
+    logprobs_BR = (-3 * torch.rand(rows, R, generator=generator, dtype=torch.float64)).requires_grad_()
+    old_BR = logprobs_BR.detach() + 0.3 * torch.randn(rows, R, generator=generator, dtype=torch.float64)
     mask_BR = (torch.arange(R) < torch.randint(1, R + 1, (rows, 1), generator=generator)).double()
     advantages_B = totals(seed)
     accelerator = OneProcess()
@@ -99,4 +99,7 @@ def test_clipped_loss_over_all_tokens(seed: int) -> None:
     }
     trls = GRPOTrainer._compute_loss(stand_in, None, inputs)
     losses_BR, _ = ppo_policy_losses(logprobs_BR, old_BR, over_tokens(advantages_B, mask_BR), mask_BR, 0.2)
-    close(losses_BR.sum() / mask_BR.sum(), trls)
+    ours = losses_BR.sum() / mask_BR.sum()
+    close(ours, trls)
+    gradients = [torch.autograd.grad(loss, logprobs_BR, retain_graph=True)[0] for loss in (ours, trls)]
+    close(*gradients)

@@ -23,6 +23,7 @@ class Pairs:
     def __init__(self, seed: int) -> None:
         generator = torch.Generator().manual_seed(seed)
         self.policy_BR, self.reference_BR = -3 * torch.rand(2, 2 * N, S - 1, generator=generator, dtype=torch.float64)
+        self.policy_BR.requires_grad_()
         lengths = torch.randint(1, S - PROMPT + 1, (2 * N, 1), generator=generator)
         columns = torch.arange(S)
         self.mask_BS = ((columns >= PROMPT) & (columns < PROMPT + lengths)).long()
@@ -33,11 +34,8 @@ class Pairs:
         return chosen, rejected
 
     def ours(self) -> PairLogprobs:
-        policy, reference, tokens = (
-            self.sums(self.policy_BR),
-            self.sums(self.reference_BR),
-            self.mask_BR.sum(1).chunk(2),
-        )
+        policy, reference = self.sums(self.policy_BR), self.sums(self.reference_BR)
+        tokens = self.mask_BR.sum(1).chunk(2)
         return PairLogprobs(
             policy_chosen_N=policy[0],
             policy_rejected_N=policy[1],
@@ -47,15 +45,18 @@ class Pairs:
             rejected_tokens_N=tokens[1],
         )
 
+    def close(self, ours: Tensor, trls: Tensor) -> None:
+        """The same losses, and the same gradients on every token's log-probability."""
+        assert trls.dtype == torch.float64
+        torch.testing.assert_close(ours, trls, rtol=1e-9, atol=1e-9)
+        gradients = [torch.autograd.grad(loss.sum(), self.policy_BR, retain_graph=True)[0] for loss in (ours, trls)]
+        assert gradients[0].abs().max().item() > 1e-3
+        torch.testing.assert_close(*gradients, rtol=1e-9, atol=1e-9)
+
 
 @pytest.fixture(params=range(3))
 def pairs(request: pytest.FixtureRequest) -> Pairs:
     return Pairs(request.param)
-
-
-def close(ours: Tensor, trls: Tensor) -> None:
-    assert trls.dtype == torch.float64
-    torch.testing.assert_close(ours, trls, rtol=1e-9, atol=1e-9)
 
 
 def trl_dpo(pairs: Pairs, kind: str, **more: Any) -> tuple[Tensor, dict[str, list[float]]]:
@@ -91,7 +92,7 @@ def trl_dpo(pairs: Pairs, kind: str, **more: Any) -> tuple[Tensor, dict[str, lis
 def test_losses_with_a_reference(pairs: Pairs, kind: PairLoss, trls: str) -> None:
     losses_N, stats = pair_losses(kind, pairs.ours(), BETA, label_smoothing=EPS if kind == "robust" else 0.0)
     loss, metrics = trl_dpo(pairs, trls)
-    close(losses_N.mean(), loss)
+    pairs.close(losses_N.mean(), loss)
     if kind != "ipo":  # TRL reports summed rewards for IPO as well; ours are those that the loss reads
         assert stats["reward/chosen"].mean().item() == pytest.approx(metrics["rewards/chosen"][0], abs=1e-9)
         assert stats["reward/margin"].mean().item() == pytest.approx(metrics["rewards/margins"][0], abs=1e-9)
@@ -100,7 +101,7 @@ def test_losses_with_a_reference(pairs: Pairs, kind: PairLoss, trls: str) -> Non
 
 def test_likelihood_term(pairs: Pairs) -> None:
     chosen_BR, mask_BR = pairs.policy_BR[:N], pairs.mask_BR[:N]
-    close(nll_losses(chosen_BR, mask_BR).sum() / mask_BR.sum(), trl_dpo(pairs, "sft")[0])
+    pairs.close(nll_losses(chosen_BR, mask_BR).sum() / mask_BR.sum(), trl_dpo(pairs, "sft")[0])
 
 
 def trl_cpo(chosen: Tensor, rejected: Tensor, kind: str, smoothing: float = 0.0, gamma: float = 0.0) -> Tensor:
@@ -127,7 +128,7 @@ def test_n36_conservative_loss_pair_by_pair(pairs: Pairs) -> None:
         ours.policy_chosen_N - ours.reference_chosen_N,
         ours.policy_rejected_N - ours.reference_rejected_N,
     )
-    close(losses_N, trl_cpo(chosen, rejected, "sigmoid", EPS))
+    pairs.close(losses_N, trl_cpo(chosen, rejected, "sigmoid", EPS))
 
 
 def test_summed_ipo_pair_by_pair(pairs: Pairs) -> None:
@@ -137,23 +138,27 @@ def test_summed_ipo_pair_by_pair(pairs: Pairs) -> None:
         ours.policy_chosen_N - ours.reference_chosen_N,
         ours.policy_rejected_N - ours.reference_rejected_N,
     )
-    close(losses_N, trl_cpo(chosen, rejected, "ipo"))
+    pairs.close(losses_N, trl_cpo(chosen, rejected, "ipo"))
 
 
 def test_simpo_pair_by_pair(pairs: Pairs) -> None:
     ours = pairs.ours()
     losses_N, _ = pair_losses("simpo", ours, BETA, target_margin=0.4)
-    close(losses_N, trl_cpo(*means(ours), "simpo", gamma=0.4))
+    pairs.close(losses_N, trl_cpo(*means(ours), "simpo", gamma=0.4))
 
 
 def test_orpo_pair_by_pair(pairs: Pairs) -> None:
-    """TRL casts log-probabilities to float32 there, so it is 1e-6 and not 1e-9; its `losses` are to be subtracted."""
-    from trl.experimental.orpo import ORPOTrainer
+    """TRL casts log-probabilities to float32 there, so it is 1e-6; its `losses` are to be subtracted."""
+    from trl.experimental.orpo.orpo_trainer import ORPOTrainer, log1mexp
 
     ours = pairs.ours()
     losses_N, _ = pair_losses("orpo", ours, BETA)
     trls, *_ = ORPOTrainer.odds_ratio_loss(trainer(beta=BETA), *means(ours))
     torch.testing.assert_close(losses_N.float(), -trls, rtol=2e-6, atol=1e-6)
+    # its formula in float64, on its own log(1 - exp(x))
+    chosen_N, rejected_N = means(ours)
+    log_odds_N = (chosen_N - rejected_N) - (log1mexp(chosen_N) - log1mexp(rejected_N))
+    pairs.close(losses_N, -BETA * torch.nn.functional.logsigmoid(log_odds_N))
 
 
 def test_kto_and_its_reference_point(pairs: Pairs) -> None:
@@ -183,5 +188,5 @@ def test_kto_and_its_reference_point(pairs: Pairs) -> None:
     loss = KTOTrainer._compute_loss(stand_in, model_of_logprobs(pairs.policy_BR), batch, False)
     baseline = kto_baseline(*mismatched)
     losses_B, _ = kto_losses(policy_B, reference_B, liked_B, baseline, BETA, 1.2, 0.7)
-    close(losses_B.mean(), loss)
+    pairs.close(losses_B.mean(), loss)
     assert baseline.item() == pytest.approx(stand_in._metrics["train"]["kl"][0], abs=1e-9)

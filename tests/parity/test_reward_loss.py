@@ -21,7 +21,7 @@ def test_ranking_loss_with_margin_and_centering(seed: int, with_margin: bool, ce
     from trl import RewardTrainer
 
     generator = torch.Generator().manual_seed(seed)
-    scores_B = 2 * torch.randn(2 * N, generator=generator, dtype=torch.float64)
+    scores_B = (2 * torch.randn(2 * N, generator=generator, dtype=torch.float64)).requires_grad_()
     margin_N = torch.rand(N, generator=generator, dtype=torch.float64) if with_margin else None
     inputs: dict[str, Any] = {"attention_mask": torch.ones(2 * N, 3)}
     if margin_N is not None:
@@ -33,6 +33,8 @@ def test_ranking_loss_with_margin_and_centering(seed: int, with_margin: bool, ce
     losses_N, stats = bradley_terry_losses(chosen_N, rejected_N, 0.0 if margin_N is None else margin_N)
     ours = losses_N.mean() + (centering or 0.0) * centering_losses(chosen_N, rejected_N).mean()
     torch.testing.assert_close(ours, trls, rtol=1e-9, atol=1e-9)
+    gradients = [torch.autograd.grad(loss, scores_B, retain_graph=True)[0] for loss in (ours, trls)]
+    torch.testing.assert_close(*gradients, rtol=1e-9, atol=1e-9)
     metrics = stand_in._metrics["train"]
     assert stats["reward/accuracy"].mean().item() == pytest.approx(metrics["accuracy"][0], abs=1e-6)
     assert stats["reward/margin"].mean().item() == pytest.approx(metrics["margin"][0], abs=1e-9)
