@@ -1,4 +1,4 @@
-"""Losses of policy and value model under PPO and REINFORCE, one a token.
+"""Losses of policy and value model, one a token.
 
 Shape suffixes: B = rows, R = response tokens.
 """
@@ -52,14 +52,6 @@ def value_losses(
     losses_BR = 0.5 * torch.maximum(free_error_BR, clipped_error_BR)
     held_BR = (clipped_error_BR > free_error_BR).to(losses_BR.dtype)
     return losses_BR, {"loss/value_clip_fraction": held_BR.detach()}
-
-
-def reinforce_losses(logprobs_BR: Tensor, advantages_BR: Tensor, mask_BR: Tensor) -> Tensor:
-    """-A * log pi(token), losses_BR (Williams 1992): its gradient is the policy gradient of tokens just sampled.
-
-    Advantages carry no gradient. The value of the loss means nothing; only its gradient does.
-    """
-    return -zero_masked(advantages_BR.detach(), mask_BR) * zero_masked(logprobs_BR, mask_BR)
 
 
 def entropy_losses(entropy_BR: Tensor, mask_BR: Tensor) -> Tensor:

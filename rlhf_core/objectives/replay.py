@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from rlhf_core.objectives.kl import MAX_LOG_RATIO
-from rlhf_core.objectives.masked import masked_sum, zero_masked
+from rlhf_core.objectives.masked import zero_masked
 
 
 def token_importance_weights(logprobs_BR: Tensor, behaviour_logprobs_BR: Tensor, mask_BR: Tensor, cap: float) -> Tensor:
@@ -18,14 +18,6 @@ def token_importance_weights(logprobs_BR: Tensor, behaviour_logprobs_BR: Tensor,
     """
     log_ratio_BR = zero_masked(logprobs_BR.detach() - behaviour_logprobs_BR, mask_BR)
     return zero_masked(log_ratio_BR.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp().clamp_max(cap), mask_BR)
-
-
-def response_importance_weights(
-    logprobs_BR: Tensor, behaviour_logprobs_BR: Tensor, mask_BR: Tensor, cap: float
-) -> Tensor:
-    """min(pi(response) / behaviour(response), cap), weights_B without gradient: unbiased but for the cap."""
-    log_ratio_B = masked_sum(logprobs_BR.detach() - behaviour_logprobs_BR, mask_BR)
-    return log_ratio_B.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp().clamp_max(cap)
 
 
 def priority_probabilities(priorities_M: Tensor, exponent: float) -> Tensor:

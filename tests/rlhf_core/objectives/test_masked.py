@@ -88,10 +88,8 @@ FUNCTIONS: dict[str, Callable[[Tensor, Tensor], object]] = {
     "policy, advantages": lambda x, y: policy_gradient.ppo_policy_losses(x, torch.zeros(B, R), y, MASK, 0.2),
     "value, values": lambda x, y: policy_gradient.value_losses(x, y, torch.ones(B, R), MASK, 0.2),
     "value, returns": lambda x, y: policy_gradient.value_losses(x, torch.zeros(B, R), y, MASK, 0.2),
-    "reinforce": lambda x, y: policy_gradient.reinforce_losses(x, y, MASK),
     "entropy": lambda x, y: policy_gradient.entropy_losses(x + y, MASK),
     "token weights": lambda x, y: replay.token_importance_weights(x, y, MASK, 2.0),
-    "response weights": lambda x, y: replay.response_importance_weights(x, y, MASK, 2.0),
     "nll": lambda x, y: preference.nll_losses(x + y, MASK),
     "plackett_luce": lambda x, y: ranking.plackett_luce_losses(x + y, MASK),
 }

@@ -8,7 +8,6 @@ import torch
 from rlhf_core.objectives.replay import (
     priority_probabilities,
     priority_weights,
-    response_importance_weights,
     token_importance_weights,
 )
 
@@ -18,16 +17,13 @@ MASK = torch.tensor([[1.0, 1.0, 0.0]])
 def test_fresh_tokens_weigh_exactly_one() -> None:
     logprobs = torch.randn(1, 3, generator=torch.Generator().manual_seed(0))
     assert token_importance_weights(logprobs, logprobs, MASK, 2.0).tolist() == [[1.0, 1.0, 0.0]]
-    assert response_importance_weights(logprobs, logprobs, MASK, 2.0).tolist() == [1.0]
 
 
 def test_weights_worked_by_hand_and_truncated() -> None:
-    """Ratios 3 and 1/2 a token, 3/2 the response; 3 is cut to 2."""
+    """Ratios 3 and 1/2; 3 is cut to 2."""
     now = torch.tensor([[math.log(3.0), math.log(0.5), 9.0]], requires_grad=True)
     tokens = token_importance_weights(now, torch.zeros(1, 3), MASK, 2.0)
     assert tokens.tolist() == [pytest.approx([2.0, 0.5, 0.0])]
-    assert response_importance_weights(now, torch.zeros(1, 3), MASK, 2.0).tolist() == [pytest.approx(1.5)]
-    assert response_importance_weights(now, torch.zeros(1, 3), MASK, 1.2).tolist() == [pytest.approx(1.2)]
     assert not tokens.requires_grad
 
 
