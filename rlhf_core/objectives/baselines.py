@@ -38,19 +38,15 @@ def leave_one_out_advantages(totals_B: Tensor, group_B: Tensor) -> Tensor:
     return (totals_B - mean_B) * size_B / (size_B - 1)
 
 
-def group_relative_advantages(
-    totals_B: Tensor, group_B: Tensor, eps: float = GROUP_STD_EPS, *, scale: bool = True
-) -> Tensor:
+def group_relative_advantages(totals_B: Tensor, group_B: Tensor, eps: float = GROUP_STD_EPS) -> Tensor:
     """Standard score of a response among those to its prompt (GRPO; Shao et al. 2024, section 4.1.2).
 
-    A_i = (r_i - mean) / (std + eps), the deviation taken with n - 1 as TRL does. Without `scale` only the mean goes:
-    dividing makes prompts on which responses hardly differ weigh as much as others (Liu et al. 2025, "Dr. GRPO").
+    A_i = (r_i - mean) / (std + eps), the deviation taken with n - 1 as TRL does. Dividing makes prompts on which
+    responses hardly differ weigh as much as others (Liu et al. 2025); `leave_one_out_advantages` does not divide.
     Raises ValueError for a prompt with one response, whose deviation does not exist.
     """
     size_B, mean_B = _group_size_and_mean(totals_B, group_B)
     centred_B = totals_B - mean_B
-    if not scale:
-        return centred_B
     _, places_B = torch.unique(group_B, return_inverse=True)
     squares_G = totals_B.new_zeros(int(places_B.max()) + 1).index_add(0, places_B, centred_B.square())
     return centred_B / ((squares_G[places_B] / (size_B - 1)).sqrt() + eps)

@@ -56,17 +56,14 @@ def masked_moments(values: Tensor, mask: Tensor, across: SumOver = here) -> tupl
     return mean, across(centred.square().sum()) / count
 
 
-def masked_whiten(
-    values: Tensor, mask: Tensor, eps: float = 1e-8, across: SumOver = here, *, shift_mean: bool = True
-) -> Tensor:
+def masked_whiten(values: Tensor, mask: Tensor, eps: float = 1e-8, across: SumOver = here) -> Tensor:
     """Shift and scale to mean 0 and variance 1 over the tokens with mask 1 of all processes; zeros elsewhere.
 
-    `eps` stands beside the variance, so tokens that are all alike become zeros and not 0/0. Without `shift_mean` the
-    mean stays where it was: rewards keep their sign (lm-human-preferences whitens rewards so, advantages not).
+    `eps` stands beside the variance, so tokens that are all alike become zeros and not 0/0. For advantages; rewards
+    whitened token by token would pay for a token's mere existence.
     """
     mean, variance = masked_moments(values, mask, across)
-    whitened = (zero_masked(values, mask) - mean) * torch.rsqrt(variance + eps)
-    return zero_masked(whitened if shift_mean else whitened + mean, mask)
+    return zero_masked((zero_masked(values, mask) - mean) * torch.rsqrt(variance + eps), mask)
 
 
 def _checked(count: Tensor) -> Tensor:

@@ -47,13 +47,13 @@ class Moments:
         )
 
 
-def normalise_scores(scores_B: Tensor, moments: Moments, *, shift_mean: bool = True, eps: float = 1e-8) -> Tensor:
-    """(score - mean) / std, or score / std without `shift_mean`: then a score keeps its sign and what 0 means.
+def normalise_scores(scores_B: Tensor, moments: Moments, eps: float = 1e-8) -> Tensor:
+    """(score - mean) / std; `eps` stands beside the variance.
 
-    lm-human-preferences scales rewards without shifting them. `eps` stands beside the variance.
+    A score belongs to a whole response, so moving its mean moves every response alike. Rewards of single tokens must
+    not be moved so: a constant would pay for length.
     """
-    shifted_B = scores_B - moments.mean if shift_mean else scores_B
-    return shifted_B / (moments.variance + eps) ** 0.5
+    return (scores_B - moments.mean) / (moments.variance + eps) ** 0.5
 
 
 def score_quantiles(scores_B: Tensor, low: float, high: float) -> tuple[float, float]:

@@ -42,18 +42,21 @@ class Case:
     def rewards(self) -> Tensor:
         kl_BR = kl_estimate(self.estimator, self.given["logprobs"], self.given["ref_logprobs"], self.mask_BR)
         rewards_BR = shape_rewards(self.given["scores"], kl_BR, self.mask_p1_BR, self.settings["kl_coef"])
-        return whiten_as_trl(rewards_BR, self.mask_p1_BR, shift_mean=False) if self.whiten_rewards else rewards_BR
+        if not self.whiten_rewards:
+            return rewards_BR
+        # TRL's option, which we do not have: the variance becomes 1 and the mean stays
+        mean = (rewards_BR * self.mask_p1_BR).sum() / self.mask_p1_BR.sum()
+        return whiten_as_trl(rewards_BR, self.mask_p1_BR) + self.mask_p1_BR * mean
 
 
-def whiten_as_trl(values: Tensor, mask: Tensor, *, shift_mean: bool = True) -> Tensor:
+def whiten_as_trl(values: Tensor, mask: Tensor) -> Tensor:
     """TRL divides the variance by n - 1, ours by n: with c = n / (n - 1), rsqrt(c v + e) = rsqrt(c) rsqrt(v + e / c).
 
     Its c is a quotient of two integer tensors, which torch takes in float32.
     """
     count = mask.sum().long()
     correction = (count / (count - 1)).item()
-    whitened = masked_whiten(values, mask, 1e-8 / correction) / correction**0.5
-    return whitened if shift_mean else whitened + mask * (values * mask).sum() / mask.sum()
+    return masked_whiten(values, mask, 1e-8 / correction) / correction**0.5
 
 
 @pytest.fixture(params=CASES, ids=lambda case: f"{case['estimator']}{', whitened' * case['whiten_rewards']}")

@@ -56,15 +56,6 @@ def test_n19_whitening_takes_all_tokens_of_all_processes() -> None:
     assert (by_itself - alone[:1]).abs().max().item() > 0.1
 
 
-def test_n20_whitening_without_the_shift_keeps_the_mean() -> None:
-    values = torch.randn(B, R, generator=torch.Generator().manual_seed(2), dtype=torch.float64) + 5.0
-    mask = MASK.double()
-    whitened = masked.masked_whiten(values, mask, shift_mean=False)
-    assert whitened[mask == 1].mean().item() == pytest.approx(values[mask == 1].mean().item(), abs=1e-12)
-    assert whitened[mask == 1].var(correction=0).item() == pytest.approx(1.0, abs=1e-7)
-    assert whitened[mask == 0].abs().max().item() == 0.0
-
-
 def _gae(rewards: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
     return advantages.gae(rewards, values, MASK, gamma=0.9, gae_lambda=0.8)
 
@@ -82,7 +73,6 @@ FUNCTIONS: dict[str, Callable[[Tensor, Tensor], object]] = {
     "kl_k3": lambda x, y: kl.kl_k3(x, y, MASK),
     "kl_to_reference": lambda x, y: kl.kl_to_reference(x, y, MASK),
     "kl_k2": lambda x, y: kl.kl_k2(x, y, MASK),
-    "whiten, mean kept": lambda x, y: masked.masked_whiten(x + y, MASK, shift_mean=False),
     "over_tokens": lambda x, y: baselines.over_tokens(masked.masked_sum(x + y, MASK), MASK),
     "policy, logprobs": lambda x, y: policy_gradient.ppo_policy_losses(x, y, torch.ones(B, R), MASK, 0.2),
     "policy, advantages": lambda x, y: policy_gradient.ppo_policy_losses(x, torch.zeros(B, R), y, MASK, 0.2),

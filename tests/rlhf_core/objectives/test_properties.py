@@ -129,7 +129,6 @@ def test_order_company_and_padding_change_nothing(name: str, seed: int, rows: in
 
 OVER_ROWS: dict[str, Callable[[Rows], object]] = {
     "whiten": lambda x: masked_whiten(x["a"], x["mask"]),
-    "whiten, mean kept": lambda x: masked_whiten(x["a"], x["mask"], shift_mean=False),
     "leave one out": lambda x: leave_one_out_advantages(x["score"], x["group"]),
     "group relative": lambda x: group_relative_advantages(x["score"], x["group"]),
 }
