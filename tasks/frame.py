@@ -45,12 +45,12 @@ def run_stage(name: str, body: Body, params: Params, root: Path) -> int:
     Returns:
         The exit code of the process (ARCHITECTURE, decision 9): 0, the code of an `RlhfError`, 130, 143, or 1.
     """
-    signal.signal(signal.SIGTERM, _terminate)
-    definition = stage_definition(root, name)
     place = Place.of(os.environ)
-    if place.size > 1:
-        insist_on_sigterm(GRACE_SECONDS)
     try:
+        signal.signal(signal.SIGTERM, _terminate)
+        if place.size > 1:
+            insist_on_sigterm(GRACE_SECONDS)
+        definition = stage_definition(root, name)
         with _lock(root, name, place), _progress(root, name, place) as progress:
             try:
                 _run_and_publish(definition, body, params, root, progress, place)

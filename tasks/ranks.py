@@ -51,8 +51,9 @@ def run_in_processes(stage: str, params: Params, root: Path) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    # The agent's own account of a failure is some forty lines; ours is one.
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    for name in list(logging.root.manager.loggerDict):
+        if name.startswith("torch.distributed.elastic"):  # its account of a failure is some forty lines; ours is one
+            logging.getLogger(name).setLevel(logging.CRITICAL)
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -96,10 +97,11 @@ class Cause:
 
 
 def root_cause(failures: Mapping[int, "ProcessFailure"], processes: int) -> Cause:
-    """The failure that the others followed from; of several of one kind the earliest, then the lowest rank."""
+    """The failure that the others followed from; of several of one kind one that was told, then the earliest."""
 
-    def order(rank: int) -> tuple[int, int, int]:
-        return _cause(rank, processes, failures[rank]).weight, failures[rank].timestamp, rank
+    def order(rank: int) -> tuple[int, bool, int, int]:
+        cause = _cause(rank, processes, failures[rank])
+        return cause.weight, not cause.told, failures[rank].timestamp, rank
 
     first = min(failures, key=order)
     return _cause(first, processes, failures[first])

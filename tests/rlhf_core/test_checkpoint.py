@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from rlhf_core.errors import EnvironmentProblem
@@ -134,6 +135,64 @@ def test_keeping_one_is_refused(tmp_path: Path) -> None:
         Checkpointer(tmp_path, IDENTITY, keep=1)
 
 
+def with_frozen_base() -> TrainState:
+    state = new_state()
+    base, head = state.modules["policy"]
+    base.requires_grad_(False)
+    head.register_buffer("scale", torch.ones(()))
+    state.optimizers = {"policy": torch.optim.AdamW(head.parameters(), lr=0.1)}
+    return state
+
+
+def test_only_what_training_changes_is_written(tmp_path: Path) -> None:
+    state = with_frozen_base()
+    state.modules["policy"][1].scale.fill_(3.0)
+    train(state, 2)
+    Checkpointer(tmp_path, IDENTITY).save(state)
+    written = load_file(tmp_path / "step-000000002/module-policy.safetensors")
+    assert sorted(written) == ["1.bias", "1.scale", "1.weight"]
+    resumed = with_frozen_base()
+    assert Checkpointer(tmp_path, IDENTITY).restore(resumed)
+    assert resumed.modules["policy"][1].scale.item() == 3.0
+    train(resumed, 5)
+    train(state, 5)
+    assert all(torch.equal(a, b) for a, b in zip(weights(state), weights(resumed), strict=True))
+
+
+def test_other_frozen_weights_are_refused_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    state = with_frozen_base()
+    Checkpointer(tmp_path, IDENTITY).save(state)
+    with torch.no_grad():
+        state.modules["policy"][0].weight[0, 0] += 1e-6
+    with pytest.raises(EnvironmentProblem, match="none of 1 checkpoints verifies"):
+        Checkpointer(tmp_path, IDENTITY).restore(state)
+    assert "made on other frozen weights of policy" in capsys.readouterr().out
+
+
+class SecondProcess:
+    """The world as the second of two processes sees it: what the first chose comes from `first`."""
+
+    rank, size = 1, 2
+
+    def __init__(self, first: list[object]) -> None:
+        self.first = first
+
+    def collect(self, items: list[object]) -> list[object]:
+        return [*self.first, *items]
+
+
+def test_the_first_process_alone_writes_and_chooses(tmp_path: Path) -> None:
+    saved_at(tmp_path, [1, 2, 3])
+    second = Checkpointer(tmp_path, IDENTITY, world=SecondProcess([2]))
+    state = new_state()
+    assert second.restore(state)
+    assert state.step == 2, "what the first process chose, not the newest"
+    train(state, 7)
+    second.save(state)
+    assert [path.name[-1] for path in sorted(tmp_path.glob("step-*"))] == ["2", "3"]
+    assert not Checkpointer(tmp_path, IDENTITY, world=SecondProcess([None])).restore(state)
+
+
 KILLED_WRITER = """
 import sys
 from pathlib import Path
@@ -163,6 +222,16 @@ def test_fault_orders_are_checked(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setenv("RLHF_FAULT", "no.such.point:kill")
     with pytest.raises(ValueError, match="unknown fault point"):
+        faultpoint("train.step")
+
+
+def test_a_fault_may_be_meant_for_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    from rlhf_core.state.faults import faultpoint
+
+    monkeypatch.setenv("RLHF_FAULT", "train.step#1:raise")
+    faultpoint("train.step")
+    monkeypatch.setenv("RANK", "1")
+    with pytest.raises(RuntimeError, match="fault ordered"):
         faultpoint("train.step")
 
 

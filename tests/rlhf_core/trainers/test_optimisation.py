@@ -8,7 +8,14 @@ from torch import nn
 
 from rlhf_core.errors import Diverged
 from rlhf_core.state.train_state import TrainState
-from rlhf_core.trainers.optimisation import apply_gradients, finite, make_optimizer, set_learning_rate
+from rlhf_core.trainers import optimisation
+from rlhf_core.trainers.optimisation import (
+    apply_gradients,
+    finite,
+    make_optimizer,
+    set_learning_rate,
+    sum_gradients,
+)
 
 
 def make_state(rate: float = 0.1) -> TrainState:
@@ -97,3 +104,50 @@ def test_the_rate_reaches_every_group() -> None:
 
 def test_figures_that_are_no_numbers_are_left_out() -> None:
     assert finite({"a": 1.0, "b": math.nan, "c": -math.inf, "d": 0.0}) == {"a": 1.0, "d": 0.0}
+
+
+class Doubling:
+    """A second process that has the same gradients as this one."""
+
+    rank, size = 0, 2
+
+    def __init__(self) -> None:
+        self.exchanged: list[int] = []
+
+    def total(self, tensor: torch.Tensor) -> torch.Tensor:
+        self.exchanged.append(tensor.numel())
+        return 2 * tensor
+
+
+def test_gradients_of_all_processes_are_summed_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A layer without a gradient here counts as zero, and no exchange is larger than the bound, one layer aside."""
+    monkeypatch.setattr(optimisation, "SUMMED_AT_ONCE", 10)
+    shapes = ((2, 3), (4,), (20,), (1,), (3, 3))
+    parameters = [nn.Parameter(torch.zeros(shape)) for shape in shapes]
+    for number, parameter in enumerate(parameters[:-1]):
+        parameter.grad = torch.full(shapes[number], float(number + 1))
+    world = Doubling()
+    sum_gradients(parameters, world)
+    assert world.exchanged == [10, 20, 10]
+    for number, (parameter, shape) in enumerate(zip(parameters, shapes, strict=True)):
+        expected = 0.0 if number == 4 else 2.0 * (number + 1)
+        assert torch.equal(parameter.grad, torch.full(shape, expected))
+
+
+def test_the_fused_step_is_adamw_as_written() -> None:
+    """Three steps against the formulae of Loshchilov and Hutter 2019, algorithm 2, in float64."""
+    torch.manual_seed(3)
+    parameter = nn.Parameter(torch.randn(4, 2, dtype=torch.float64))
+    module = nn.Module()
+    module.weight = parameter
+    optimizer = make_optimizer(module, 0.1, weight_decay=0.01, betas=(0.9, 0.95), eps=1e-6)
+    weight = parameter.detach().clone()
+    first, second = torch.zeros_like(weight), torch.zeros_like(weight)
+    for step in range(1, 4):
+        gradient = torch.randn(4, 2, dtype=torch.float64)
+        parameter.grad = gradient.clone()
+        optimizer.step()
+        first, second = 0.9 * first + 0.1 * gradient, 0.95 * second + 0.05 * gradient**2
+        scaled = (first / (1 - 0.9**step)) / ((second / (1 - 0.95**step)).sqrt() + 1e-6)
+        weight = weight - 0.1 * (scaled + 0.01 * weight)
+    torch.testing.assert_close(parameter.detach(), weight, rtol=1e-12, atol=1e-12)
