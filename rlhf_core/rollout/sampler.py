@@ -16,9 +16,10 @@ from transformers import PreTrainedModel
 from rlhf_core.data.batches import collate
 from rlhf_core.rollout.choice import OPEN, Choice, CutOff, choose_tokens
 from rlhf_core.rollout.decoders import Decoder, make_decoder
+from rlhf_core.rollout.packed_weight import GRAIN
 
 DROP_SHARE = 0.2
-"""Finished rows leave a batch together once they are this share of it: leaving costs a copy of the cache."""
+"""Finished rows leave a batch together once this share of it can: leaving costs a copy of the cache."""
 
 STEPS_BETWEEN_LOOKS = {"cpu": 1, "cuda": 8}
 """How often finished rows are counted: each count waits until the device has computed all that was asked of it."""
@@ -146,8 +147,9 @@ def _decode(
             num_rows, num_done = len(growing.done_B), int(growing.done_B.sum())
             if num_done == num_rows:
                 return
-            if num_done > DROP_SHARE * num_rows:
-                going = (~growing.done_B).nonzero()[:, 0]
+            kept = -((num_done - num_rows) // GRAIN) * GRAIN
+            if num_rows - kept > DROP_SHARE * num_rows:
+                going = growing.done_B.int().argsort(stable=True)[:kept]  # finished ones fill up the number
                 decoder.select(going)
                 growing.select(going)
                 tokens_B = tokens_B[going]

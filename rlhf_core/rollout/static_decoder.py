@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from rlhf_core.data.batches import SequenceBatch
 from rlhf_core.models.effective import effective_linear
-from rlhf_core.rollout.products import Product
+from rlhf_core.rollout.packed_weight import PackedWeight
 from rlhf_core.state.compute_mode import compute_mode
 
 MODEL_TYPES = frozenset({"llama", "qwen2"})
@@ -34,12 +34,12 @@ FEWEST_ROWS = 32
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Layer:
-    """Products of one layer, those that read the same input joined, the weights of the norms multiplied in."""
+    """Weights of one layer, those that read the same input joined, the weights of the norms multiplied in."""
 
-    qkv: Product
-    out: Product
-    gate_up: Product
-    down: Product
+    qkv: PackedWeight
+    out: PackedWeight
+    gate_up: PackedWeight
+    down: PackedWeight
 
 
 class StaticDecoder:
@@ -197,7 +197,7 @@ def _linears(layer: nn.Module) -> tuple[nn.Module, ...]:
 
 def _joined(
     parts: list[nn.Module], dtype: torch.dtype, scale_D: Tensor | None = None, order: Tensor | None = None
-) -> Product:
+) -> PackedWeight:
     """One product for parts that read the same input, all of them with a bias or none.
 
     Args:
@@ -212,4 +212,4 @@ def _joined(
     bias = torch.cat(biases) if biases else None
     if order is not None:
         weight, bias = weight[order], None if bias is None else bias[order]
-    return Product(weight if scale_D is None else weight * scale_D, bias, dtype)
+    return PackedWeight(weight if scale_D is None else weight * scale_D, bias, dtype)

@@ -169,6 +169,25 @@ def test_a_row_does_not_depend_on_its_batch(model: PreTrainedModel) -> None:
     assert one.finished == all_at_once.finished
 
 
+def test_finished_rows_leave_and_move_nothing(model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    prompts = [[5 + row, 6, 7 + row % 3] for row in range(40)]
+    one_by_one = sample(model, 1.0, prompts=prompts, batch_size=1, new=24)
+    decoder, left = type(make_decoder(model)), []
+    select = decoder.select
+
+    def counted(self: Decoder, rows: Tensor) -> None:
+        left.append(len(rows))
+        select(self, rows)
+
+    monkeypatch.setattr(decoder, "select", counted)
+    monkeypatch.setattr(decoder, "most_rows", lambda self, places: 40)
+    together = sample(model, 1.0, prompts=prompts, batch_size=40, new=24)
+    assert together.response_ids == one_by_one.response_ids
+    assert len(left) > 1
+    assert left == sorted(left, reverse=True)
+    assert all(count % 8 == 0 for count in left)
+
+
 def test_the_generator_decides(model: PreTrainedModel) -> None:
     assert sample(model, 1.0, seed=5) == sample(model, 1.0, seed=5)
     assert sample(model, 1.0, seed=5).response_ids != sample(model, 1.0, seed=6).response_ids
