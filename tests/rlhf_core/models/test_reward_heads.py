@@ -14,8 +14,9 @@ from rlhf_core.data.batches import collate
 from rlhf_core.models.heads import Head, HeadSpec, ScoreHead, attention, mean_state
 from rlhf_core.models.policy import build_policy
 from rlhf_core.models.reward import RewardModel
-from rlhf_core.models.tokenizer import train_tokenizer
+from rlhf_core.models.tokenizer import encode_responses, train_tokenizer
 from rlhf_core.rollout.logprobs import response_logprobs
+from rlhf_core.rollout.sampler import sample_responses
 from rlhf_core.state.atomic import tree_digest
 
 # Hidden states of size 1 after a prompt token (9): a response of three tokens, one of one token, an empty one.
@@ -97,11 +98,11 @@ def test_each_criterion_has_its_own_head_and_the_score_is_their_weighted_sum() -
 def test_a_gated_head_keeps_its_criteria_apart() -> None:
     model = RewardModel.from_policy(policy(), "gated", 0, criteria={"a": 1.0, "b": 3.0})
     with torch.no_grad():
-        model.head.scalar.bias.copy_(torch.tensor([1.0, 0.0, 0.0, 1.0]))
+        model.head.scalar.bias.copy_(torch.tensor([1.0, 0.0, 2.0, 3.0]))
         scores = model.read(BATCH).scores_BC
         gate = ((response_logprobs(policy(), BATCH).clamp_min(-8.0) + 1.0) * BATCH.response_mask_BR).sum(1)
     torch.testing.assert_close(scores[:, 0], torch.tensor([3.0, 1.0]))
-    torch.testing.assert_close(scores[:, 1], gate)
+    torch.testing.assert_close(scores[:, 1], 2.0 * torch.tensor([3.0, 1.0]) + 3.0 * gate)
     torch.testing.assert_close(model.token_scores(BATCH).sum(1), model(BATCH))
 
 
@@ -207,3 +208,34 @@ def test_n23_heads_start_at_one_over_root_d_plus_one_without_bias() -> None:
     gated = ScoreHead(HeadSpec(kind="gated", spread=True), 64)
     gated.start(seed=3)
     assert not any(parameter.any() for parameter in gated.parameters())
+
+
+def test_n40_the_end_token_is_scored_alike_in_training_and_in_ppo() -> None:
+    """A finished sample carries the end token as an encoded text does; `last` reads there, and nowhere else.
+
+    A response that was cut has no end token on either side, and is read at its last own token.
+    """
+    tokenizer = train_tokenizer(["some words are here", "and some are not"], 270)
+    (whole,), (cut,) = (encode_responses(tokenizer, ["some words"], most) for most in (20, 3))
+    assert whole[-1] == tokenizer.eos_token_id
+    assert tokenizer.eos_token_id not in cut
+    language_model = policy()
+    model = RewardModel.from_policy(language_model, "last", 0)
+    samples = sample_responses(
+        language_model,
+        [[11, 12]] * 40,
+        max_new_tokens=20,
+        temperature=1.0,
+        batch_size=40,
+        eos_ids=range(40, 60),
+        pad_id=0,
+        generator=torch.Generator().manual_seed(0),
+    )
+    ended = [ids for ids in samples.response_ids if ids[-1] in range(40, 60)]
+    assert ended, "nothing ended"
+    assert not any(token in range(40, 60) for ids in ended for token in ids[:-1])
+    with torch.no_grad():
+        for ids in ended[:3]:
+            rolled = collate([[11, 12], [13]], [ids, [5] * 30], pad_id=40)  # padded as in a rollout, by an end token
+            states = model.body(torch.tensor([[11, 12, *ids]])).last_hidden_state[0, -1]
+            torch.testing.assert_close(model(rolled)[0], model.head.scalar(states)[0])
