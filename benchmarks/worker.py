@@ -41,9 +41,14 @@ class Setting:
     cache: str
 
     @property
+    def num_steps(self) -> int:
+        """Steps, warm-up included."""
+        return self.steps + self.warmup
+
+    @property
     def num_rows(self) -> int:
         """Rows of one pass in which every step is full."""
-        return (self.steps + self.warmup) * self.rows
+        return self.num_steps * self.rows
 
 
 Work = Callable[[Setting, Clock], dict[str, Any]]
@@ -59,6 +64,8 @@ class Task:
         bars: least ratio of tokens a CPU-second, by size.
         memory_bar: largest ratio of peak memory.
         matmul_bars: least share of the measured matmul rate, by size; empty where the formula of `flops` has none.
+        rounds: counted steps and warm-up of a run where these are whole rollouts and not what was asked for.
+        needs: environment variable without which the peer cannot run; the row is then left out.
     """
 
     title: str
@@ -67,6 +74,25 @@ class Task:
     bars: dict[str, float]
     memory_bar: float
     matmul_bars: dict[str, float]
+    rounds: tuple[int, int] | None = None
+    needs: str | None = None
+
+
+TRL_PPO = "BENCHMARK_TRL_PPO"
+"""Names the folder with TRL 1.12, see `benchmarks/peer_ppo.py`."""
+
+
+def _ppo(title: str, ours: str, trl: str, bars: dict[str, float]) -> Task:
+    return Task(
+        title=title,
+        ours=f"benchmarks.ours_rollouts:{ours}",
+        trl=f"benchmarks.peer_ppo:{trl}",
+        bars=bars,
+        memory_bar=1.0,
+        matmul_bars={},
+        rounds=(3, 1),
+        needs=TRL_PPO,
+    )
 
 
 TASKS = {
@@ -94,6 +120,18 @@ TASKS = {
         memory_bar=0.5,
         matmul_bars={"S": 0.6, "M": 0.75},
     ),
+    "sampling": Task(
+        title="sampling 64 responses of 64 tokens (peer: `generate`)",
+        ours="benchmarks.ours_rollouts:sampling",
+        trl="benchmarks.peer_generate:generate",
+        bars={"S": 2.5, "M": 2.0},
+        memory_bar=1.0,
+        matmul_bars={},
+        rounds=(4, 1),
+    ),
+    "ppo-fixed": _ppo("PPO, 64 tokens each", "ppo_fixed", "fixed", {"S": 1.4, "M": 1.3}),
+    "ppo-ending": _ppo("PPO, responses end by themselves", "ppo_ending", "ending", {"S": 2.0, "M": 2.0}),
+    "ppo-shared": _ppo("the same, shared trunk", "ppo_shared", "ending", {"S": 2.5, "M": 2.5}),
 }
 
 

@@ -1,0 +1,107 @@
+"""Our side of the benchmarks of sampling and PPO."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.clock import Clock
+from benchmarks.rollouts import EPOCHS, MINIBATCH, NEW_TOKENS, RATE, RESPONSES, load, make_prompts
+from benchmarks.worker import Setting
+from benchmarks.workload import END, PAD
+from rlhf_core.config import PPOConfig
+from rlhf_core.models.reward import RewardModel
+from rlhf_core.models.value import ValueHead, ValueModel
+from rlhf_core.rollout.sampler import sample_responses
+from rlhf_core.state.train_state import TrainState
+from rlhf_core.trainers.optimisation import make_optimizer
+from rlhf_core.trainers.ppo import Sampling, train_ppo
+
+NEVER = 10**9
+
+
+def sampling(setting: Setting, clock: Clock) -> dict[str, Any]:
+    """64 responses of 64 tokens a step, with their log-probabilities."""
+    model = load(setting.size, Path(setting.cache), ends=False)
+    batches = [make_prompts(RESPONSES, setting.size, setting.seed * 1000 + step) for step in range(setting.num_steps)]
+    clock.begin()
+    for step, prompts in enumerate(batches):
+        samples = sample_responses(
+            model,
+            prompts,
+            max_new_tokens=NEW_TOKENS,
+            temperature=1.0,
+            generator=torch.Generator().manual_seed(step),
+            eos_ids=(),
+            pad_id=PAD,
+            batch_size=RESPONSES,
+        )
+        clock.tick(sum(map(len, samples.response_ids)))
+    return {}
+
+
+def ppo_fixed(setting: Setting, clock: Clock) -> dict[str, Any]:
+    """Whole rollouts with a value model of its own; no response ends."""
+    return _ppo(setting, clock, ends=False, value="separate")
+
+
+def ppo_ending(setting: Setting, clock: Clock) -> dict[str, Any]:
+    """The same where responses end by themselves."""
+    return _ppo(setting, clock, ends=True, value="separate")
+
+
+def ppo_shared(setting: Setting, clock: Clock) -> dict[str, Any]:
+    """Responses end by themselves, and the value is a head on the policy's states."""
+    return _ppo(setting, clock, ends=True, value="shared")
+
+
+class _Ticks:
+    """A `MetricSink` that tells the clock of each rollout's tokens."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock, self._before, self.lengths = clock, 0, 0.0
+
+    def __call__(self, step: int, total: int, metrics: Mapping[str, float], tokens: int) -> None:
+        self._clock.tick(tokens - self._before)
+        self._before = tokens
+        self.lengths = metrics["rollout/response_tokens"]
+        assert metrics["policy/updates"] == EPOCHS * RESPONSES // MINIBATCH
+
+
+def _ppo(setting: Setting, clock: Clock, *, ends: bool, value: str) -> dict[str, Any]:
+    policy, reference = (load(setting.size, Path(setting.cache), ends=ends) for _ in range(2))
+    scorer = RewardModel.from_policy(policy, "last", seed=1)
+    head = ValueModel.from_reward_model(scorer) if value == "separate" else ValueHead(policy.config.hidden_size)
+    modules = {"policy": policy, "value": head}
+    state = TrainState(
+        modules=modules, optimizers={name: make_optimizer(module, RATE) for name, module in modules.items()}
+    )
+    steps = setting.num_steps
+    cfg = PPOConfig.model_validate(
+        {
+            "steps": steps,
+            "rollout_batch": RESPONSES,
+            "minibatch": MINIBATCH,
+            "epochs": EPOCHS,
+            "learning_rate": RATE,
+            "value_learning_rate": RATE,
+            "target_kl": 1e9,
+            "save_every": NEVER,
+            "value": {"model": value},
+        }
+    )
+    ticks = _Ticks(clock)
+    clock.begin()
+    train_ppo(
+        cfg,
+        state,
+        reference,
+        scorer,
+        make_prompts(steps * RESPONSES, setting.size, setting.seed),
+        seed=setting.seed,
+        sampling=Sampling(eos_ids=(END,) if ends else (), pad_id=PAD, max_new_tokens=NEW_TOKENS),
+        log=ticks,
+        checkpoint=lambda state: None,
+    )
+    return {"response_tokens": ticks.lengths}

@@ -1,0 +1,96 @@
+"""TRL's side of the PPO benchmark: `trl.experimental.ppo` of TRL 1.12, which later versions do not have.
+
+Unpack it beside the installed TRL and say where (see `python -m benchmarks --help`):
+
+    pip download trl==1.12.0 --no-deps --dest /tmp/trl && unzip -q /tmp/trl/trl-1.12.0*.whl -d /tmp/trl/unpacked
+    export BENCHMARK_TRL_PPO=/tmp/trl/unpacked
+"""
+
+import os
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+os.environ.update(TQDM_DISABLE="1", HF_HUB_OFFLINE="1", HF_DATASETS_DISABLE_PROGRESS_BARS="1", WANDB_DISABLED="true")
+os.environ.update(TRL_EXPERIMENTAL_SILENCE="1")
+
+import torch
+
+from benchmarks.clock import Clock
+from benchmarks.rollouts import EPOCHS, MINIBATCH, NEW_TOKENS, RATE, RESPONSES, load, make_prompts
+from benchmarks.worker import TRL_PPO, Setting
+from benchmarks.workload import END, PAD, model_folder
+
+if TRL_PPO in os.environ:
+    sys.path.insert(0, os.environ[TRL_PPO])
+
+
+def fixed(setting: Setting, clock: Clock) -> dict[str, Any]:
+    """Whole rollouts; no response ends."""
+    return _ppo(setting, clock, ends=False)
+
+
+def ending(setting: Setting, clock: Clock) -> dict[str, Any]:
+    """The same where responses end by themselves."""
+    return _ppo(setting, clock, ends=True)
+
+
+def _ppo(setting: Setting, clock: Clock, *, ends: bool) -> dict[str, Any]:
+    from datasets import Dataset
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer, TrainerCallback
+    from trl.experimental.ppo import PPOConfig, PPOTrainer, ppo_trainer
+
+    folder = model_folder(setting.size, Path(setting.cache))
+    tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
+    policy, reference = (load(setting.size, Path(setting.cache), ends=ends) for _ in range(2))
+    scorer, value = (AutoModelForSequenceClassification.from_pretrained(folder, num_labels=1) for _ in range(2))
+    steps = setting.num_steps
+    prompts = make_prompts(steps * RESPONSES, setting.size, setting.seed)
+    seen = {"tokens": 0, "lengths": 0.0}
+    batch_generation = ppo_trainer.batch_generation
+
+    def counted(model: Any, queries: torch.Tensor, *args: Any) -> Any:
+        written, logits = batch_generation(model, queries, *args)
+        responses = written[:, queries.shape[1] :]
+        lengths = [row.index(END) + 1 if ends and END in row else len(row) for row in responses.tolist()]
+        seen.update(tokens=int((queries != PAD).sum()) + sum(lengths), lengths=sum(lengths) / len(lengths))
+        return written, logits
+
+    class Ticks(TrainerCallback):
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            clock.tick(int(seen["tokens"]))
+
+    ppo_trainer.batch_generation = counted
+    with tempfile.TemporaryDirectory() as output:
+        arguments = PPOConfig(
+            output_dir=output,
+            total_episodes=steps * RESPONSES,
+            # one gradient step a minibatch: with accumulation in its place TRL would take one a rollout and epoch
+            per_device_train_batch_size=RESPONSES,
+            gradient_accumulation_steps=1,
+            num_mini_batches=RESPONSES // MINIBATCH,
+            num_ppo_epochs=EPOCHS,
+            local_rollout_forward_batch_size=RESPONSES,
+            response_length=NEW_TOKENS,
+            stop_token="eos" if ends else None,
+            temperature=1.0,
+            learning_rate=RATE,
+            num_sample_generations=0,
+            bf16=False,
+            gradient_checkpointing=False,
+            use_cpu=True,
+            report_to="none",
+            save_strategy="no",
+            logging_strategy="no",
+            disable_tqdm=True,
+            seed=setting.seed,
+        )
+        rows = Dataset.from_dict({"input_ids": prompts})
+        trainer = PPOTrainer(
+            args=arguments, processing_class=tokenizer, model=policy, ref_model=reference, reward_model=scorer,
+            value_model=value, train_dataset=rows, eval_dataset=rows.select(range(RESPONSES)), callbacks=[Ticks()],
+        )  # fmt: skip
+        clock.begin()
+        trainer.train()
+    return {"response_tokens": seen["lengths"]}
