@@ -33,6 +33,7 @@ class Clock:
         self.steps += 1
         self.tokens += tokens
         self._cpu_end, self._wall_end = time.process_time(), time.perf_counter()
+        self._peak_mb = _status_mb(HIGH_WATER)
 
     def figures(self) -> dict[str, float]:
         """What was counted.
@@ -48,7 +49,7 @@ class Clock:
             "cpu_s": self._cpu_end - self._cpu,
             "wall_s": self._wall_end - self._wall,
             "held_mb": self._held_mb,
-            "peak_mb": _status_mb(HIGH_WATER),
+            "peak_mb": self._peak_mb,
         }
 
     def _mark(self) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.clock import Clock
+from benchmarks.flops import Reads, data_tokens, matmul_rate, training_flop
 from benchmarks.worker import Setting
 from benchmarks.workload import PAD, SIZES, make_pairs, model_folder
 from rlhf_core.config import DPOConfig, RewardConfig, SFTConfig
@@ -57,7 +58,7 @@ def sft(setting: Setting, clock: Clock) -> dict[str, Any]:
         cfg, state, [Example(row.prompt, row.chosen) for row in rows], [],
         seed=setting.seed, pad_id=PAD, log=ticks, checkpoint=_no_checkpoint,
     )  # fmt: skip
-    return {"loss_first": ticks.losses[0], "loss_last": ticks.losses[-1]}
+    return _extra(setting, ticks, "chosen")
 
 
 def reward(setting: Setting, clock: Clock) -> dict[str, Any]:
@@ -69,7 +70,7 @@ def reward(setting: Setting, clock: Clock) -> dict[str, Any]:
     groups = group_pairs(_pairs(setting))
     clock.begin()
     train_reward(cfg, state, groups, seed=setting.seed, pad_id=PAD, log=ticks, checkpoint=_no_checkpoint)
-    return {"loss_first": ticks.losses[0], "loss_last": ticks.losses[-1]}
+    return _extra(setting, ticks, "ends")
 
 
 def dpo(setting: Setting, clock: Clock) -> dict[str, Any]:
@@ -83,7 +84,19 @@ def dpo(setting: Setting, clock: Clock) -> dict[str, Any]:
         cfg, state, _policy(setting), group_pairs(_pairs(setting)),
         seed=setting.seed, pad_id=PAD, log=ticks, checkpoint=_no_checkpoint,
     )  # fmt: skip
-    return {"loss_first": ticks.losses[0], "loss_last": ticks.losses[-1]}
+    return _extra(setting, ticks, "both")
+
+
+def _extra(setting: Setting, ticks: Ticks, reads: Reads) -> dict[str, Any]:
+    """First and last loss; operations a token by formula; operations a CPU-second of matrix products, measured now."""
+    size = SIZES[setting.size]
+    rows = make_pairs(setting.num_rows, size.vocabulary, setting.seed)
+    return {
+        "loss_first": ticks.losses[0],
+        "loss_last": ticks.losses[-1],
+        "flop_per_token": training_flop(size, rows, reads) / data_tokens(rows, reads),
+        "matmul_flop_per_s": matmul_rate(size, with_output=reads != "ends"),
+    }
 
 
 def _pairs(setting: Setting) -> list[PreferencePair]:

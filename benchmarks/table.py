@@ -6,9 +6,12 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks.worker import TASKS
+from benchmarks.worker import TASKS, Task
 
-HEADS = ("task", "tokens/CPU-s ours", "peer", "ratio (each pair)", "bar", "wall ratio", "peak MB ours", "peer", "ratio")
+HEADS = (
+    "task", "tokens/CPU-s ours", "peer", "ratio (each pair)", "bar", "wall ratio",
+    "peak MB ours", "peer", "ratio", "share of matmul rate",
+)  # fmt: skip
 
 
 def page(setting: dict[str, Any], found: dict[str, list[dict[str, dict[str, Any]]]]) -> str:
@@ -62,5 +65,16 @@ def _row(name: str, size: str, pairs: list[dict[str, dict[str, Any]]]) -> str:
         f"{median(one['peak_mb'] for one in ours):,.0f}",
         f"{median(two['peak_mb'] for two in peer):,.0f}",
         f"{median(memory):.2f} (bar {task.memory_bar} {'met' if median(memory) <= task.memory_bar else '**missed**'})",
+        _matmul_share(task, size, ours),
     )
     return f"| {' | '.join(cells)} |"
+
+
+def _matmul_share(task: Task, size: str, ours: list[dict[str, Any]]) -> str:
+    """Operations that the step needs, by formula, against those that plain products do in the same process."""
+    if size not in task.matmul_bars:
+        return ""
+    shares = [rate(run) * run["flop_per_token"] / run["matmul_flop_per_s"] for run in ours]
+    bar, share = task.matmul_bars[size], median(shares)
+    gflop = median(run["matmul_flop_per_s"] for run in ours) / 1e9
+    return f"{share:.0%} of {gflop:.0f} GFLOP/s (bar {bar:.0%} {'met' if share >= bar else '**missed**'})"

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-PIECES = (512, 256, 128, 64)
+PIECES = (256, 64)
 """Lengths of the pieces, longest first; what is left after the shortest is a piece of its own."""
 
 
