@@ -96,8 +96,9 @@ def read_groups(
     own = dict(zip(mine, _split(reading, sizes), strict=False))
     told = world.collect([_moved(own[place], torch.device("cpu")) for place in mine])
     parts = [own[place] if place in own else _moved(part, model.shift.device) for place, part in enumerate(told)]
-    if not mine:
-        parts[0] = parts[0]._replace(scores_BC=parts[0].scores_BC + 0.0 * reading.scores_BC)
+    if not mine:  # a zero gradient through all that the others' gradients flow through
+        nothing = sum(0.0 * values.sum() for values in reading if values is not None)
+        parts[0] = parts[0]._replace(scores_BC=parts[0].scores_BC + nothing)
     return Reading(*(None if values[0] is None else torch.cat(values) for values in zip(*parts, strict=True)))
 
 

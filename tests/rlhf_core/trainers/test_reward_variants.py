@@ -388,6 +388,23 @@ def test_n25_gradients_of_shares_sum_to_the_gradient_of_all(make_state: Callable
     assert both[0].abs().max() > 0 < both[1].abs().max()
 
 
+def test_a_process_without_rows_still_gives_every_weight_a_gradient(
+    make_state: Callable[[RewardConfig], TrainState],
+) -> None:
+    """A gradient of zeros: divided weights are summed by all processes or by none."""
+    cfg = settings(head="gated", loss={"name": "thurstone"}, auxiliary={"sft_coef": 0.1, "contrastive_coef": 0.1})
+
+    def gradients(world: World) -> list[Tensor | None]:
+        model = make_state(cfg).modules["reward"]
+        reading = read_groups(model, toy_groups(1, seed=6), ["states", "logprobs"], PAD, world)
+        sum(values.square().sum() for values in reading).backward()
+        return [parameter.grad for parameter in model.parameters()]
+
+    with_rows, without = Threads(2).run(gradients)
+    assert all(gradient is not None for gradient in with_rows)
+    assert all(gradient is not None and not gradient.any() for gradient in without)
+
+
 def test_n24_scores_of_training_responses_have_mean_0(make_state: Callable[[RewardConfig], TrainState]) -> None:
     """The responses of the pairs are samples of the SFT policy: their mean stands for that of demonstrations."""
     cfg = settings(ensemble={"members": 2, "aggregate": "pessimistic"}, epochs=1)
