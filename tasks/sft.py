@@ -16,7 +16,7 @@ from rlhf_core.data.examples import Example, join_turns
 from rlhf_core.data.splits import is_heldout, prompt_group
 from rlhf_core.data.transcripts import replies_of
 from rlhf_core.errors import DataError
-from rlhf_core.models.adapters import add_adapters
+from rlhf_core.models.adapters import add_adapters, parameter_counts
 from rlhf_core.models.policy import build_policy, check_room, check_vocabulary, eos_token_ids, load_policy, save_policy
 from rlhf_core.models.tokenizer import (
     decode_response,
@@ -158,7 +158,7 @@ def _figures(
         "num_heldout": num_kept,
         "vocab_size": len(tokenizer),
         "pad_is_eos": tokenizer.pad_token_id == tokenizer.eos_token_id,
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        **parameter_counts(model),
         "steps": state.step,
         "stopped_early": bool(state.extra.get("stopped_early", False)),
     }

@@ -69,6 +69,15 @@ def has_adapters(model: nn.Module) -> bool:
     return next(adapted_layers(model), None) is not None
 
 
+def parameter_counts(model: nn.Module) -> dict[str, int]:
+    """`parameters` of a model, adapters folded in, and `trained_parameters`: those that training changes."""
+    named = list(model.named_parameters())
+    return {
+        "parameters": sum(parameter.numel() for name, parameter in named if "lora_" not in name),
+        "trained_parameters": sum(parameter.numel() for _, parameter in named if parameter.requires_grad),
+    }
+
+
 def adapted_layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
     """Names and modules of the layers that carry an adapter."""
     for name, module in model.named_modules():

@@ -116,6 +116,9 @@ def test_adapters_are_trained_and_written_merged_and_alone(project: Path) -> Non
     from peft import PeftModel
 
     ids = torch.tensor([encode_prompt(load_tokenizer(folder), "Hello", 200)])
+    adapters = load_file(folder / "adapter/adapter_model.safetensors").values()
+    assert figures(project)["trained_parameters"] == sum(tensor.numel() for tensor in adapters)
+    assert figures(project)["parameters"] == sum(parameter.numel() for parameter in merged.parameters())
     alone = PeftModel.from_pretrained(own, folder / "adapter")
     torch.testing.assert_close(alone(ids).logits, merged(ids).logits, atol=1e-4, rtol=0)
     plain = AutoModelForCausalLM.from_pretrained(folder).eval()

@@ -77,6 +77,7 @@ def test_the_figures_of_sft_are_those_of_its_outputs(finished_project: Path) -> 
     folder = finished_project / "artifacts/sft/model"
     assert figures["vocab_size"] == len(load_tokenizer(folder)) <= 400
     assert figures["parameters"] == sum(parameter.numel() for parameter in load_policy(folder).parameters())
+    assert figures["trained_parameters"] == figures["parameters"]
     assert figures["steps"] == 24
     curves = (finished_project / "reports/plots/sft.csv").read_text().splitlines()
     assert curves[0] == "step,loss/heldout,loss/train,optim/grad_norm,optim/learning_rate"

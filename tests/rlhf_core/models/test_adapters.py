@@ -32,6 +32,7 @@ from rlhf_core.models.value import ValueModel
 from rlhf_core.rollout.logprobs import response_logprobs
 from rlhf_core.rollout.sampler import sample_responses
 from rlhf_core.state.atomic import tree_digest
+from rlhf_core.state.compute_mode import ComputeMode, computing
 
 TOKENIZER = train_tokenizer(["some words to learn from"], 270)
 LORA = LoraConfig(rank=2, alpha=4)
@@ -171,6 +172,38 @@ def test_the_seed_alone_decides_the_adapters_and_leaves_the_random_state() -> No
     bound = 16**-0.5
     largest = max(tensor.abs().max().item() for name, tensor in first.items() if "q_proj" in name)
     assert 0.8 * bound < largest <= bound
+
+
+def adapter_gradients(model: PreTrainedModel, mode: ComputeMode) -> dict[str, Tensor]:
+    model.zero_grad()
+    with computing(mode):
+        (-response_logprobs(model, batch()).sum()).backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.requires_grad}
+
+
+@pytest.mark.parametrize("make", MODELS.values(), ids=MODELS)
+def test_activation_checkpointing_gives_adapters_the_same_gradient(make: Callable[[], PreTrainedModel]) -> None:
+    model = adapted(make)
+    plain = adapter_gradients(model, ComputeMode())
+    again = adapter_gradients(model, ComputeMode(activation_checkpointing=True))
+    assert plain.keys() == again.keys()
+    for name, gradient in plain.items():
+        torch.testing.assert_close(again[name], gradient, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("make", MODELS.values(), ids=MODELS)
+def test_n30_adapters_are_float32_masters_under_bfloat16_products(make: Callable[[], PreTrainedModel]) -> None:
+    model = adapted(make)
+    plain = response_logprobs(model, batch())
+    with computing(ComputeMode(precision="bfloat16")):
+        halved = response_logprobs(model, batch())
+    assert halved.dtype == torch.float32
+    assert 0 < (halved - plain).abs().max() < 0.2
+    gradients = adapter_gradients(model, ComputeMode(precision="bfloat16"))
+    exact = adapter_gradients(model, ComputeMode())
+    for name, gradient in gradients.items():
+        assert gradient.dtype == torch.float32
+        assert torch.cosine_similarity(gradient.flatten(), exact[name].flatten(), 0) > 0.95, name
 
 
 def test_no_settings_mean_full_training() -> None:

@@ -38,7 +38,7 @@ FORMS = {"chatml": (CHATML, byte_level), "thinking": (THINKING, byte_level), "ll
 
 
 @pytest.mark.parametrize(("template", "make"), FORMS.values(), ids=FORMS)
-def test_prompt_and_response_are_what_the_template_writes(template: str, make, tmp_path: Path) -> None:
+def test_n34_prompt_and_response_are_what_the_template_writes(template: str, make, tmp_path: Path) -> None:
     """Against transformers' own rendering of the whole dialogue, token by token."""
     tokenizer = loaded(make(template), tmp_path)
     whole = [*TURNS, {"role": "assistant", "content": "It is 12."}]
@@ -49,7 +49,7 @@ def test_prompt_and_response_are_what_the_template_writes(template: str, make, t
     assert ours[-1] == tokenizer.eos_token_id
 
 
-def test_the_token_that_ends_a_turn_ends_a_response(tmp_path: Path) -> None:
+def test_n12_n13_the_token_that_ends_a_turn_ends_a_response(tmp_path: Path) -> None:
     ends = {"chatml": "<|im_end|>", "thinking": "<|im_end|>", "llama3": "<|eot_id|>"}
     for name, (template, make) in FORMS.items():
         tokenizer = loaded(make(template), tmp_path / name)
@@ -184,7 +184,9 @@ def test_the_mode_decides_and_travels_with_the_folder(tmp_path: Path) -> None:
     assert load_tokenizer(tmp_path / "one", "template").chat_template == CHATML
 
 
-def test_plain_prompts_begin_with_the_bos_that_the_tokenizer_itself_writes_also_when_cut(tmp_path: Path) -> None:
+def test_n34_plain_prompts_begin_once_with_the_bos_that_the_tokenizer_itself_writes_also_when_cut(
+    tmp_path: Path,
+) -> None:
     with_bos = loaded(byte_level(bos=True), tmp_path / "bos")
     bos = with_bos.bos_token_id
     ids = encode_prompt(with_bos, "The price of brooms?", 999)

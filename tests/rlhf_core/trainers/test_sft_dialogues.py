@@ -215,6 +215,19 @@ def test_what_is_hard_is_learned_better_with_weights(tiny_policy: Callable[[], P
     assert loss_of_the_rare(HardExamplesConfig(exponent=2.0, max_weight=8.0, memory=0.0)) < 0.8 * loss_of_the_rare(None)
 
 
+def test_the_trainer_cuts_entries_where_it_is_told_to(tiny_policy: Callable[[], PreTrainedModel]) -> None:
+    def ends(most: float | None) -> Tensor:
+        policy = tiny_policy()
+        state = TrainState(modules={"policy": policy}, optimizers={"policy": torch.optim.SGD(policy.parameters(), 1.0)})
+        cfg = config(max_steps=1, warmup_steps=0, learning_rate=1.0, max_grad_value=most)
+        train_sft(cfg, state, rows_of(4), [], seed=0, pad_id=PAD, log=lambda *_: None, checkpoint=lambda _: None)
+        return torch.cat([parameter.detach().flatten() for parameter in policy.parameters()])
+
+    start = torch.cat([parameter.detach().flatten() for parameter in tiny_policy().parameters()])
+    assert (ends(1e-3) - start).abs().max() == pytest.approx(1e-3, rel=1e-3)
+    assert (ends(None) - start).abs().max() > 1e-2
+
+
 def test_entries_of_a_gradient_are_cut_after_the_norm(tiny_policy: Callable[[], PreTrainedModel]) -> None:
     parameter = torch.nn.Parameter(torch.zeros(3))
     module = torch.nn.Module()

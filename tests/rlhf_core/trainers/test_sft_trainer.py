@@ -82,6 +82,23 @@ def test_n25_cutting_a_step_into_parts_changes_nothing(tiny_policy: Callable[[],
         torch.testing.assert_close(one, two, atol=1e-12, rtol=1e-9)
 
 
+def test_n13_the_end_token_is_learned(make_state: Callable[[], TrainState], sink: Any) -> None:
+    state = make_state()
+    cfg = config(max_steps=60, batch_size=8, learning_rate=1e-2)
+    rows = [Example([5, number], [9, EOS]) for number in range(FIRST, LAST)]
+    train_sft(cfg, state, rows, [], seed=0, pad_id=PAD, log=sink, checkpoint=lambda state: None)
+    end = response_logprobs(state.modules["policy"], collate([[5, 7]], [[9, EOS]], PAD))[0, 1]
+    assert end.item() > -0.1
+
+
+def test_n26_a_step_of_several_micro_batches_is_one_step_of_the_optimiser(
+    make_state: Callable[[], TrainState], sink: Any
+) -> None:
+    state = train(config(accumulation=4), make_state(), sink, lambda state: None)
+    counts = {int(moments["step"]) for moments in state.optimizers["policy"].state.values()}
+    assert counts == {12}
+
+
 def test_accumulation_trains_the_same_policy(make_state: Callable[[], TrainState], sink: Callable) -> None:
     one = train(config(max_steps=6), make_state(), sink, lambda state: None)
     four = train(config(max_steps=6, accumulation=4), make_state(), sink, lambda state: None)
