@@ -51,7 +51,9 @@ def run_ppo(
     prompts = training_prompts(stage, tokenizer)
     terms = further_terms(stage, cfg, key, prompts, tokenizer)
     watch = held_out_watch(stage, cfg, key, tokenizer)
-    modules: dict[str, nn.Module] = {"policy": stage.shard(policy)}
+    trained = stage.shard(policy)
+    reference = trained if reference is policy else reference
+    modules: dict[str, nn.Module] = {"policy": trained}
     if cfg.has_value_model:
         modules["value"] = value_model(stage, cfg, key, policy, reward_model)
     rates = {"policy": cfg.learning_rate, "value": cfg.value_learning_rate}

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from rlhf_core.state.checkpoint import Checkpointer
     from rlhf_core.state.processes import Processes
     from rlhf_core.state.rng import StepRng
     from rlhf_core.state.train_state import TrainState
@@ -117,6 +118,7 @@ class Stage:
         self.item = self.name.partition("@")[2]
         self.history: list[dict[str, float]] = []
         self._identity: dict[str, str] | None = None
+        self._keeper: Checkpointer | None = None
         self._world: Processes | None = None
         self._divided: list[tuple[nn.Module, nn.Module]] = []
 
@@ -241,10 +243,12 @@ class Stage:
         """Folder of this stage's checkpoints under its present identity."""
         return self.root / paths.CHECKPOINTS / paths.slug(self.name) / digest_of(self.identity())[:16]
 
-    def _checkpointer(self) -> Any:
-        from rlhf_core.state.checkpoint import Checkpointer
+    def _checkpointer(self) -> "Checkpointer":
+        if self._keeper is None:
+            from rlhf_core.state.checkpoint import Checkpointer
 
-        return Checkpointer(self.checkpoint_folder(), self.identity(), world=self.world)
+            self._keeper = Checkpointer(self.checkpoint_folder(), self.identity(), world=self.world)
+        return self._keeper
 
 
 def environment(device: str, threads: int, processes: int) -> dict[str, str]:
