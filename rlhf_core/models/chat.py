@@ -148,9 +148,13 @@ def _encode(
             return_dict=True,
         )
     except TemplateError as error:
-        raise DataError(
-            f"the chat template refuses a dialogue: {error}. Fix: mend the rows, or set model.chat: plain"
-        ) from None
+        if len(dialogues) > 1:  # which one?
+            for place, dialogue in enumerate(dialogues, start=1):
+                try:
+                    _encode(tokenizer, [dialogue], add_generation_prompt=add_generation_prompt)
+                except DataError as found:
+                    raise DataError(f"dialogue {place} of {len(dialogues)}: {found}") from None
+        raise DataError(f"the chat template refuses it: {error}. Fix: mend the row, or set model.chat: plain") from None
     return encoded["input_ids"]
 
 

@@ -68,9 +68,15 @@ def test_llama_2_with_a_sentence_piece_tokenizer(tmp_path: Path) -> None:
     assert prompt.count(tokenizer.bos_token_id) == 2, "the template writes one a question, and none comes on top"
     assert decode_response(tokenizer, encode_response(tokenizer, "It is 12.", 999)) == "It is 12."
     with pytest.raises(
-        DataError, match=r"refuses a dialogue: system turns are not known here\. Fix: .*model.chat: plain"
+        DataError, match=r"^the chat template refuses it: system turns are not known here\. Fix: .*model.chat: plain"
     ):
         encode_prompt(tokenizer, DIALOGUE, 999)
+
+
+def test_a_dialogue_that_the_template_refuses_is_named_by_its_place(tmp_path: Path) -> None:
+    tokenizer = loaded(sentence_piece(LLAMA2), tmp_path)
+    with pytest.raises(DataError, match=r"^dialogue 2 of 3: the chat template refuses it: system turns"):
+        encode_prompts(tokenizer, ["Hello", DIALOGUE, "Hello"], 999)
 
 
 @pytest.mark.parametrize(
