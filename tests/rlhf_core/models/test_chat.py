@@ -8,6 +8,7 @@ from tokenizer_support import CHATML, LLAMA2, LLAMA3, THINKING, byte_level, sent
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from rlhf_core.config import ModelConfig
+from rlhf_core.data.pairs import encode_pairs
 from rlhf_core.errors import ConfigError, DataError
 from rlhf_core.models.policy import build_policy, save_policy
 from rlhf_core.models.tokenizer import (
@@ -130,6 +131,16 @@ def test_n40_a_template_that_asks_for_the_date_gives_the_same_tokens_on_every_da
     again = load_tokenizer(tmp_path)
     assert again.chat_template == tokenizer.chat_template, "made a constant once, and carried in the folder"
     assert encode_prompt(again, DIALOGUE, 999) == today
+
+
+def test_n40_pairs_for_the_reward_model_read_what_was_sampled_from(tmp_path: Path) -> None:
+    """The same template, and the end token, in the tokens of preference pairs as in prompts and responses."""
+    tokenizer = loaded(byte_level(CHATML), tmp_path)
+    row = {"prompt": DIALOGUE, "chosen": "It is 12.", "rejected": "No."}
+    (pair,) = encode_pairs(tokenizer, [row], max_prompt_tokens=999, max_response_tokens=99)
+    assert pair.prompt == encode_prompt(tokenizer, DIALOGUE, 999)
+    assert pair.chosen == encode_response(tokenizer, "It is 12.", 99)
+    assert pair.chosen[-1] == pair.rejected[-1] == tokenizer.eos_token_id
 
 
 def test_saving_and_loading_changes_no_token(tmp_path: Path) -> None:
