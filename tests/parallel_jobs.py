@@ -16,13 +16,16 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from rlhf_core.config import DPOConfig, ModelConfig, PPOConfig, RewardConfig, SFTConfig
+from rlhf_core.config.lora import LoraConfig
 from rlhf_core.data.batches import SequenceBatch
 from rlhf_core.data.examples import Example
 from rlhf_core.data.pairs import PreferenceGroup, PreferencePair, group_pairs
+from rlhf_core.models.adapters import add_adapters
 from rlhf_core.models.policy import build_policy
 from rlhf_core.models.reward import RewardModel
 from rlhf_core.models.value import ValueModel
 from rlhf_core.state.checkpoint import Checkpointer
+from rlhf_core.state.compute_mode import ComputeMode, computing
 from rlhf_core.state.sharding import restore_whole, shard
 from rlhf_core.state.train_state import TrainState
 from rlhf_core.state.world import ALONE, World
@@ -93,6 +96,18 @@ def sft_lonely(state: TrainState, world: World, more: dict[str, Any]) -> TrainSt
     return train_sft(cfg, state, examples(3, 2), [], seed=0, pad_id=PAD, world=world, **more)
 
 
+def sft_lora(state: TrainState, world: World, more: dict[str, Any]) -> TrainState:
+    """Adapters beside frozen weights, layers computed again in the backward pass."""
+    with computing(ComputeMode(activation_checkpointing=True)):
+        return sft(state, world, more)
+
+
+def adapted_policy() -> Any:
+    model = policy()
+    add_adapters(model, LoraConfig(rank=4, alpha=8), seed=5)
+    return model
+
+
 def dpo(state: TrainState, world: World, more: dict[str, Any]) -> TrainState:
     cfg = DPOConfig(prompts_per_step=3, epochs=1, nll_coef=0.3, learning_rate=RATE, warmup_steps=2, save_every=2)
     return train_dpo(cfg, state, policy(), groups(13), seed=0, pad_id=PAD, world=world, **more)
@@ -126,11 +141,19 @@ def reward_model() -> RewardModel:
 NETWORKS: dict[str, Callable[[], dict[str, nn.Module]]] = {
     "sft": lambda: {"policy": policy()},
     "sft_lonely": lambda: {"policy": policy()},
+    "sft_lora": lambda: {"policy": adapted_policy()},
     "dpo": lambda: {"policy": policy()},
     "reward": lambda: {"reward": reward_model()},
     "ppo": lambda: {"policy": policy(), "value": ValueModel.from_reward_model(reward_model())},
 }
-TRAIN: dict[str, Train] = {"sft": sft, "sft_lonely": sft_lonely, "dpo": dpo, "reward": reward, "ppo": ppo}
+TRAIN: dict[str, Train] = {
+    "sft": sft,
+    "sft_lonely": sft_lonely,
+    "sft_lora": sft_lora,
+    "dpo": dpo,
+    "reward": reward,
+    "ppo": ppo,
+}
 
 
 class Stop(Exception):

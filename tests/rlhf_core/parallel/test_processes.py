@@ -20,7 +20,7 @@ from torch import Tensor
 pytestmark = pytest.mark.integration
 
 ROOT = Path(__file__).parents[3]
-PLAIN = ("sft", "dpo", "reward", "ppo")
+PLAIN = ("sft", "sft_lora", "dpo", "reward", "ppo")
 ORDERS = (
     *PLAIN,
     *(f"{name}+sharded" for name in PLAIN),
