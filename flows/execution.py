@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 CURVE_SECONDS = 3.0
 CLOSING_PATIENCE_S = 60.0
 HURRIED_PATIENCE_S = 0.3
-MODEL_STAGES = ("sft", "reward", "align")
+MODEL_STAGES = ("sft", "reward", "align", "combine")
 
 
 class Observer(Protocol):
@@ -211,7 +211,7 @@ class PipelineRun:
         best = (metrics.get("verdict") or {}).get("best")
         for stage in self.summary.stages:
             kind, _, algorithm = stage.name.partition("@")
-            if stage.outputs_hash is None or kind not in ("sft", "align"):
+            if stage.outputs_hash is None or kind not in ("sft", "align", "combine"):
                 continue
             of = algorithm or kind
             figures = numbers(metrics.get(of, {}))

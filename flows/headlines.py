@@ -13,7 +13,14 @@ HEADLINES: Mapping[str, tuple[tuple[str, str], ...]] = {
     "label": (("pairs", "num_pairs"), ("votes", "num_votes"), ("agreement", "mean_agreement")),
     "preferences": (("pairs to train", "pairs_train"), ("held out", "pairs_heldout")),
     "reward": (("pairwise accuracy", "pairwise_accuracy"), ("Spearman", "spearman"), ("ECE", "ece")),
-    "align": (("score", "score"), ("from", "score_sft"), ("KL to SFT", "kl_to_sft"), ("steps", "steps")),
+    "align": (
+        ("score", "score"),
+        ("from", "score_sft"),
+        ("KL to SFT", "kl_to_sft"),
+        ("steps", "steps"),
+        ("ended by the guard, back to step", "guard_best_step"),
+    ),
+    "combine": (("share of the second", "second_share"), ("value", "value"), ("gain", "gain_over_better_member")),
     "evaluate": (("win rate", "verdict.win_rate"), ("KL to SFT", "verdict.kl_to_sft")),
 }
 FALLBACK_FIGURES = 3

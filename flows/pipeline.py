@@ -32,7 +32,7 @@ from tasks.runner import Stop
 
 FLOW_NAME = "rlhf-pipeline"
 CANCEL_POLL_SECONDS = 1.0
-GPU_STAGES = ("sft", "generate", "reward", "align", "evaluate")
+GPU_STAGES = ("sft", "generate", "reward", "align", "combine", "evaluate")
 
 CURRENT: ContextVar[PipelineRun | None] = ContextVar("current_run", default=None)
 

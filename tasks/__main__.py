@@ -9,7 +9,7 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
-STAGES = ("validate", "sft", "generate", "label", "preferences", "reward", "align", "evaluate", "report")
+STAGES = ("validate", "sft", "generate", "label", "preferences", "reward", "align", "combine", "evaluate", "report")
 
 
 def main(arguments: list[str]) -> int:

@@ -13,7 +13,7 @@ from rlhf_core.state.atomic import file_digest, tree_digest
 from tasks import paths
 
 DVC_FILE = Path("dvc.yaml")
-_PARAMETER = re.compile(r"\$\{([\w.]+)\}")
+_PARAMETER = re.compile(r"\$\{([\w.\[\]]+)\}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,7 +64,9 @@ def _parameter(root: Path, key: str) -> Any:
     given = YAML(typ="safe").load(path.read_text()) if path.is_file() else None
     found: Any = given or {}
     default: Any = Params().model_dump(mode="json", by_alias=True)
-    for part in key.split("."):
+    for part in re.findall(r"\w+", key):  # `combine.members[0]`: names and places
+        if part.isdecimal():
+            return found[int(part)]
         default = default[part]
         found = found.get(part, default) if isinstance(found, dict) else default
     return found

@@ -1,11 +1,11 @@
-"""Stage `evaluate`: every aligned policy against the SFT model on held-out prompts.
+"""Stage `evaluate`: every aligned or combined policy against the SFT model on held-out prompts.
 
 Prompts are the last `evaluate.num_prompts` of the held-out ones. Each model writes one response a prompt at each
 temperature; the random stream of a response set is addressed by model and temperature, so the SFT model and a
 candidate never share one. Every judge sees each pair in both orders; a pair judged differently in the two is a tie.
 Divergence from the SFT model is measured on samples at temperature 1, drawn for it where no comparison uses it.
 
-Reads artifacts/validate/heldout_prompts.parquet, artifacts/sft/model, artifacts/align/<algorithm>/model and, for the
+Reads artifacts/validate/heldout_prompts.parquet, artifacts/sft/model, artifacts/align/<candidate>/model and, for the
 judge `reward_model`, artifacts/reward/model. Writes responses.parquet, comparisons.parquet and samples.json.
 """
 
@@ -25,7 +25,7 @@ from rlhf_core.evaluation.judges import gold_grades, reward_scores, score_judge
 from rlhf_core.evaluation.response_set import JudgedSet, ResponseSet, sample_response_set
 from rlhf_core.evaluation.samples import side_by_side
 from rlhf_core.evaluation.verdict import SFT, evaluation_metrics
-from rlhf_core.models.policy import load_policy
+from rlhf_core.models.mixture import PolicyMixture, load_any_policy
 from rlhf_core.models.reward_ensemble import load_reward_model
 from rlhf_core.models.tokenizer import encode_prompts, load_tokenizer
 from rlhf_core.state.atomic import write_json
@@ -69,7 +69,7 @@ def run(stage: Stage) -> dict[str, Any]:
     prompts = _evaluation_prompts(stage)
     if "gold" in stage.params.evaluate.judges:
         _require_demo_world(prompts)
-    models = {name: _load(stage, name) for name in (SFT, *stage.params.align.algorithms)}
+    models = {name: _load(stage, name) for name in (SFT, *stage.params.candidates)}
     tokenizer = load_tokenizer(stage.root / paths.SFT / "model")
     encoded = encode_prompts(tokenizer, prompts, stage.params.model.max_prompt_tokens)
     sets = _sample_all(stage, models, tokenizer, encoded)
@@ -85,13 +85,13 @@ def run(stage: Stage) -> dict[str, Any]:
             judged[name, temperature].scores[judge],
             judged[SFT, temperature].scores[judge],
         )
-        for name in stage.params.align.algorithms
+        for name in stage.params.candidates
         for temperature in stage.params.evaluate.temperatures
         for judge in stage.params.evaluate.judges
     }
     write_table(stage.out / "responses.parquet", _response_rows(prompts, judged), RESPONSES)
     write_table(stage.out / "comparisons.parquet", _comparison_rows(prompts, judged, compared), COMPARISONS)
-    metrics = evaluation_metrics(stage.params.evaluate, stage.params.align.algorithms, judged, compared, drift)
+    metrics = evaluation_metrics(stage.params.evaluate, stage.params.candidates, judged, compared, drift)
     write_json(stage.out / "samples.json", _samples(stage, prompts, judged, metrics["verdict"]["best"]))
     return metrics
 
@@ -120,14 +120,14 @@ def _evaluation_prompts(stage: Stage) -> list[str]:
     return prompts[-stage.params.evaluate.num_prompts :]
 
 
-def _load(stage: Stage, name: str) -> PreTrainedModel:
+def _load(stage: Stage, name: str) -> PreTrainedModel | PolicyMixture:
     folder = paths.SFT if name == SFT else paths.ALIGN / name
-    return load_policy(stage.root / folder / "model").to(stage.device).eval()
+    return load_any_policy(stage.root / folder / "model").to(stage.device).eval()
 
 
 def _sample_all(
     stage: Stage,
-    models: dict[str, PreTrainedModel],
+    models: dict[str, PreTrainedModel | PolicyMixture],
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[list[int]],
 ) -> dict[tuple[str, float], ResponseSet]:
@@ -183,7 +183,7 @@ def _require_demo_world(prompts: Sequence[str]) -> None:
 
 def _drift_all(
     stage: Stage,
-    models: dict[str, PreTrainedModel],
+    models: dict[str, PreTrainedModel | PolicyMixture],
     prompts: Sequence[list[int]],
     sets: dict[tuple[str, float], ResponseSet],
     pad_id: int,
@@ -198,7 +198,9 @@ def _drift_all(
     return drift
 
 
-def _summed(model: PreTrainedModel, prompts: Sequence[list[int]], responses: ResponseSet, pad_id: int) -> np.ndarray:
+def _summed(
+    model: PreTrainedModel | PolicyMixture, prompts: Sequence[list[int]], responses: ResponseSet, pad_id: int
+) -> np.ndarray:
     return summed_logprobs(model, prompts, responses.response_ids, pad_id=pad_id, batch_size=SCORING_BATCH)
 
 

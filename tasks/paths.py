@@ -35,11 +35,21 @@ def slug(stage: str) -> str:
 
 
 def stage_output(stage: str) -> Path:
-    """Folder that a stage publishes: `artifacts/sft`, `artifacts/align/ppo`, `reports/html`."""
+    """Folder that a stage publishes: `artifacts/sft`, `artifacts/align/ppo`, `reports/html`.
+
+    A combined policy stands beside the aligned ones, since whoever reads policies reads both.
+    """
     if stage == "report":
         return REPORT
     name, _, item = stage.partition("@")
+    if name == "combine":
+        return ALIGN / item
     return Path("artifacts") / name / item if item else Path("artifacts") / name
+
+
+def candidate_stage(name: str) -> str:
+    """The stage that makes a candidate: `ppo` comes from `align@ppo`, `weights` from `combine@weights`."""
+    return f"{'combine' if name in ('weights', 'probabilities') else 'align'}@{name}"
 
 
 def metrics_file(stage: str) -> Path:

@@ -14,6 +14,6 @@ from tasks.stage import Stage
 
 def run(stage: Stage) -> dict[str, Any]:
     """Write the page; it has no figures of its own."""
-    files = read_run(stage.root, stage.params.align.algorithms)
+    files = read_run(stage.root, stage.params.candidates)
     write_text(stage.out / "report.html", render(files, stage.params, stage.root))
     return {}

@@ -17,6 +17,10 @@ from tasks.params import load_params
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("rlhf_core", "tasks", "flows")
+ITEMS = {
+    "align": ("align@ppo", "align@dpo", "align@chain"),
+    "combine": ("combine@weights", "combine@probabilities"),
+}
 STAGES = list(YAML(typ="safe").load((ROOT / "dvc.yaml").read_text())["stages"])
 
 # Frame modules that decide how a stage is started, not what it writes; the other code of a stage is a DVC input.
@@ -74,8 +78,7 @@ def test_files_and_functions_stay_small(path: Path) -> None:
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_dvc_names_all_code_that_a_stage_imports(stage: str) -> None:
-    items = [f"{stage}@ppo", f"{stage}@dpo"] if stage == "align" else [stage]
-    for item in items:
+    for item in ITEMS.get(stage, (stage,)):
         deps = stage_definition(ROOT, item).deps
         for name in import_closure(ROOT / "tasks" / f"{stage}.py") - FRAME:
             if name.endswith("__init__.py") and (ROOT / name).read_text().count("\n") <= 1:
@@ -85,7 +88,7 @@ def test_dvc_names_all_code_that_a_stage_imports(stage: str) -> None:
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_dvc_outputs_are_where_the_frame_publishes(stage: str) -> None:
-    name = f"{stage}@dpo" if stage == "align" else stage
+    name = ITEMS.get(stage, (stage,))[-1]
     outs = set(stage_definition(ROOT, name).outs)
     allowed = {str(paths.stage_output(name)), str(paths.metrics_file(name)), str(paths.plots_file(name))}
     assert str(paths.stage_output(name)) in outs
@@ -95,11 +98,12 @@ def test_dvc_outputs_are_where_the_frame_publishes(stage: str) -> None:
 @pytest.mark.parametrize("stage", STAGES)
 def test_dvc_parameters_exist_in_the_schema(stage: str) -> None:
     dumped = Params().model_dump(mode="json", by_alias=True)
-    for key in stage_definition(ROOT, f"{stage}@ppo" if stage == "align" else stage).params:
-        value = dumped
-        for part in key.split("."):
-            assert part in value, f"{stage}: no parameter {key}"
-            value = value[part]
+    for item in ITEMS.get(stage, (stage,)):
+        for key in stage_definition(ROOT, item).params:
+            value = dumped
+            for part in key.split("."):
+                assert part in value, f"{item}: no parameter {key}"
+                value = value[part]
     assert load_params(ROOT / "params.yaml")
 
 

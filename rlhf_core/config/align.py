@@ -35,7 +35,7 @@ class SwitchConfig(Section):
 
 
 class ChainConfig(Section):
-    """Algorithms one after the other, each from the policy of the one before; `align.chain: [dpo, ppo]` is short for links."""
+    """Algorithms one after the other, each from the policy before it; `align.chain: [dpo, ppo]` is short for links."""
 
     links: tuple[Literal["dpo", "ipo", "ppo"], ...] = Field((), strict=False, description="in this order")
     reference: Literal["sft", "previous"] = Field(

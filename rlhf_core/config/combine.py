@@ -26,9 +26,7 @@ class CombineConfig(Section):
         description="on held-out pairs: log-likelihood of the chosen responses a token, or score less kl_coef times KL",
     )
     kl_coef: NonNegativeFloat = Field(0.1, description="price of a nat of KL to SFT a response (choose_by: score)")
-    prompts: PositiveInt = Field(
-        128, description="held-out pairs (likelihood) or prompts (score) that the choice reads"
-    )
+    pairs: PositiveInt = Field(256, description="held-out preference pairs that the choice reads, or their prompts")
 
     @model_validator(mode="after")
     def _two_members(self) -> Self:

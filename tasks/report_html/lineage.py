@@ -20,7 +20,7 @@ class Link(NamedTuple):
     files: list[tuple[str, str]]
 
 
-def lineage(root: Path, algorithms: tuple[str, ...]) -> list[Link]:
+def lineage(root: Path, candidates: tuple[str, ...]) -> list[Link]:
     """Return the links of the stages whose outputs are there.
 
     The digest of a folder is the SHA-256 of the canonical JSON of its files' names and digests. Code and
@@ -35,7 +35,7 @@ def lineage(root: Path, algorithms: tuple[str, ...]) -> list[Link]:
 
     links = []
     for stage in STAGES:
-        for name in [f"align@{algorithm}" for algorithm in algorithms] if stage == "align" else [stage]:
+        for name in [paths.candidate_stage(one) for one in candidates] if stage == "align" else [stage]:
             output = paths.stage_output(name).as_posix()
             if not (root / output).is_dir():
                 continue

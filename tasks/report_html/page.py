@@ -15,7 +15,7 @@ from tasks.report_html.lineage import lineage, parameter_rows
 from tasks.report_html.sources import RunFiles
 
 FOLDER = Path(__file__).parent
-COLORS = {"sft": "c-sft", "ppo": "c-ppo", "dpo": "c-dpo"}
+COLORS = {name: f"c-{name}" for name in ("sft", "ppo", "dpo", "chain", "weights", "probabilities")}
 CRITERIA = ("gold", "truthful_share", "helpful", "truthful", "harmless", "concise")
 TITLES = {
     "validate": "Validation",
@@ -26,6 +26,9 @@ TITLES = {
     "reward": "Reward model",
     "align@ppo": "PPO",
     "align@dpo": "DPO",
+    "align@chain": "Chain",
+    "combine@weights": "Averaged weights",
+    "combine@probabilities": "Mixed probabilities",
     "evaluate": "Evaluation",
 }
 # Curves that tell whether training went well; the rest of them are a click away.
@@ -46,7 +49,7 @@ def render(run: RunFiles, params: Params, root: Path) -> str:
     )
     environment.filters |= {"visible": words.visible, "figure": words.figure_text, "percent": words.percent_text}
     evaluation = run.metrics.get("evaluate")
-    algorithms = params.align.algorithms
+    algorithms = params.candidates
     return environment.get_template("template.html.j2").render(
         simulated=simulated_parts(params),
         verdict=words.verdict_sentence(evaluation["verdict"]) if evaluation else None,

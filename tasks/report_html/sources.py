@@ -34,9 +34,9 @@ class RunFiles:
     samples: list[dict[str, Any]]
 
 
-def read_run(root: Path, algorithms: tuple[str, ...]) -> RunFiles:
-    """Read the small files of the run at `root`."""
-    names = [f"align@{name}" for name in algorithms]
+def read_run(root: Path, candidates: tuple[str, ...]) -> RunFiles:
+    """Read the small files of the run at `root`; `candidates` are its aligned and combined policies."""
+    names = [paths.candidate_stage(name) for name in candidates]
     stages = [name for stage in STAGES for name in (names if stage == "align" else [stage])]
     metrics = {stage: _json(root / paths.metrics_file(stage)) for stage in stages}
     curves = {stage: _curves(root / paths.plots_file(stage)) for stage in stages}

@@ -9,7 +9,14 @@ _INVISIBLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b\u200e\u200f\u202a-\u
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 JUDGES = {"gold": "gold scorer (simulated)", "reward_model": "reward model"}
-ALGORITHMS = {"sft": "SFT", "ppo": "PPO", "dpo": "DPO"}
+ALGORITHMS = {
+    "sft": "SFT",
+    "ppo": "PPO",
+    "dpo": "DPO",
+    "chain": "Chain",
+    "weights": "Averaged weights",
+    "probabilities": "Mixed probabilities",
+}
 
 
 def visible(text: str) -> str:

@@ -53,7 +53,8 @@ class ModelVersion:
 
 def model_name(stage: str) -> str | None:
     """Registered model that a stage's output belongs to: `align@ppo` gives `rlhf-policy`; None for other stages."""
-    return {"sft": "rlhf-sft", "reward": "rlhf-reward", "align": "rlhf-policy"}.get(stage.partition("@")[0])
+    kinds = {"sft": "rlhf-sft", "reward": "rlhf-reward", "align": "rlhf-policy", "combine": "rlhf-policy"}
+    return kinds.get(stage.partition("@")[0])
 
 
 def parse_reference(reference: str) -> tuple[str, str | int]:

@@ -13,12 +13,12 @@ class PolicyWriter(mlflow.pyfunc.PythonModel):
 
     def load_context(self, context: Any) -> None:
         """Load weights and tokenizer from the logged folder."""
-        from rlhf_core.models.policy import load_policy
+        from rlhf_core.models.mixture import load_any_policy, tokenizer_folder
         from rlhf_core.models.tokenizer import load_tokenizer
 
         self.limits = context.model_config
-        self.model = load_policy(context.artifacts["model"])
-        self.tokenizer = load_tokenizer(context.artifacts["model"])
+        self.model = load_any_policy(context.artifacts["model"])
+        self.tokenizer = load_tokenizer(tokenizer_folder(context.artifacts["model"]))
 
     def predict(
         self, context: Any, model_input: list[dict[str, str]], params: dict[str, Any] | None = None
