@@ -18,6 +18,7 @@ from ppo_support import (
     tiny_policy,
 )
 
+from rlhf_core.config.ppo import ReplayConfig
 from rlhf_core.state.checkpoint import Checkpointer
 from rlhf_core.state.train_state import TrainState
 from rlhf_core.trainers.curriculum import (
@@ -33,7 +34,7 @@ from rlhf_core.trainers.guard import Watch
 from rlhf_core.trainers.ppo_credit import assign_credit
 from rlhf_core.trainers.ppo_rollout import collect_rollout, importance, with_logprobs
 from rlhf_core.trainers.ppo_update import run_epochs
-from rlhf_core.trainers.replay import Group, Written, added, draw, from_tensors, to_tensors
+from rlhf_core.trainers.replay import Group, Written, added, draw, from_tensors, recall, to_tensors
 from rlhf_core.trainers.reward_terms import diversity_term
 
 REPLAY = changed(CFG, replay={"rows": 8, "capacity": 24})
@@ -82,6 +83,20 @@ def test_nothing_is_drawn_before_the_buffer_holds_enough() -> None:
     assert draw([], 2, 1.0, 1.0, torch.Generator()) == []
     assert draw([group(0, 1.0)], 2, 1.0, 1.0, torch.Generator()) == []
     assert len(draw([group(0, 1.0, size=2)], 2, 1.0, 1.0, torch.Generator())) == 2
+
+
+def test_the_settings_say_how_much_priority_and_correction_count() -> None:
+    tensors = to_tensors([group(0, 1.0), group(1, 3.0)])
+
+    def drawn(rows: int, **settings: float) -> list[list[Written]]:
+        cfg = ReplayConfig(rows=rows, capacity=8, **settings)
+        return [recall(cfg, tensors, torch.Generator().manual_seed(seed)) for seed in range(20)]
+
+    assert {row.prompt for rows in drawn(1, priority=50.0) for row in rows} == {1}
+    assert {row.prompt for rows in drawn(1, priority=0.0) for row in rows} == {0, 1}
+    weights = [{row.prompt: row.weight for row in drawn(2, priority=1.0, correction=c)[0]} for c in (0.0, 1.0)]
+    assert weights[0] == {0: 1.0, 1: 1.0}
+    assert weights[1] == pytest.approx({0: 1.0, 1: 1 / 3})
 
 
 def test_importance_weights_worked_by_hand() -> None:

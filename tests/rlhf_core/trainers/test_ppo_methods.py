@@ -22,11 +22,13 @@ from ppo_support import (
 from preference_support import ThreadWorld, in_processes
 from torch import nn
 
+from rlhf_core.config import PPOConfig
 from rlhf_core.config.lora import LoraConfig
 from rlhf_core.errors import ConfigError
 from rlhf_core.models.adapters import add_adapters
 from rlhf_core.rollout.sampler import sample_rows
 from rlhf_core.state.train_state import TrainState
+from rlhf_core.state.world import ALONE, World
 from rlhf_core.trainers.optimisation import make_optimizer
 from rlhf_core.trainers.ppo_credit import assign_credit, response_advantages
 from rlhf_core.trainers.ppo_forward import believe, reference_logprobs
@@ -298,3 +300,27 @@ def test_n26_steps_are_epochs_times_minibatches_and_stop_early_alike_in_two_proc
     for figures in in_processes(2, work):
         assert (figures["policy/updates"], figures["policy/stopped_early"]) == (1, 1.0)
     assert run(CFG).history[-1]["policy/updates"] == 4
+
+
+def test_the_processes_stop_by_the_divergence_of_the_whole_minibatch_and_keep_no_gradient() -> None:
+    """Three quarters of it are more than either process sees in its own half."""
+    fast = changed(CFG, learning_rate=0.02, warmup_steps=0)
+
+    def second_update(cfg: PPOConfig, world: World) -> tuple[float | None, bool, bool]:
+        state = make_state(cfg)
+        set_learning_rates(cfg, state)
+        minibatches, _ = assign_credit(cfg, {}, roll(cfg, state, world=world), world)
+        update(changed(cfg, target_kl=1e9), state, minibatches[0], world)
+        figures, stopped = update(cfg, state, minibatches[1], world)
+        return figures["policy/approx_kl"], stopped, all(p.grad is None for p in state.modules["policy"].parameters())
+
+    moved, stopped, _ = second_update(fast, ALONE)
+    assert not stopped
+    near = changed(fast, target_kl=0.75 * moved)
+    for divergence, *rest in [
+        second_update(near, ALONE),
+        second_update(changed(near, microbatch=3), ALONE),
+        *in_processes(2, lambda world: second_update(near, world)),
+    ]:
+        assert divergence == pytest.approx(moved, rel=1e-3)
+        assert rest == [True, True]

@@ -122,7 +122,7 @@ def handmade(*rows: tuple[float, list[float], list[float], bool]) -> Rollout:
     return Rollout(responses=responses, num_fresh=len(rows), minibatches=minibatches, tokens=[3] * len(rows))
 
 
-def test_credit_worked_by_hand() -> None:
+def test_n14_n15_n17_n19_n21_credit_worked_by_hand() -> None:
     """kl_coef .5, gamma 1, lambda .5, penalty 1, clip 2.
 
     First row, finished, score 9 -> 2: rewards (-.5, 0, 2), values (1, 0, 1).
@@ -145,7 +145,7 @@ def test_credit_worked_by_hand() -> None:
     torch.testing.assert_close(torch.cat([first.advantages_BR[0], second.advantages_BR[0]]), whitened)
 
 
-def test_figures_of_a_rollout_worked_by_hand() -> None:
+def test_n07_n08_figures_of_a_rollout_worked_by_hand() -> None:
     cfg = PPOConfig(kl_coef=0.5, score_clip=2.0, missing_end_penalty=1.0)
     rollout = handmade((9.0, [1.0, 1.0, 0.0], [1.0, 0.0, 1.0], True), (1.0, [0.0, 0.0, -1.0], [0.0, 2.0, 2.0], False))
     figures = rollout_figures(cfg, rollout, assign_credit(cfg, {}, rollout)[0])
@@ -243,7 +243,7 @@ def test_the_epochs_stop_when_the_policy_has_moved_far(
         assert torch.equal(stopped, single)
 
 
-def test_all_epochs_run_when_the_policy_stays_near(
+def test_n26_all_epochs_run_when_the_policy_stays_near(
     make_state: Callable[[], TrainState], tiny_policy: Callable[[], PreTrainedModel]
 ) -> None:
     state = make_state()
@@ -285,7 +285,46 @@ def test_padding_does_not_move_the_update(
     assert all(torch.equal(one, two) for one, two in zip(*weights, strict=True))
 
 
-def test_policy_and_value_gradients_are_clipped_apart(
+def test_n18_what_stands_in_the_padding_of_a_rollout_gives_no_token_any_credit(
+    make_state: Callable[[], TrainState], tiny_policy: Callable[[], PreTrainedModel]
+) -> None:
+    rollout = roll(CFG, make_state(), tiny_policy())
+    clean, _ = assign_credit(CFG, {}, rollout)
+    spoiled = [
+        [
+            replace(part, **{
+                name: getattr(part, name) + 1e6 * (part.batch.response_mask_BR == 0)
+                for name in ("old_logprobs_BR", "ref_logprobs_BR", "old_values_BR", "entropy_BR")
+            })
+            for part in parts
+        ]
+        for parts in rollout.minibatches
+    ]  # fmt: skip
+    dirty, _ = assign_credit(CFG, {}, replace(rollout, minibatches=spoiled))
+    for one, two in zip(clean, dirty, strict=True):
+        for name in ("rewards_BR", "advantages_BR", "returns_BR"):
+            first, second = getattr(one.parts[0], name), getattr(two.parts[0], name)
+            assert torch.equal(first, second)
+            assert not bool(first[one.parts[0].part.batch.response_mask_BR == 0].any())
+    figures = rollout_figures(CFG, replace(rollout, minibatches=spoiled), dirty)
+    assert figures == rollout_figures(CFG, rollout, clean)
+
+
+def test_n22_a_value_that_ran_past_the_clip_learns_no_more(
+    make_state: Callable[[], TrainState], tiny_policy: Callable[[], PreTrainedModel]
+) -> None:
+    """New values at 3, old at 0, clip 0.4, returns 9: the clipped error is the larger, and gives no gradient."""
+    state = make_state()
+    one = credited_rollout(CFG, state, tiny_policy())[0]
+    part = replace(one.parts[0], returns_BR=torch.full_like(one.parts[0].returns_BR, 9.0))
+    torch.nn.init.constant_(state.modules["value"].scalar.bias, 3.0)
+    figures, _ = update(CFG, state, replace(one, parts=[part]))
+    assert figures["loss/value_clip_fraction"] == pytest.approx(1.0)
+    assert figures["loss/value"] == pytest.approx(0.5 * (9 - 0.4) ** 2, rel=1e-5)
+    assert figures["optim/grad_norm_value"] == 0.0
+
+
+def test_n27_policy_and_value_gradients_are_clipped_apart_and_their_norms_reported(
     make_state: Callable[[], TrainState], tiny_policy: Callable[[], PreTrainedModel]
 ) -> None:
     """Huge returns make a huge value gradient, which must not shrink the policy's step."""
