@@ -11,6 +11,7 @@ import pytest
 import torch
 from ruamel.yaml import YAML
 
+from rlhf_core.errors import WaitingForPeople
 from rlhf_core.models.policy import load_policy
 from tasks import align
 from tasks.frame import run_stage
@@ -105,6 +106,22 @@ def test_groups_of_responses_train_adapters_against_the_policy_without_them(proj
     first = dict(zip(rows[0].split(","), rows[1].split(","), strict=True))
     assert float(first["rollout/kl_to_reference"]) == 0.0
     assert float(first["eval/heldout_score"]) == float(first["eval/proxy_score"]), "the scorer is the reward model"
+
+
+def test_n28_the_policy_has_the_epsilon_asked_for_and_no_weight_decay(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[str, Any] = {}
+
+    def look(cfg: Any, state: Any, *_: Any, **__: Any) -> None:
+        seen.update({name: optimizer.param_groups for name, optimizer in state.optimizers.items()})
+        raise WaitingForPeople("seen enough")
+
+    monkeypatch.setattr("tasks.align_ppo.train_ppo", look)
+    assert align_with(project, {"adam_eps": 0.001}) == 5
+    assert set(seen) == {"policy", "value"}
+    for group in (group for groups in seen.values() for group in groups):
+        assert (group["eps"], group["weight_decay"], group["betas"]) == (1e-3, 0.0, (0.9, 0.95))
 
 
 def test_what_cannot_be_used_is_refused_before_training(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
