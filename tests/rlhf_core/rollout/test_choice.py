@@ -105,6 +105,16 @@ def test_the_ends_of_the_uniform_interval_find_a_possible_token(cut_off: CutOff)
         assert set(tokens) == {first, last}
 
 
+def test_draws_at_the_borders_of_blocks_find_a_possible_token() -> None:
+    """Where rounding puts the draw a little before or behind its block, whose first and last tokens are impossible."""
+    possible = (torch.arange(1024) % 64 >= 10) & (torch.arange(1024) % 64 < 20)
+    logits = logits_of(1, 1024).masked_fill(~possible, -math.inf)
+    borders = logits.softmax(-1).view(-1, 64).sum(-1).cumsum(0)
+    near = torch.cat([borders * (1 + step * 2**-24) for step in range(-40, 41)]).clamp(0.0, 1 - 2**-24)
+    tokens = choose_tokens(logits.expand(len(near), -1), 1.0, near).tokens_B
+    assert possible[tokens].all()
+
+
 def test_every_row_has_its_own_temperature() -> None:
     logits, uniform = logits_of(30, 100), uniform_of(30)
     temperatures = torch.tensor([0.0, 0.7, 1.0] * 10)

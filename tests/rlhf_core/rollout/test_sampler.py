@@ -48,17 +48,19 @@ def tiny(kind: str) -> PreTrainedModel:
             tie_word_embeddings=False,
             rope_parameters=far if kind == "llama3" else None,
         )
-        return randomise_biases(LlamaForCausalLM(config).eval())
+        return randomise(LlamaForCausalLM(config).eval())
     cfg = ModelConfig(family=kind, hidden_size=32, heads=2, layers=2, intermediate_size=32, init_std=0.3)
-    return randomise_biases(build_policy(cfg, VOCABULARY, PAD, 1, seed=0))
+    return randomise(build_policy(cfg, VOCABULARY, PAD, 1, seed=0))
 
 
 @torch.no_grad()
-def randomise_biases(model: PreTrainedModel) -> PreTrainedModel:
-    """Biases start at zero, where forgetting one would not show."""
+def randomise(model: PreTrainedModel) -> PreTrainedModel:
+    """Biases start at zero and norms at one, where forgetting one would not show."""
     for name, parameter in model.named_parameters():
         if name.endswith("bias"):
             parameter.normal_()
+        if "norm" in name:
+            parameter.uniform_(0.5, 1.5)
     return model
 
 
@@ -96,6 +98,9 @@ def test_the_fast_decoder_serves_llama_and_qwen2_and_the_general_one_the_rest() 
     sliding = tiny("qwen2")
     sliding.config.use_sliding_window = True
     assert isinstance(make_decoder(sliding), CacheDecoder)
+    stretched = tiny("llama")
+    stretched.config.rope_parameters["rope_type"] = "dynamic"  # its angles depend on the length of the text
+    assert isinstance(make_decoder(stretched), CacheDecoder)
 
 
 def test_greedy_equals_generate_of_transformers(model: PreTrainedModel) -> None:
@@ -171,7 +176,8 @@ def test_a_row_does_not_depend_on_its_batch(model: PreTrainedModel) -> None:
 
 def test_finished_rows_leave_and_move_nothing(model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     prompts = [[5 + row, 6, 7 + row % 3] for row in range(40)]
-    one_by_one = sample(model, 1.0, prompts=prompts, batch_size=1, new=24)
+    temperatures = [1.0, 0.7, 1.4, 1.0] * 10
+    one_by_one = sample(model, temperatures, prompts=prompts, batch_size=1, new=24)
     decoder, left = type(make_decoder(model)), []
     select = decoder.select
 
@@ -181,7 +187,7 @@ def test_finished_rows_leave_and_move_nothing(model: PreTrainedModel, monkeypatc
 
     monkeypatch.setattr(decoder, "select", counted)
     monkeypatch.setattr(decoder, "most_rows", lambda self, places: 40)
-    together = sample(model, 1.0, prompts=prompts, batch_size=40, new=24)
+    together = sample(model, temperatures, prompts=prompts, batch_size=40, new=24)
     assert together.response_ids == one_by_one.response_ids
     assert len(left) > 1
     assert left == sorted(left, reverse=True)
