@@ -80,6 +80,14 @@ def test_watching_changes_no_weight() -> None:
     assert not [key for row in alone.history for key in row if key.startswith("eval/")]
 
 
+def test_a_policy_that_stands_still_reads_the_same_every_time() -> None:
+    """The same random numbers each time: what differs between two readings is the policy."""
+    cfg = changed(GAMED, steps=3, learning_rate=1e-12, value_learning_rate=1e-12, guard={"every": 1})
+    history = run(cfg, watch=Watch(prompts=HELDOUT, rate=gold)).history
+    assert len({(row["eval/heldout_score"], row["eval/proxy_score"]) for row in history}) == 1
+    assert len({row["reward/score"] for row in history}) == 3
+
+
 def test_divergence_beyond_the_cap_ends_the_run_at_once() -> None:
     cfg = changed(GAMED, guard={"max_kl": 0.5, "max_drop": 100.0})
     state = run(cfg, watch=Watch(prompts=HELDOUT, rate=gold))
