@@ -25,8 +25,8 @@ from rlhf_core.models.policy import load_policy
 from rlhf_core.models.reward import RewardModel
 from rlhf_core.models.tokenizer import encode_prompts, encode_responses, load_tokenizer
 from tasks import align, reward
-from tasks.params import load_params
 from tasks.frame import run_stage
+from tasks.params import load_params
 from tasks.tables import SCHEMAS
 
 
