@@ -209,6 +209,16 @@ def test_members_draw_prompts_with_replacement_and_train_in_turn() -> None:
     assert len({phase.address for phase in every}) == 2
 
 
+def test_members_start_from_heads_of_their_own_on_one_body(make_state: Callable[[RewardConfig], TrainState]) -> None:
+    state = make_state(settings(ensemble={"members": 3, "distill": "scores"}))
+    models = list(state.modules.values())
+    assert len({tuple(model.head.scalar.weight.flatten().tolist()) for model in models}) == 4
+    for model in models[1:]:
+        for one, other in zip(model.body.parameters(), models[0].body.parameters(), strict=True):
+            assert torch.equal(one, other)
+            assert one is not other
+
+
 @pytest.mark.parametrize("aggregate", AGGREGATES)
 def test_an_ensemble_learns_and_knows_itself(make_state: Callable[[RewardConfig], TrainState], aggregate: str) -> None:
     cfg = settings(ensemble={"members": 3, "aggregate": aggregate}, epochs=1)
