@@ -1,6 +1,7 @@
 """Every setting of the reward trainer: it learns, resumes to the bit, and two processes take the steps of one."""
 
 import itertools
+import math
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any, get_args
@@ -21,7 +22,7 @@ from rlhf_core.state.world import ALONE, World
 from rlhf_core.trainers.optimisation import make_optimizer
 from rlhf_core.trainers.reward import TEACHER, standardise, train_reward
 from rlhf_core.trainers.reward_plan import ensemble_of, epoch_batches, make_models, phases
-from rlhf_core.trainers.reward_step import read_groups
+from rlhf_core.trainers.reward_step import distilled_loss, read_groups
 from rlhf_core.trainers.reward_teacher import settle
 
 PAD, EOS, GOOD, FAIR, BAD = 0, 1, 5, 4, 6
@@ -269,6 +270,28 @@ def test_a_student_says_what_its_teachers_say(make_state: Callable[[RewardConfig
     assert len(rows) == 20
     assert rows[-1]["loss/distillation"] < 0.5 * rows[0]["loss/distillation"] or distill == "preferences"
     assert not any(state.optimizers[f"member-{number}"].state for number in range(2)), "moments are let go"
+
+
+def test_what_a_student_learns_by_hand(make_state: Callable[[RewardConfig], TrainState]) -> None:
+    """Scores: squared distance. Preferences: cross-entropy with sigmoid(delta / sqrt(1 + pi var / 8)), var over members."""
+    model = make_state(settings(head="mean")).modules["reward"]
+    group = PreferenceGroup(prompt=[7], responses=[[8, EOS], [9, EOS]], pairs=[(0, 1)])
+    teacher_MB = torch.tensor(
+        [[2.0, 0.5], [3.0, 0.0], [1.0, 1.0]]
+    )  # differences 1.5 of 3 and 0, whose variance is 2.25
+    with torch.no_grad():
+        one, other = model(collate_groups([group], PAD)[0]).tolist()
+    found = {}
+    for distill in ("scores", "preferences"):
+        cfg = settings(ensemble={"members": 2, "distill": distill}, centering=0.5)
+        found[distill], figures = distilled_loss(cfg, model, [group], teacher_MB, PAD, ALONE)
+    assert found["scores"].item() == pytest.approx(((one - 2.0) ** 2 + (other - 0.5) ** 2) / 2, rel=1e-5)
+    sure = 1 / (1 + math.exp(-1.5 / math.sqrt(1 + math.pi * 2.25 / 8)))
+    delta = one - other
+    entropy = sure * math.log1p(math.exp(-delta)) + (1 - sure) * math.log1p(math.exp(delta))
+    assert found["preferences"].item() == pytest.approx(entropy + 0.5 * (one**2 + other**2) / 2, rel=1e-5)
+    gap = abs((one - other) / 2 - 0.75)
+    assert figures["reward/teacher_gap"] == pytest.approx(gap, rel=1e-4)
 
 
 RESUMED: dict[str, tuple[dict[str, Any], Sequence[int]]] = {
