@@ -273,7 +273,7 @@ def test_a_student_says_what_its_teachers_say(make_state: Callable[[RewardConfig
 
 
 def test_what_a_student_learns_by_hand(make_state: Callable[[RewardConfig], TrainState]) -> None:
-    """Scores: squared distance. Preferences: cross-entropy with sigmoid(delta / sqrt(1 + pi var / 8)), var over members."""
+    """Squared distance to scores; cross-entropy with sigmoid(delta / sqrt(1 + pi var / 8)), var over members."""
     model = make_state(settings(head="mean")).modules["reward"]
     group = PreferenceGroup(prompt=[7], responses=[[8, EOS], [9, EOS]], pairs=[(0, 1)])
     teacher_MB = torch.tensor(
