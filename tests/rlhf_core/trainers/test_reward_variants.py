@@ -268,6 +268,10 @@ def test_a_student_says_what_its_teachers_say(make_state: Callable[[RewardConfig
     assert accuracy(state.modules["reward"], heldout) > 0.9
     rows = [row for row in state.history if row["optim/model"] == 2]
     assert len(rows) == 20
+    rates = [
+        [row["optim/learning_rate"] for row in state.history if row["optim/model"] == number] for number in range(3)
+    ]
+    assert rates[0] == rates[1] == rates[2], "each model has a schedule of its own"
     assert rows[-1]["loss/distillation"] < 0.5 * rows[0]["loss/distillation"] or distill == "preferences"
     assert not any(state.optimizers[f"member-{number}"].state for number in range(2)), "moments are let go"
 
