@@ -45,18 +45,43 @@ def response_logprobs_and_entropy(
     return run_gathered(model, _logprobs_and_entropy, batch, temperature, with_entropy=True)
 
 
+def response_logprobs_and_states(
+    model: PreTrainedModel, batch: SequenceBatch, temperature: float = 1.0, *, with_entropy: bool = False
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Log-probabilities, entropies (or zeros), and the states they are read from, states_ND, for a head beside.
+
+    One forward pass where logits are a plain product of these states; two where the model does more with them.
+    """
+    return run_gathered(model, _logprobs_and_states, batch, temperature, with_entropy=with_entropy)
+
+
+def _logprobs_and_states(
+    model: PreTrainedModel, batch: SequenceBatch, temperature: float, *, with_entropy: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    states_ND = predicting_states(model.get_decoder(), batch)
+    if _has_plain_head(model):
+        return *_from_states(model, states_ND, batch, temperature, with_entropy), states_ND
+    return *_logprobs_and_entropy(model, batch, temperature, with_entropy=with_entropy), states_ND
+
+
 def _logprobs_and_entropy(
     model: PreTrainedModel, batch: SequenceBatch, temperature: float, *, with_entropy: bool
 ) -> tuple[Tensor, Tensor]:
-    real_BR = batch.mask_BS[:, batch.prompt_width :].bool()
-    targets_N = batch.response_ids_BR[real_BR]
     if _has_plain_head(model):
-        hidden_ND = predicting_states(model.get_decoder(), batch)
-        weight_VD = model.get_output_embeddings().weight
-        values_N, entropy_N = token_logprobs(hidden_ND, weight_VD, targets_N, temperature, with_entropy=with_entropy)
-    else:
-        logits_NV = _logits(model, batch)[real_BR]
-        values_N, entropy_N = _from_logits(logits_NV, targets_N, temperature, with_entropy)
+        states_ND = predicting_states(model.get_decoder(), batch)
+        return _from_states(model, states_ND, batch, temperature, with_entropy)
+    real_BR = batch.mask_BS[:, batch.prompt_width :].bool()
+    logits_NV = _logits(model, batch)[real_BR]
+    values_N, entropy_N = _from_logits(logits_NV, batch.response_ids_BR[real_BR], temperature, with_entropy)
+    return _scatter(values_N, real_BR), _scatter(entropy_N, real_BR)
+
+
+def _from_states(
+    model: PreTrainedModel, states_ND: Tensor, batch: SequenceBatch, temperature: float, with_entropy: bool
+) -> tuple[Tensor, Tensor]:
+    real_BR = batch.mask_BS[:, batch.prompt_width :].bool()
+    weight_VD, targets_N = model.get_output_embeddings().weight, batch.response_ids_BR[real_BR]
+    values_N, entropy_N = token_logprobs(states_ND, weight_VD, targets_N, temperature, with_entropy=with_entropy)
     return _scatter(values_N, real_BR), _scatter(entropy_N, real_BR)
 
 

@@ -9,14 +9,15 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from rlhf_core.data.batches import SequenceBatch
 from rlhf_core.models.adapters import without_adapters
-from rlhf_core.models.states import predicting_states
 from rlhf_core.models.value import ValueHead
-from rlhf_core.rollout.logprobs import response_logprobs, response_logprobs_and_entropy, token_logprobs
-from rlhf_core.state.sharding import run_gathered
+from rlhf_core.rollout.logprobs import (
+    response_logprobs,
+    response_logprobs_and_entropy,
+    response_logprobs_and_states,
+)
 
 
 class Beliefs(NamedTuple):
@@ -44,7 +45,7 @@ def believe(
     """Ask the policy about a batch; where gradients are recorded, entropies have one too."""
     policy = modules["policy"]
     if shares_trunk(modules):
-        return Beliefs(*run_gathered(policy, _with_states, batch, temperature, with_entropy))
+        return Beliefs(*response_logprobs_and_states(policy, batch, temperature, with_entropy=with_entropy))
     if with_entropy:
         return Beliefs(*response_logprobs_and_entropy(policy, batch, temperature), None)
     logprobs_BR = response_logprobs(policy, batch, temperature)
@@ -63,19 +64,3 @@ def reference_logprobs(policy: nn.Module, reference: nn.Module, batch: SequenceB
         return response_logprobs(reference, batch, temperature)
     with without_adapters(policy):
         return response_logprobs(policy, batch, temperature)
-
-
-def _with_states(
-    policy: PreTrainedModel, batch: SequenceBatch, temperature: float, with_entropy: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    states_ND = predicting_states(policy.get_decoder(), batch)
-    real_BR = batch.mask_BS[:, batch.prompt_width :].bool()
-    logprobs_N, entropy_N = token_logprobs(
-        states_ND,
-        policy.get_output_embeddings().weight,
-        batch.response_ids_BR[real_BR],
-        temperature,
-        with_entropy=with_entropy,
-    )
-    empty_BR = logprobs_N.new_zeros(real_BR.shape)
-    return empty_BR.masked_scatter(real_BR, logprobs_N), empty_BR.masked_scatter(real_BR, entropy_N), states_ND

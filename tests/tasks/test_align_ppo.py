@@ -105,7 +105,8 @@ def test_groups_of_responses_train_adapters_against_the_policy_without_them(proj
     rows = (project / "reports/plots/align-ppo.csv").read_text().splitlines()
     first = dict(zip(rows[0].split(","), rows[1].split(","), strict=True))
     assert float(first["rollout/kl_to_reference"]) == 0.0
-    assert float(first["eval/heldout_score"]) == float(first["eval/proxy_score"]), "the scorer is the reward model"
+    # The scorer is the reward model, asked in batches of its own.
+    assert float(first["eval/heldout_score"]) == pytest.approx(float(first["eval/proxy_score"]), abs=1e-5)
 
 
 def test_n28_the_policy_has_the_epsilon_asked_for_and_no_weight_decay(

@@ -10,7 +10,11 @@ from rlhf_core.config import ModelConfig
 from rlhf_core.data.batches import SequenceBatch, collate
 from rlhf_core.models.policy import build_policy
 from rlhf_core.rollout import output_layer
-from rlhf_core.rollout.logprobs import response_logprobs, response_logprobs_and_entropy
+from rlhf_core.rollout.logprobs import (
+    response_logprobs,
+    response_logprobs_and_entropy,
+    response_logprobs_and_states,
+)
 from rlhf_core.rollout.output_layer import token_logprobs
 
 VOCABULARY, PAD = 40, 0
@@ -55,6 +59,19 @@ def test_equal_to_cross_entropy_of_each_row_alone(
         expected = alone(model, prompt, response, temperature)
         torch.testing.assert_close(found[row, : len(response)], expected, atol=5e-6, rtol=0)
         assert (found[row, len(response) :] == 0).all()
+
+
+def test_the_states_beside_them_cost_no_other_logprobs(model: PreTrainedModel, batch: SequenceBatch) -> None:
+    """A head beside the output layer reads states; the output layer may be more than a product (here: a bias)."""
+    if model.config.model_type == "llama":
+        head = model.get_output_embeddings()
+        head.bias = torch.nn.Parameter(torch.linspace(-2.0, 2.0, VOCABULARY))
+    logprobs_BR, entropy_BR, states_ND = response_logprobs_and_states(model, batch, 0.7, with_entropy=True)
+    expected_BR, expected_entropy_BR = response_logprobs_and_entropy(model, batch, 0.7)
+    assert torch.equal(logprobs_BR, expected_BR)
+    assert torch.equal(entropy_BR, expected_entropy_BR)
+    assert states_ND.shape == (sum(map(len, RESPONSES)), 16)
+    torch.testing.assert_close(logprobs_BR[2, 0], alone(model, PROMPTS[2], RESPONSES[2], 0.7)[0], atol=5e-6, rtol=0)
 
 
 def test_padding_token_and_width_change_nothing(model: PreTrainedModel) -> None:

@@ -130,17 +130,19 @@ def test_the_loss_is_the_ranking_plus_the_centering() -> None:
     assert loss.item() == pytest.approx(ranking + 0.5 * 2.0)
 
 
-def test_three_bad_steps_in_a_row_end_the_run(make_state: Callable[..., TrainState], sink: Any) -> None:
+def test_three_bad_steps_in_a_row_end_the_run(
+    make_state: Callable[..., TrainState], sink: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     state = make_state()
     model, calls, before = state.modules["reward"], [], {}
-    read = model.read
+    read = RewardModel.read
 
-    def broken(batch: SequenceBatch, beside: Any) -> Reading:
+    def broken(self: RewardModel, batch: SequenceBatch, beside: Any) -> Reading:
         calls.append(1)
-        reading = read(batch, beside)
+        reading = read(self, batch, beside)
         return reading._replace(scores_BC=reading.scores_BC * (float("nan") if len(calls) in (2, 4, 5, 6) else 1.0))
 
-    model.read = broken
+    monkeypatch.setattr(RewardModel, "read", broken)
     cfg = RewardConfig(epochs=4, prompts_per_step=8)
 
     def checkpoint(_: TrainState) -> None:
