@@ -36,9 +36,10 @@ def _hand_over(arguments: list[str]) -> int:
 
 
 def _run(name: str, module: str) -> int:
-    # Threads that wait for each other sleep instead of spinning. On cores that something else uses too, spinning
-    # threads take turns at waiting: ten times slower (docs/lab-log.md). Read when torch loads its thread library.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # How long threads spin while they wait for each other. For as long as libgomp likes, a stage on cores that others
+    # use too runs ten times slower; not at all, and it is half as fast on idle ones (measured: docs/lab-log.md). Read
+    # when torch loads its thread library.
+    os.environ.setdefault("GOMP_SPINCOUNT", "20000")
     import importlib
 
     from rlhf_core.errors import RlhfError
