@@ -2,8 +2,8 @@
 
 Unpack it beside the installed TRL and say where (see `python -m benchmarks --help`):
 
-    pip download trl==1.12.0 --no-deps --dest /tmp/trl && unzip -q /tmp/trl/trl-1.12.0*.whl -d /tmp/trl/unpacked
-    export BENCHMARK_TRL_PPO=/tmp/trl/unpacked
+    pip download trl==1.12.0 --no-deps --dest trl-1.12 && unzip -q trl-1.12/*.whl -d trl-1.12
+    export BENCHMARK_TRL_PPO=trl-1.12
 """
 
 import os

@@ -4,8 +4,8 @@ TRL 1.16 has no PPO any more and 1.12 cannot be installed beside it, so its own 
 unpacked source by their targets and executed here on random tensors; nothing of it is imported or copied. To
 record again:
 
-    pip download trl==1.12.0 --no-deps --dest /tmp/trl && unzip -q /tmp/trl/trl-1.12.0-*.whl -d /tmp/trl/unpacked
-    PYTHONPATH=tests python tests/parity/record_ppo_arithmetic.py /tmp/trl/unpacked
+    pip download trl==1.12.0 --no-deps --dest trl-1.12 && unzip -q trl-1.12/*.whl -d trl-1.12
+    PYTHONPATH=tests python tests/parity/record_ppo_arithmetic.py trl-1.12
 """
 
 import ast

@@ -24,7 +24,7 @@ def test_the_defaults_sample_from_the_whole_distribution_of_the_sft_model() -> N
         ({"best_of": {"keep": "contrast"}}, "candidates of at least 2"),
         ({"best_of": {"candidates": 4, "keep": "contrast"}, "responses_per_prompt": 3}, "must be even"),
         ({"best_of": {"candidates": 4, "scorer": "reward_model"}}, "needs `reward_model`"),
-        ({"best_of": {"scorer": "reward_model", "reward_model": "/tmp/rm"}}, "must lie under models/"),
+        ({"best_of": {"scorer": "reward_model", "reward_model": "elsewhere/rm"}}, "must lie under models/"),
         ({"best_of": {"candidate": 4}}, "Extra inputs"),
     ],
 )
