@@ -8,7 +8,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_core.config import DPOConfig
-from rlhf_core.data.pairs import PreferencePair, encode_pairs, group_pairs
+from rlhf_core.data.pairs import PreferencePair, group_pairs
 from rlhf_core.errors import DataError
 from rlhf_core.state.atomic import digest_of, file_digest, tree_digest
 from rlhf_core.state.train_state import TrainState
@@ -17,8 +17,8 @@ from rlhf_core.trainers.preference import train_dpo
 from rlhf_core.trainers.reference import LogprobCache
 from tasks import paths
 from tasks.align_keeper import Keeper
+from tasks.policy_pairs import policy_pairs
 from tasks.stage import Stage, environment
-from tasks.tables import read_table
 
 CODE = ("data", "models", "objectives", "rollout", "trainers/reference.py")
 """What of `rlhf_core` computes log-probabilities: other code may give other last bits."""
@@ -89,15 +89,7 @@ def weights_digest(module: nn.Module) -> str:
 
 
 def _training_pairs(stage: Stage, tokenizer: PreTrainedTokenizerBase) -> list[PreferencePair]:
-    path, limits = paths.PREFERENCES / "train.parquet", stage.params.model
-    pairs = encode_pairs(
-        tokenizer,
-        read_table(stage.root / path),
-        max_prompt_tokens=limits.max_prompt_tokens,
-        max_response_tokens=limits.max_response_tokens,
-    )
-    # A tie prefers nothing, and a single criterion is not what the policy is to be good at.
-    kept = [pair for pair in pairs if not pair.label.tie and pair.label.criterion == "overall"]
+    path, kept = paths.PREFERENCES / "train.parquet", policy_pairs(stage, tokenizer, "train")
     if not kept:
         raise DataError(f"{path}: no pair to learn from. Fix: more labelled pairs, or a looser `preferences` section")
     return kept

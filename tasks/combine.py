@@ -15,7 +15,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_core.config import CombineConfig
-from rlhf_core.data.pairs import PreferencePair, encode_pairs
+from rlhf_core.data.pairs import PreferencePair
 from rlhf_core.errors import ConfigError, DataError
 from rlhf_core.evaluation.drift import drift_figures, summed_logprobs
 from rlhf_core.evaluation.judges import reward_scores
@@ -26,8 +26,8 @@ from rlhf_core.models.reward_ensemble import load_reward_model
 from rlhf_core.models.tokenizer import load_tokenizer
 from rlhf_core.state.rng import StepRng
 from tasks import paths
+from tasks.policy_pairs import policy_pairs
 from tasks.stage import Stage
-from tasks.tables import read_table
 
 BATCH_SIZE = 64
 Policy: TypeAlias = PreTrainedModel | PolicyMixture
@@ -87,14 +87,7 @@ def _check_vocabulary(members: Sequence[PreTrainedModel]) -> None:
 
 
 def _heldout_pairs(stage: Stage, tokenizer: PreTrainedTokenizerBase) -> list[PreferencePair]:
-    path, limits = paths.PREFERENCES / "heldout.parquet", stage.params.model
-    pairs = encode_pairs(
-        tokenizer,
-        read_table(stage.root / path),
-        max_prompt_tokens=limits.max_prompt_tokens,
-        max_response_tokens=limits.max_response_tokens,
-    )
-    kept = [pair for pair in pairs if not pair.label.tie and pair.label.criterion == "overall"]
+    path, kept = paths.PREFERENCES / "heldout.parquet", policy_pairs(stage, tokenizer, "heldout")
     if not kept:
         raise DataError(f"{path}: no held-out pair to choose shares by. Fix: more held-out prompts, or methods: []")
     order = torch.randperm(len(kept), generator=_rng(stage)("pairs"))[: stage.params.combine.pairs]

@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_core.data.batches import SequenceBatch
@@ -20,6 +20,7 @@ from rlhf_core.errors import EnvironmentProblem
 from rlhf_core.models.folder import read_json
 from rlhf_core.models.heads import OVERALL, SUMMED, Head, HeadSpec, ScoreHead, describe_head, mean_state, read_head
 from rlhf_core.models.policy import load_pretrained, save_policy
+from rlhf_core.models.standardised import Standardised
 from rlhf_core.models.states import final_states, response_states
 from rlhf_core.objectives.masked import masked_sum
 from rlhf_core.rollout.logprobs import token_logprobs
@@ -63,7 +64,7 @@ class Details(NamedTuple):
     members_MB: Tensor | None = None
 
 
-class RewardModel(nn.Module):
+class RewardModel(Standardised):
     """A decoder with a head of scalars.
 
     The `gated` head uses what supervised fine-tuning already knows: which fact should have come next. Its output
@@ -75,16 +76,12 @@ class RewardModel(nn.Module):
         output_weight: [V, D], output layer for log-probabilities where it is not the input embedding.
     """
 
-    shift: Tensor
-    scale: Tensor
     output_weight: Tensor | None
 
     def __init__(self, body: PreTrainedModel, spec: HeadSpec, output_weight: Tensor | None = None) -> None:
         super().__init__()
         self.body = body
         self.head = ScoreHead(spec, body.config.hidden_size)
-        self.register_buffer("shift", torch.zeros(()))
-        self.register_buffer("scale", torch.ones(()))
         self.register_buffer("output_weight", output_weight)
 
     @classmethod
@@ -184,17 +181,6 @@ class RewardModel(nn.Module):
         columns_R = torch.arange(1, mask_BR.shape[1] + 1, device=mask_BR.device)
         is_last_BR = columns_R == mask_BR.sum(1, keepdim=True)
         return ((values_BRC * self.head.weights_C).sum(2) - self.shift * is_last_BR) / self.scale
-
-    def standardise(self, mean: float, deviation: float) -> None:
-        """From now on a raw score of `mean` is 0 and one of `mean + deviation` is 1.
-
-        Raises:
-            ValueError: `deviation` is not positive, so scores could not be told apart.
-        """
-        if not deviation > 0:
-            raise ValueError(f"standard deviation of the scores is {deviation}; the model scores everything alike")
-        self.shift.fill_(mean)
-        self.scale.fill_(deviation)
 
     def save(self, folder: Path | str, tokenizer: PreTrainedTokenizerBase) -> None:
         """Write body and tokenizer as `transformers` does, the head beside them in safetensors with a description."""

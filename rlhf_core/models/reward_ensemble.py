@@ -17,13 +17,14 @@ from rlhf_core.errors import ConfigError
 from rlhf_core.models.folder import read_json
 from rlhf_core.models.heads import HeadSpec
 from rlhf_core.models.reward import Details, RewardModel
+from rlhf_core.models.standardised import Standardised
 from rlhf_core.state.atomic import write_json
 
 Aggregate = Literal["mean", "accuracy", "median", "vote", "pessimistic"]
 ENSEMBLE_FILE, ENSEMBLE_WEIGHTS = "reward_ensemble.json", "reward_ensemble.safetensors"
 
 
-class RewardEnsemble(nn.Module):
+class RewardEnsemble(Standardised):
     """Reward models whose raw scores are aggregated, and then standardised as one model's are.
 
     Every member is a whole model, in memory and on disk: that of an ensemble costs as much as all its members.
@@ -38,8 +39,6 @@ class RewardEnsemble(nn.Module):
 
     weights_M: Tensor
     reference_MQ: Tensor
-    shift: Tensor
-    scale: Tensor
 
     def __init__(self, members: Sequence[RewardModel], aggregate: Aggregate, pessimism: float = 1.0) -> None:
         super().__init__()
@@ -47,8 +46,6 @@ class RewardEnsemble(nn.Module):
         self.aggregate, self.pessimism = aggregate, pessimism
         self.register_buffer("weights_M", torch.full((len(members),), 1 / len(members)))
         self.register_buffer("reference_MQ", torch.zeros(len(members), 0))
-        self.register_buffer("shift", torch.zeros(()))
-        self.register_buffer("scale", torch.ones(()))
 
     @property
     def body(self) -> PreTrainedModel:
@@ -98,17 +95,6 @@ class RewardEnsemble(nn.Module):
         Ranks have no unit of the members' scores: the members' deviation over the references stands for it.
         """
         return self.reference_MQ.std(1, correction=0).mean() if self.aggregate == "vote" else self.scale
-
-    def standardise(self, mean: float, deviation: float) -> None:
-        """From now on an aggregated score of `mean` is 0 and one of `mean + deviation` is 1.
-
-        Raises:
-            ValueError: `deviation` is not positive, so scores could not be told apart.
-        """
-        if not deviation > 0:
-            raise ValueError(f"standard deviation of the scores is {deviation}; the members score everything alike")
-        self.shift.fill_(mean)
-        self.scale.fill_(deviation)
 
     def save(self, folder: Path | str, tokenizer: PreTrainedTokenizerBase) -> None:
         """Write each member to `member-<number>/` as a reward model of its own, the rest beside them."""

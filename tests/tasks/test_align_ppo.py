@@ -1,15 +1,12 @@
 """Stage `align@ppo` with what `params.yaml` can ask of it: functions of one's own, the guard, adapters, groups."""
 
 import json
-import shutil
-import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from ruamel.yaml import YAML
+from project_support import edited_yaml
 
 from rlhf_core.errors import WaitingForPeople
 from rlhf_core.models.policy import load_policy
@@ -20,30 +17,13 @@ from tasks.params import load_params
 CODE = "def short(responses, finished):\n    return [-len(one) / 100 for one in responses]\n"
 
 
-@pytest.fixture
-def project(finished_project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A copy of the finished project, in it, with process-wide settings put back afterwards."""
-    folder = Path(shutil.copytree(finished_project, tmp_path / "project", symlinks=True))
-    monkeypatch.chdir(folder)
-    handler, threads = signal.getsignal(signal.SIGTERM), torch.get_num_threads()
-    yield folder
-    signal.signal(signal.SIGTERM, handler)
-    torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(False)
-
-
 def align_with(project: Path, ppo: dict[str, Any], deps: tuple[str, ...] = (), **model: Any) -> int:
     """Change parameters and inputs of the stage, run it in this process, return its exit code."""
-    yaml = YAML()
-    params = yaml.load((project / "params.yaml").read_text())
-    params["align"]["ppo"].update(ppo)
-    params["model"].update(model)
-    with (project / "params.yaml").open("w") as file:
-        yaml.dump(params, file)
-    graph = yaml.load((project / "dvc.yaml").read_text())
-    graph["stages"]["align"]["deps"] += list(deps)
-    with (project / "dvc.yaml").open("w") as file:
-        yaml.dump(graph, file)
+    with edited_yaml(project / "params.yaml") as params:
+        params["align"]["ppo"].update(ppo)
+        params["model"].update(model)
+    with edited_yaml(project / "dvc.yaml") as graph:
+        graph["stages"]["align"]["deps"] += list(deps)
     return run_stage("align@ppo", align.run, load_params(project / "params.yaml"), project)
 
 
@@ -54,10 +34,10 @@ def read_json(path: Path) -> Any:
 def test_a_run_that_the_guard_ends_says_so_and_gives_the_best_policy_back(
     project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (project / "mine.py").write_text(CODE)
+    (project / "shortness.py").write_text(CODE)
     ppo = {
         "value": {"model": "shared"},
-        "scores": {"terms": {"mine:short": 0.5, "length": -0.1}},
+        "scores": {"terms": {"shortness:short": 0.5, "length": -0.1}},
         "guard": {
             "every": 1,
             "scorer": "rlhf_core.evaluation.judges:gold_scores",
@@ -65,7 +45,7 @@ def test_a_run_that_the_guard_ends_says_so_and_gives_the_best_policy_back(
             "max_kl": 0.0001,
         },
     }
-    assert align_with(project, ppo, deps=("mine.py",)) == 0
+    assert align_with(project, ppo, deps=("shortness.py",)) == 0
     figures = read_json(project / "reports/metrics/align-ppo.json")
     assert figures["stopped_by_guard"] is True
     assert figures["guard_best_step"] == 0
@@ -80,7 +60,7 @@ def test_a_run_that_the_guard_ends_says_so_and_gives_the_best_policy_back(
     sft, aligned = (load_policy(project / f"artifacts/{name}/model") for name in ("sft", "align/ppo"))
     assert all(torch.equal(one, two) for one, two in zip(sft.parameters(), aligned.parameters(), strict=True))
     columns = (project / "reports/plots/align-ppo.csv").read_text().splitlines()[0].split(",")
-    assert {"reward/term_mine:short", "reward/term_length", "eval/stopped_by_guard"} <= set(columns)
+    assert {"reward/term_shortness:short", "reward/term_length", "eval/stopped_by_guard"} <= set(columns)
 
 
 def test_groups_of_responses_train_adapters_against_the_policy_without_them(project: Path) -> None:

@@ -2,15 +2,14 @@
 
 import json
 import shutil
-import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from dvc.repo import Repo
-from ruamel.yaml import YAML
+from project_support import change_sections, edited_yaml
 
 from rlhf_core.evaluation.drift import summed_logprobs
 from rlhf_core.models.mixture import PolicyMixture, load_any_policy
@@ -35,29 +34,8 @@ CHAIN = {
 }
 
 
-@pytest.fixture
-def project(finished_project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A copy of the finished project, in it, with process-wide settings put back afterwards."""
-    folder = Path(shutil.copytree(finished_project, tmp_path / "project", symlinks=True))
-    monkeypatch.chdir(folder)
-    handler, threads = signal.getsignal(signal.SIGTERM), torch.get_num_threads()
-    yield folder
-    signal.signal(signal.SIGTERM, handler)
-    torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(False)
-
-
-def change(project: Path, **sections: dict[str, Any]) -> None:
-    yaml = YAML()
-    content = yaml.load((project / "params.yaml").read_text())
-    for name, values in sections.items():
-        content.setdefault(name, {}).update(values)
-    with (project / "params.yaml").open("w") as file:
-        yaml.dump(content, file)
-
-
 def chain(project: Path, **more: Any) -> None:
-    change(project, align={"algorithms": ["ppo", "dpo", "chain"], "chain": CHAIN | more})
+    change_sections(project, align={"algorithms": ["ppo", "dpo", "chain"], "chain": CHAIN | more})
 
 
 def run(project: Path, stage: str) -> int:
@@ -188,14 +166,16 @@ def test_reference_logprobs_serve_every_loss_and_no_other_batches(
     asked: list[int] = []
     plain = reference.summed_logprobs
     monkeypatch.setattr(reference, "summed_logprobs", lambda *rest: asked.append(1) or plain(*rest))
-    params = YAML(typ="safe").load((project / "params.yaml").read_text())
-    change(project, align={"dpo": params["align"]["dpo"] | change_to})
+    with edited_yaml(project / "params.yaml") as params:
+        params["align"]["dpo"] |= change_to
     assert run(project, "align@dpo") == 0
     assert bool(asked) == ("prompts_per_step" in change_to)
 
 
 def combined(project: Path, **more: Any) -> None:
-    change(project, combine={"methods": ["weights", "probabilities"], "members": ["ppo", "dpo"], "pairs": 16} | more)
+    change_sections(
+        project, combine={"methods": ["weights", "probabilities"], "members": ["ppo", "dpo"], "pairs": 16} | more
+    )
 
 
 def chosen_likelihood(project: Path, policy: Any) -> float:

@@ -11,14 +11,14 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from conftest import run_stage
-from ruamel.yaml import YAML
+from project_support import edited_yaml
 from transformers import TopKLogitsWarper, TopPLogitsWarper
 
-from rlhf_core.config import ModelConfig
 from rlhf_core.evaluation.judges import reward_scores
 from rlhf_core.models.policy import build_policy, load_policy, save_policy
 from rlhf_core.models.reward_ensemble import load_reward_model
 from rlhf_core.models.tokenizer import encode_prompt, encode_response, load_tokenizer
+from tasks.params import load_params
 
 NUM_PROMPTS, NUM_HELDOUT = 6, 2
 Rows = list[dict[str, Any]]
@@ -34,18 +34,15 @@ def project(finished_project: Path, tmp_path: Path) -> Path:
     for name in ("params.yaml", "dvc.yaml"):
         shutil.copy(finished_project / name, project / name)
     tokenizer = load_tokenizer(project / "artifacts/sft/model")
-    cfg = ModelConfig.model_validate(YAML(typ="safe").load((project / "params.yaml").read_text())["model"])
+    cfg = load_params(project / "params.yaml").model
     other = build_policy(cfg, len(tokenizer), tokenizer.pad_token_id, tokenizer.eos_token_id, seed=9)
     save_policy(other, tokenizer, project / "models/other")
     return project
 
 
 def generate(project: Path, **settings: Any) -> tuple[Rows, dict[str, Any]]:
-    yaml = YAML()
-    params = yaml.load((project / "params.yaml").read_text())
-    params["generate"] = {"num_prompts": NUM_PROMPTS, "num_heldout_prompts": NUM_HELDOUT, **settings}
-    with (project / "params.yaml").open("w") as file:
-        yaml.dump(params, file)
+    with edited_yaml(project / "params.yaml") as params:
+        params["generate"] = {"num_prompts": NUM_PROMPTS, "num_heldout_prompts": NUM_HELDOUT, **settings}
     done = run_stage(project, "generate")
     assert done.returncode == 0, done.stderr
     rows = pq.read_table(project / "artifacts/generate/responses.parquet").to_pylist()
@@ -133,11 +130,8 @@ def test_a_reward_model_of_an_earlier_round_picks_the_best(project: Path, finish
 
 
 def test_a_folder_that_is_not_there_is_named(project: Path) -> None:
-    yaml = YAML()
-    params = yaml.load((project / "params.yaml").read_text())
-    params["generate"] = {"num_prompts": 1, "num_heldout_prompts": 0, "models": ["models/absent"]}
-    with (project / "params.yaml").open("w") as file:
-        yaml.dump(params, file)
+    with edited_yaml(project / "params.yaml") as params:
+        params["generate"] = {"num_prompts": 1, "num_heldout_prompts": 0, "models": ["models/absent"]}
     done = run_stage(project, "generate")
     assert done.returncode == 7
     assert "models/absent: there is no such folder" in done.stderr

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import make_project, run_stage
-from ruamel.yaml import YAML
+from project_support import change_sections, edited_yaml
 from safetensors.torch import load_file
 from tokenizer_support import CHATML, byte_level
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
@@ -42,15 +42,11 @@ def dialogues() -> list[dict[str, Any]]:
 
 
 def write_params(project: Path, **sections: dict[str, Any]) -> None:
-    yaml = YAML()
-    content = yaml.load((project / "params.yaml").read_text())
-    content["data"] = {"demonstrations": "data/dialogues.jsonl", "heldout_share": 0.2}
-    content["model"].update(source="folder", path="models/own", max_prompt_tokens=200, max_response_tokens=24)
-    content["sft"].update(max_steps=12, batch_size=8, learning_rate=0.02, eval_every=6, heldout_share=0.1)
-    for section, values in sections.items():
-        content[section].update(values)
-    with (project / "params.yaml").open("w") as file:
-        yaml.dump(content, file)
+    with edited_yaml(project / "params.yaml") as content:
+        content["data"] = {"demonstrations": "data/dialogues.jsonl", "heldout_share": 0.2}
+        content["model"].update(source="folder", path="models/own", max_prompt_tokens=200, max_response_tokens=24)
+        content["sft"].update(max_steps=12, batch_size=8, learning_rate=0.02, eval_every=6, heldout_share=0.1)
+    change_sections(project, **sections)
 
 
 @pytest.fixture(scope="module")

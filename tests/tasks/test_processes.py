@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from conftest import make_project, run_stage, stage_environment
-from ruamel.yaml import YAML
+from project_support import change_sections
 from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 from rlhf_core.config import ComputeConfig, Params
@@ -28,10 +28,7 @@ HELD = "train.step@3#1:sleep"  # the second process stops for an hour, the first
 
 def in_two_processes(project: Path) -> Path:
     """Set `compute.processes: 2` in a project."""
-    yaml, file = YAML(), project / paths.PARAMS
-    params = yaml.load(file)
-    params["compute"]["processes"] = 2
-    yaml.dump(params, file)
+    change_sections(project, compute={"processes": 2})
     return project
 
 
@@ -256,17 +253,21 @@ def test_processes_share_the_threads_of_a_stage(tmp_path: Path, threads: int, si
 
 
 INSIST = """
-import ctypes, sys, time
+import ctypes, signal, sys, threading, time
 from tasks.watchdog import insist_on_sigterm
-import signal
 def handler(number, frame): raise SystemExit(9)
 signal.signal(signal.SIGTERM, handler)
 insist_on_sigterm(0.3)
-print("ready", flush=True)
+library, mutex, stuck = ctypes.CDLL(None), ctypes.create_string_buffer(64), threading.Event()
+library.pthread_mutex_lock(mutex)
+def tell():
+    stuck.wait()
+    print("ready", flush=True)
+threading.Thread(target=tell, daemon=True).start()
+sys.setswitchinterval(60)  # from here on the other thread has its turn only where this one waits
+stuck.set()
 if sys.argv[1] == "python":
     time.sleep(60)
-library, mutex = ctypes.CDLL(None), ctypes.create_string_buffer(64)
-library.pthread_mutex_lock(mutex)
 library.pthread_mutex_lock(mutex)
 """
 

@@ -7,15 +7,14 @@ imports.
 import csv
 import json
 import shutil
-import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 import torch
-from ruamel.yaml import YAML
+from project_support import edited_yaml
 
 from rlhf_core.config import RewardConfig
 from rlhf_core.data.batches import collate
@@ -30,18 +29,6 @@ from tasks.params import load_params
 from tasks.tables import SCHEMAS
 
 
-@pytest.fixture
-def project(finished_project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A copy of the finished project, in it, with process-wide settings put back afterwards."""
-    folder = Path(shutil.copytree(finished_project, tmp_path / "project", symlinks=True))
-    monkeypatch.chdir(folder)
-    handler, threads = signal.getsignal(signal.SIGTERM), torch.get_num_threads()
-    yield folder
-    signal.signal(signal.SIGTERM, handler)
-    torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(False)
-
-
 def run_here(project: Path, stage: str) -> int:
     """Run a stage in this process and return its exit code."""
     body = {"reward": reward.run}.get(stage, align.run)
@@ -49,11 +36,8 @@ def run_here(project: Path, stage: str) -> int:
 
 
 def change_params(project: Path, change: Callable[[dict[str, Any]], None]) -> None:
-    yaml = YAML()
-    content = yaml.load((project / "params.yaml").read_text())
-    change(content)
-    with (project / "params.yaml").open("w") as file:
-        yaml.dump(content, file)
+    with edited_yaml(project / "params.yaml") as content:
+        change(content)
 
 
 def keep_no_rows(path: Path) -> None:

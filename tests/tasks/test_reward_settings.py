@@ -1,16 +1,13 @@
 """Stage `reward` beyond its defaults, from `params.yaml` and data files to what later stages and users load."""
 
 import json
-import shutil
-import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 import torch
-from ruamel.yaml import YAML
+from project_support import change_sections
 from safetensors.torch import load_file
 
 from rlhf_core.data.demo.gold import grade
@@ -25,26 +22,9 @@ from tasks.params import load_params
 BODIES = {"validate": validate, "preferences": preferences, "reward": reward, "align@ppo": align, "evaluate": evaluate}
 
 
-@pytest.fixture
-def project(finished_project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A copy of the finished project, in it, with process-wide settings put back afterwards."""
-    folder = Path(shutil.copytree(finished_project, tmp_path / "project", symlinks=True))
-    monkeypatch.chdir(folder)
-    handler, threads = signal.getsignal(signal.SIGTERM), torch.get_num_threads()
-    yield folder
-    signal.signal(signal.SIGTERM, handler)
-    torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(False)
-
-
 def run(project: Path, stage: str, **sections: dict[str, Any]) -> int:
     """Run a stage in this process, with `params.yaml` changed first."""
-    yaml = YAML()
-    content = yaml.load((project / "params.yaml").read_text())
-    for section, values in sections.items():
-        content.setdefault(section, {}).update(values)
-    with (project / "params.yaml").open("w") as file:
-        yaml.dump(content, file)
+    change_sections(project, **sections)
     return run_stage(stage, BODIES[stage].run, load_params(project / "params.yaml"), project)
 
 

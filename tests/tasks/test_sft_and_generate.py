@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from conftest import run_stage
-from ruamel.yaml import YAML
+from project_support import edited_yaml
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
@@ -30,11 +30,8 @@ def project(finished_project: Path, tmp_path: Path) -> Path:
 
 
 def change_params(project: Path, change: Callable[[dict[str, Any]], None]) -> None:
-    yaml = YAML()
-    content = yaml.load((project / "params.yaml").read_text())
-    change(content)
-    with (project / "params.yaml").open("w") as file:
-        yaml.dump(content, file)
+    with edited_yaml(project / "params.yaml") as content:
+        change(content)
 
 
 def metrics(project: Path, stage: str) -> dict[str, Any]:

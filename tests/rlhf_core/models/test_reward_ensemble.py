@@ -84,7 +84,7 @@ def test_details_are_on_the_scale_of_the_scores() -> None:
     assert details.deviations_B.tolist() == [0.25, 0.0]
     assert details.members_MB.tolist() == [[1.0, 0.0], [3.0, 0.0]]
     assert torch.equal(ensemble(BATCH), details.scores_B)
-    with pytest.raises(ValueError, match="members score everything alike"):
+    with pytest.raises(ValueError, match="scores everything alike"):
         ensemble.standardise(0.0, 0.0)
 
 

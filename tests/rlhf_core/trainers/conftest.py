@@ -7,24 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from ppo_support import EOS, PAD, TINY, VOCABULARY
 from transformers import PreTrainedModel
 
-from rlhf_core.config import ModelConfig
 from rlhf_core.models.policy import build_policy
 from rlhf_core.state.checkpoint import Checkpointer
 from rlhf_core.state.train_state import TrainState
-
-PAD, EOS, VOCABULARY = 0, 1, 24
-TINY = ModelConfig(
-    hidden_size=32,
-    layers=1,
-    heads=2,
-    intermediate_size=64,
-    init_std=0.1,
-    vocab_size=512,
-    max_prompt_tokens=8,
-    max_response_tokens=8,
-)
 
 
 @dataclass

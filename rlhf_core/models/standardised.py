@@ -1,0 +1,27 @@
+"""Scores on a scale of their own: what a reward model and an ensemble of them have in common."""
+
+import torch
+from torch import Tensor, nn
+
+
+class Standardised(nn.Module):
+    """Two buffers that bring raw scores to a scale: (raw score - shift) / scale, by 0 and 1 at first."""
+
+    shift: Tensor
+    scale: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("shift", torch.zeros(()))
+        self.register_buffer("scale", torch.ones(()))
+
+    def standardise(self, mean: float, deviation: float) -> None:
+        """From now on a raw score of `mean` is 0 and one of `mean + deviation` is 1.
+
+        Raises:
+            ValueError: `deviation` is not positive, so scores could not be told apart.
+        """
+        if not deviation > 0:
+            raise ValueError(f"standard deviation of the scores is {deviation}; the model scores everything alike")
+        self.shift.fill_(mean)
+        self.scale.fill_(deviation)
