@@ -47,12 +47,12 @@ def token_batches(
     """
     order = torch.randperm(len(tokens), generator=generator).tolist()
     batches: list[list[int]] = []
-    for chunk in _filled(order, tokens, CHUNK_BATCHES * budget):
-        batches += _filled(sorted(chunk, key=lambda row: lengths[row]), tokens, budget)
+    for chunk in within_budget(order, tokens, CHUNK_BATCHES * budget):
+        batches += within_budget(sorted(chunk, key=lambda row: lengths[row]), tokens, budget)
     return [batches[index] for index in torch.randperm(len(batches), generator=generator).tolist()]
 
 
-def _filled(rows: Sequence[int], tokens: Sequence[int], budget: int) -> list[list[int]]:
+def within_budget(rows: Sequence[int], tokens: Sequence[int], budget: int) -> list[list[int]]:
     """Successive rows in groups of at most `budget` tokens, or of one row."""
     groups: list[list[int]] = []
     used = 0

@@ -14,6 +14,8 @@ from transformers import PreTrainedModel
 
 from rlhf_core.data.batches import SequenceBatch
 from rlhf_core.models.effective import effective_linear
+from rlhf_core.models.kernels import turn
+from rlhf_core.models.products import pieces
 from rlhf_core.rollout.packed_weight import PackedWeight
 from rlhf_core.state.compute_mode import compute_mode
 
@@ -88,39 +90,31 @@ class StaticDecoder:
 
     def prefill(self, prompts: SequenceBatch, max_new_tokens: int) -> Tensor:
         """See `Decoder`."""
-        ids_BP, mask_BP = prompts.ids_BS, prompts.mask_BS.bool()
-        rows, self.filled = ids_BP.shape
+        mask_BP, device = prompts.mask_BS.bool(), prompts.mask_BS.device
+        rows, self.filled = mask_BP.shape
         self.places = self.filled + max_new_tokens
         self.keys = [self._room(rows, self.head_size, self.places) for _ in self.layers]
         self.values = [self._room(rows, self.places, self.head_size) for _ in self.layers]
         self.next_position_B = mask_BP.sum(1)
-        cos, sin = self.rotary(self.eps, torch.arange(self.places, device=ids_BP.device)[None])
+        cos, sin = self.rotary(self.eps, torch.arange(self.places, device=device)[None])
         half = self.head_size // 2
         self.turn_TE = torch.complex(cos[0, :, :half], sin[0, :, :half])
-        hidden_BT = F.pad((~mask_BP).to(self.dtype) * HIDDEN, (0, max_new_tokens))
+        # In the cache a prompt begins at the first place: over it attention is causal, with nothing to mask.
+        behind_BP = torch.arange(self.filled, device=device) >= self.next_position_B[:, None]
+        hidden_BT = F.pad(behind_BP.to(self.dtype) * HIDDEN, (0, max_new_tokens))
         self.hidden_N1T = hidden_BT.repeat_interleave(self.num_kv_heads, 0)[:, None]
-        causal_PP = torch.ones(self.filled, self.filled, dtype=torch.bool, device=ids_BP.device).tril()
-        # A padding place sees itself: a softmax over nothing is not a number.
-        mask_BPP = causal_PP & mask_BP[:, None] | torch.eye(self.filled, dtype=torch.bool, device=ids_BP.device)
-        return self._read(ids_BP, prompts.position_ids_BS, mask_BPP[:, None])
+        return self._read(prompts.ids_BS[mask_BP], prompts.position_ids_BS[mask_BP])
 
     def step(self, tokens_B: Tensor) -> Tensor:
         """See `Decoder`."""
         x_BD = self.embedding[tokens_B]
         turn_B1E = self.turn_TE[self.next_position_B, None]
         place, self.filled = self.filled, self.filled + 1
-        hidden_N1T = self.hidden_N1T[..., : self.filled]
-        scale, shape_NGE = self.head_size**-0.5, (len(hidden_N1T), -1, self.head_size)
-        for layer, keys_BKET, values_BKTE in zip(self.layers, self.keys, self.values, strict=True):
-            queries_BHE, keys_BKE, values_BKE = self._heads(layer.qkv(self._norm(x_BD)), turn_B1E)
-            keys_BKET[..., place] = keys_BKE
-            values_BKTE[:, :, place] = values_BKE
-            keys_NET, values_NTE = keys_BKET.flatten(0, 1), values_BKTE.flatten(0, 1)
-            queries_NGE = queries_BHE.reshape(shape_NGE)
-            scores_NGT = torch.baddbmm(hidden_N1T, queries_NGE, keys_NET[..., : self.filled], alpha=scale)
-            probs_NGT = torch.softmax(scores_NGT, -1, dtype=torch.float32).to(self.dtype)
-            attended_NGE = torch.bmm(probs_NGT, values_NTE[:, : self.filled])
-            x_BD = self._mlp(layer, layer.out(attended_NGE.view(len(x_BD), -1), plus=x_BD))
+        for number, layer in enumerate(self.layers):
+            queries_BHE, keys_BKE, values_BKE = self._split(self._turned(layer, x_BD, turn_B1E))
+            self.keys[number][..., place] = keys_BKE
+            self.values[number][:, :, place] = values_BKE
+            x_BD = self._mlp(layer, layer.out(self._attend(number, queries_BHE), plus=x_BD))
         self.next_position_B = self.next_position_B + 1
         return self.output(self._norm(x_BD))
 
@@ -144,36 +138,59 @@ class StaticDecoder:
         scale_N1 = torch.addcmul(self.eps, length_N1, length_N1, value=1 / x_ND.shape[1]).rsqrt_()
         return x_ND * scale_N1.to(x_ND.dtype)
 
-    def _heads(self, joined: Tensor, turn: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries and keys turned to their positions, and values; heads are the last dimension but one."""
+    def _turned(self, layer: _Layer, x_ND: Tensor, turn_N1E: Tensor) -> Tensor:
+        """Queries, keys and values side by side, joined_NJ, the first two turned to their positions."""
+        joined_NJ = layer.qkv(self._norm(x_ND))
+        turn(joined_NJ, turn_N1E, self.num_heads + self.num_kv_heads)
+        return joined_NJ
+
+    def _split(self, joined: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values; heads are the last dimension but one."""
         heads = joined.unflatten(-1, (-1, self.head_size))
-        turning, values = heads.split([self.num_heads + self.num_kv_heads, self.num_kv_heads], -2)
-        pairs = torch.view_as_complex(turning.float().unflatten(-1, (-1, 2)))
-        turned = torch.view_as_real(pairs * turn).flatten(-2).to(joined.dtype)
-        queries, keys = turned.split([self.num_heads, self.num_kv_heads], -2)
+        queries, keys, values = heads.split([self.num_heads, self.num_kv_heads, self.num_kv_heads], -2)
         return queries, keys, values
+
+    def _attend(self, number: int, queries_BHE: Tensor) -> Tensor:
+        """What one query a row reads in a layer's cache, its heads side by side, attended_BD."""
+        keys_NET = self.keys[number].flatten(0, 1)[..., : self.filled]
+        values_NTE = self.values[number].flatten(0, 1)[:, : self.filled]
+        queries_NGE = queries_BHE.reshape(len(keys_NET), -1, self.head_size)
+        hidden_N1T = self.hidden_N1T[..., : self.filled]
+        scores_NGT = torch.baddbmm(hidden_N1T, queries_NGE, keys_NET, alpha=self.head_size**-0.5)
+        probs_NGT = torch.softmax(scores_NGT, -1, dtype=torch.float32).to(self.dtype)
+        return torch.bmm(probs_NGT, values_NTE).view(len(queries_BHE), -1)
 
     def _mlp(self, layer: _Layer, x_ND: Tensor) -> Tensor:
         gate, up = layer.gate_up(self._norm(x_ND)).chunk(2, -1)
         return layer.down(F.silu(gate).mul_(up), plus=x_ND)
 
-    def _read(self, ids_BP: Tensor, positions_BP: Tensor, mask: Tensor) -> Tensor:
-        """Fill the cache with prompts, return the logits at their last places."""
-        rows, width = ids_BP.shape
-        x_ND = self.embedding[ids_BP.flatten()]
-        turn_BP1E = self.turn_TE[positions_BP][:, :, None]
-        for layer, keys_BKET, values_BKTE in zip(self.layers, self.keys, self.values, strict=True):
-            joined = layer.qkv(self._norm(x_ND)).view(rows, width, -1)
-            queries, keys, values = (heads.transpose(1, 2) for heads in self._heads(joined, turn_BP1E))
-            keys_BKET[..., :width] = keys.transpose(2, 3)
-            values_BKTE[:, :, :width] = values
-            if layer is self.layers[-1]:
-                x_ND = x_ND.view(rows, width, -1)[:, -1]
-                queries, mask = queries[:, :, -1:], mask[:, :, -1:]
-            grouped = self.num_heads != self.num_kv_heads
-            attended = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, enable_gqa=grouped)
-            x_ND = self._mlp(layer, layer.out(attended.transpose(1, 2).reshape(len(x_ND), -1), plus=x_ND))
-        return self.output(self._norm(x_ND))
+    def _read(self, ids_T: Tensor, positions_T: Tensor) -> Tensor:
+        """Fill the cache with prompts, T tokens row after row; return the logits at their last places.
+
+        Attention runs over padded rows, all else over the tokens alone and piece by piece: what a piece needs stays in
+        the processor's own cache.
+        """
+        rows, width = len(self.next_position_B), self.filled
+        row_T = torch.arange(rows, device=ids_T.device).repeat_interleave(self.next_position_B)
+        place_T, last_B = row_T * width + positions_T, self.next_position_B.cumsum(0) - 1
+        x_TD, turn_T1E = self.embedding[ids_T], self.turn_TE[positions_T][:, None]
+        grouped, cuts = self.num_heads != self.num_kv_heads, pieces(len(x_TD), x_TD)
+        for number, layer in enumerate(self.layers):
+            joined = [self._turned(layer, x_TD[cut], turn_T1E[cut]) for cut in cuts]
+            padded = joined[0].new_zeros(rows * width, joined[0].shape[1])
+            for cut, part in zip(cuts, joined, strict=True):
+                padded[place_T[cut]] = part
+            queries, keys, values = self._split(padded.view(rows, width, -1))
+            self.keys[number][..., :width] = keys.permute(0, 2, 3, 1)
+            self.values[number][:, :, :width] = values.transpose(1, 2)
+            if number == len(self.layers) - 1:
+                x_TD, attended = x_TD[last_B], self._attend(number, queries.flatten(0, 1)[place_T[last_B]])
+                return self.output(self._norm(self._mlp(layer, layer.out(attended, plus=x_TD))))
+            queries, keys, values = (part.transpose(1, 2) for part in (queries, keys, values))
+            attended = F.scaled_dot_product_attention(queries, keys, values, is_causal=True, enable_gqa=grouped)
+            attended = attended.transpose(1, 2).reshape(rows * width, -1)
+            x_TD = torch.cat([self._mlp(layer, layer.out(attended[place_T[cut]], plus=x_TD[cut])) for cut in cuts])
+        raise AssertionError("a decoder has at least one layer")
 
     def _layer(self, layer: nn.Module) -> _Layer:
         query, key, value, out, gate, up, down = _linears(layer)

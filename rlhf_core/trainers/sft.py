@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from rlhf_core.config import SFTConfig
 from rlhf_core.data.batches import collate, length_buckets
-from rlhf_core.data.epochs import balanced_rows, token_batches
+from rlhf_core.data.epochs import balanced_rows, token_batches, within_budget
 from rlhf_core.data.examples import Example
 from rlhf_core.rollout.logprobs import response_logprobs
 from rlhf_core.state.rng import StepRng
@@ -26,6 +26,9 @@ from rlhf_core.trainers.schedule import learning_rate
 BEST = "best/"
 RUNNING_LOSSES = "running_losses"
 LENGTH_STEP = 4  # responses this many tokens apart count as equally long, so that prompts can be of like length too
+
+CPU_PASS_TOKENS = 2048
+"""Tokens that go through the model at once on a CPU: more in one go are no faster there, and need memory."""
 
 
 def train_sft(
@@ -128,7 +131,7 @@ def accumulate_gradients(
     weights: Sequence[float] | None = None,
     world: World = ALONE,
 ) -> tuple[float, list[float]]:
-    """Add the gradient of the mean loss a target token over all `rows`, computed in `parts` micro-batches.
+    """Add the gradient of the mean loss a target token over all `rows`, computed in at least `parts` micro-batches.
 
     The mean is over the target tokens of the whole step, in all processes: a micro-batch with few of them weighs
     little, so the gradient does not depend on how the rows are cut or shared out. With `weights` it is a weighted
@@ -143,6 +146,8 @@ def accumulate_gradients(
     mine = world.share(list(zip(rows, heavy, strict=True)))
     size = max(1, math.ceil(len(mine) / parts))
     chunks = [mine[start : start + size] for start in range(0, len(mine), size)]
+    if policy.device.type == "cpu":
+        chunks = [part for chunk in chunks for part in _passes(chunk)]
     total = 0.0
     each: list[float] = []
     for chunk, counts in in_step(chunks, policy, world):
@@ -156,6 +161,12 @@ def accumulate_gradients(
         loss.backward()
         total += loss.item()
     return world.total(torch.tensor(total, dtype=torch.float64)).item(), each
+
+
+def _passes(rows: Sequence[tuple[Example, float]]) -> list[list[tuple[Example, float]]]:
+    """Successive rows in groups that go through the model at once on a CPU."""
+    cut = within_budget(range(len(rows)), [row.num_tokens for row, _ in rows], CPU_PASS_TOKENS)
+    return [[rows[place] for place in places] for places in cut]
 
 
 def target_logprobs(policy: PreTrainedModel, rows: Sequence[Example], pad_id: int) -> tuple[Tensor, Tensor]:

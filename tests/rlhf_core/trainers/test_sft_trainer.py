@@ -15,6 +15,7 @@ from rlhf_core.errors import Diverged
 from rlhf_core.rollout.logprobs import response_logprobs
 from rlhf_core.rollout.sampler import sample_responses
 from rlhf_core.state.train_state import TrainState
+from rlhf_core.trainers import sft
 from rlhf_core.trainers.optimisation import make_optimizer
 from rlhf_core.trainers.sft import accumulate_gradients, epoch_batches, heldout_loss, train_sft
 
@@ -80,6 +81,25 @@ def test_n25_cutting_a_step_into_parts_changes_nothing(tiny_policy: Callable[[],
     assert one_loss == pytest.approx(many_loss, rel=1e-12)
     for one, two in zip(gradients(whole), gradients(cut), strict=True):
         torch.testing.assert_close(one, two, atol=1e-12, rtol=1e-9)
+
+
+def test_a_pass_on_a_cpu_holds_few_tokens(
+    tiny_policy: Callable[[], PreTrainedModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, cut, rows = tiny_policy().double(), tiny_policy().double(), count_task(6)
+    loss, _ = accumulate_gradients(whole, rows, 1, PAD)
+    most, held = max(row.num_tokens for row in rows) + 1, []
+    read = sft.target_logprobs
+    monkeypatch.setattr(sft, "CPU_PASS_TOKENS", most)
+    monkeypatch.setattr(
+        sft, "target_logprobs", lambda policy, some, pad_id: held.append(some) or read(policy, some, pad_id)
+    )
+    assert accumulate_gradients(cut, rows, 1, PAD)[0] == pytest.approx(loss, rel=1e-12)
+    for one, two in zip(gradients(whole), gradients(cut), strict=True):
+        torch.testing.assert_close(one, two, atol=1e-12, rtol=1e-9)
+    assert [row for some in held for row in some] == rows
+    assert 1 < len(held) < len(rows)
+    assert all(sum(row.num_tokens for row in some) <= most for some in held)
 
 
 def test_n13_the_end_token_is_learned(make_state: Callable[[], TrainState], sink: Any) -> None:
