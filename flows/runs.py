@@ -16,6 +16,7 @@ from rlhf_core.errors import ConfigError, DataError, EnvironmentProblem
 from tasks import paths
 from tasks.definition import DVC_FILE
 from tasks.params import load_params, resolve_params
+from tasks.model_folders import check_model_folders
 
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
 Override = Annotated[str, StringConstraints(pattern=r"^[a-z_0-9]+(\.[a-z_0-9]+)*=.+$")]
@@ -86,7 +87,7 @@ def prepare_run(root: Path, request: RunRequest) -> PreparedRun:
         request: what to run.
 
     Raises:
-        ConfigError: parameters, profile, override or name are wrong, or `dvc.yaml` is.
+        ConfigError: parameters, profile, override, name or a model folder are wrong, or `dvc.yaml` is.
         DataError: a data file is missing or empty.
         EnvironmentProblem: the disk is nearly full, or the worktree cannot be made.
     """
@@ -94,6 +95,7 @@ def prepare_run(root: Path, request: RunRequest) -> PreparedRun:
     if request.in_place:
         params = load_params(root / paths.PARAMS)
         name = root.name if root != paths.home(root) else f"run-{stamp}"
+        check_model_folders(root, (root / paths.PARAMS).read_text())
     else:
         home = paths.home(root)
         name = request.name or f"{request.profile or 'run'}-{stamp}"
@@ -113,7 +115,7 @@ def check_request(home: Path, request: RunRequest) -> tuple[str, dict[str, Path]
         The text of its `params.yaml`, and its data files by record kind.
 
     Raises:
-        ConfigError: profile or override is wrong.
+        ConfigError: profile or override is wrong, or a model folder that they name cannot be used.
         DataError: a data file is missing.
     """
     profile = home / paths.PROFILES / f"{request.profile}.yaml" if request.profile else None
@@ -122,6 +124,7 @@ def check_request(home: Path, request: RunRequest) -> tuple[str, dict[str, Path]
         raise ConfigError(f"--profile {request.profile}: no such profile. Fix: one of {known}")
     text = resolve_params(home / paths.PARAMS, profile, request.overrides)
     return text, {kind: _data_file(kind, path) for kind, path in request.data.items()}
+    check_model_folders(home, text)
 
 
 def _make_worktree(home: Path, name: str, request: RunRequest) -> Path:

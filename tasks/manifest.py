@@ -145,6 +145,14 @@ def stage_graph(lock: str) -> dict[str, set[str]]:
     return graph
 
 
+def locked_inputs(lock: str, stage: str) -> dict[str, Mapping[str, Any]]:
+    """Inputs of a stage that no stage makes: path -> its entry in `dvc.lock` (`md5`, `size`, of a folder `nfiles`)."""
+    stages: Mapping[str, Any] = _yaml(lock)["stages"]
+    made = [Path(out["path"]) for body in stages.values() for out in body.get("outs", [])]
+    deps = {dep["path"]: dep for dep in stages[stage].get("deps", [])}
+    return {path: entry for path, entry in deps.items() if not any(_overlap(Path(path), out) for out in made)}
+
+
 def output_digests(root: Path, lock: str, stage: str) -> dict[str, str]:
     """SHA-256 of every file that a stage has as output, by path; files that are not there are left out."""
     digests: dict[str, str] = {}

@@ -9,9 +9,19 @@ from typing import Any
 from rlhf_core.errors import EnvironmentProblem, RlhfError
 from rlhf_core.state.atomic import write_text
 from tasks import paths
-from tasks.manifest import DATA_FILE, LOCK, SCHEMA, bars_promotion, environment, output_digests, upstream
+from tasks.manifest import (
+    DATA_FILE,
+    LOCK,
+    SCHEMA,
+    bars_promotion,
+    environment,
+    locked_inputs,
+    output_digests,
+    upstream,
+)
+from tasks.model_folders import copy_model_folders, model_folders
 from tasks.runner import Stop, run_stage_process
-from tasks.versioning import add_worktree, remove_run_worktree, restore_data
+from tasks.versioning import add_worktree, changed_inputs, remove_run_worktree, restore_data
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -74,7 +84,8 @@ def reproduce(
         on_line: gets each line that the stages print.
 
     Raises:
-        EnvironmentProblem: the manifest is of another schema, its commit or data cannot be had, or a stage failed.
+        EnvironmentProblem: the manifest is of another schema, its commit or data cannot be had, a model folder that it
+            was made from is gone or was changed, or a stage failed.
     """
     if manifest.get("schema") != SCHEMA:
         raise EnvironmentProblem(
@@ -83,7 +94,7 @@ def reproduce(
         )
     home = paths.home(root)
     name = f"rebuild-{reference.replace('/', '-').replace('@', '-')}-{secrets.token_hex(3)}"
-    worktree = _prepare(home, name, manifest)
+    worktree = _prepare(home, name, reference, manifest)
     # JSON keeps no order of keys that could be relied on; the lock knows which stage reads from which
     order = upstream(manifest["dvc_lock"], manifest["stage"])
     expected: Mapping[str, Mapping[str, str]] = {stage: manifest["outputs"][stage] for stage in order}
@@ -95,7 +106,8 @@ def reproduce(
             failure.exit_code = result.exit_code
             raise failure
         done.append(stage)
-        found = output_digests(worktree, (worktree / LOCK).read_text(), stage)
+        lock = (worktree / LOCK).read_text()
+        found = output_digests(worktree, lock, stage)
         differing = tuple(sorted(path for path in {*files, *found} if files.get(path) != found.get(path)))
         if differing:
             return Reproduction(
@@ -104,7 +116,7 @@ def reproduce(
                 files=sum(len(expected[one]) for one in done),
                 stage=stage,
                 differing=differing,
-                why=tuple(reasons(manifest)),
+                why=(*reasons(manifest), *_other_inputs(manifest["dvc_lock"], lock, stage)),
                 worktree=worktree,
             )
     remove_run_worktree(home, name)
@@ -122,11 +134,22 @@ def reasons(manifest: Mapping[str, Any]) -> list[str]:
     return found
 
 
-def _prepare(home: Path, name: str, manifest: Mapping[str, Any]) -> Path:
+def _other_inputs(then: str, now: str, stage: str) -> list[str]:
+    """Inputs that no stage makes and whose content is another one now: unwatched ones among models/, for instance."""
+    after = locked_inputs(now, stage)
+    return [
+        f"{path} had other content"
+        for path, entry in locked_inputs(then, stage).items()
+        if path in after and after[path]["md5"] != entry["md5"]
+    ]
+
+
+def _prepare(home: Path, name: str, reference: str, manifest: Mapping[str, Any]) -> Path:
     worktree = add_worktree(home, name, manifest["git"]["commit"])
     try:
-        (worktree / LOCK).unlink(missing_ok=True)
         write_text(worktree / paths.PARAMS, manifest["params"])
+        _bring_model_folders(home, worktree, reference, manifest)
+        (worktree / LOCK).unlink(missing_ok=True)
         if manifest["data"]:
             write_text(worktree / DATA_FILE, manifest["data"])
             restore_data(worktree)
@@ -134,3 +157,26 @@ def _prepare(home: Path, name: str, manifest: Mapping[str, Any]) -> Path:
         remove_run_worktree(home, name)
         raise
     return worktree
+
+
+def _bring_model_folders(home: Path, worktree: Path, reference: str, manifest: Mapping[str, Any]) -> None:
+    """Copy the model folders that the version was made from, and hold them against what its `dvc.lock` says of them."""
+    lock, folders = manifest["dvc_lock"], model_folders(manifest["params"])
+    copy_model_folders(home, worktree, manifest["params"])
+    for folder in folders:
+        if not (worktree / folder.path).is_dir():
+            raise EnvironmentProblem(
+                f"{reference}: {folder.key}: {home / folder.path} is gone, and the version was made from it. "
+                "Fix: put the folder back as it was"
+            )
+    write_text(worktree / LOCK, lock)
+    keys = {folder.path: folder.key for folder in folders}
+    for stage in upstream(lock, manifest["stage"]):
+        recorded = {path: entry for path, entry in locked_inputs(lock, stage).items() if path in keys}
+        for path in changed_inputs(worktree, stage, recorded) if recorded else ():
+            was = recorded[path]
+            raise EnvironmentProblem(
+                f"{reference}: {keys[path]}: {home / path} was changed since the version was made from it: then it had "
+                f"{was['nfiles']} files, {was['size']:,} bytes and DVC's hash {was['md5']}. "
+                "Fix: put the folder back as it was"
+            )

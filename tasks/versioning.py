@@ -10,7 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,13 @@ from ruamel.yaml import YAML
 from rlhf_core.errors import ConfigError, EnvironmentProblem
 from rlhf_core.state.atomic import write_text
 from tasks import paths
+from tasks.definition import DVC_FILE
 from tasks.manifest import DATA_FILE, LOCK, data_hash, git_state
+from tasks.model_folders import copy_model_folders
 
 __all__ = [
     "add_worktree",
+    "changed_inputs",
     "changed_stages",
     "create_run_worktree",
     "data_target",
@@ -75,6 +78,15 @@ def _downstream(changed: set[str], reads: Mapping[str, set[str]]) -> set[str]:
         reached |= more
 
 
+def changed_inputs(root: Path, stage: str, among: Collection[str]) -> list[str]:
+    """Inputs of a stage that are not what `dvc.lock` records, or are not there; only those `among` are looked at."""
+    from dvc.repo import Repo
+
+    with Repo(str(root)) as repo:
+        found = repo.stage.load_one(path=os.path.join(repo.root_dir, DVC_FILE), name=stage)
+        return [dep.def_path for dep in found.deps if dep.def_path in among and dep.workspace_status()]
+
+
 def lock_entry(root: Path, stage: str) -> dict[str, Any] | None:
     """What `dvc.lock` records of a stage; None where it never ran."""
     path = root / LOCK
@@ -97,7 +109,8 @@ def data_target(kind: str, source: Path) -> Path:
 def create_run_worktree(home: Path, name: str, params_text: str, data: Mapping[str, Path]) -> Path:
     """Make `runs/<name>/` from the last commit, with parameters and data of its own, and return it.
 
-    Uncommitted changes of the main checkout are not part of it.
+    Uncommitted changes of the main checkout are not part of it; the model folders that the parameters name are, as
+    copies.
 
     Args:
         home: main checkout.
@@ -107,10 +120,11 @@ def create_run_worktree(home: Path, name: str, params_text: str, data: Mapping[s
 
     Raises:
         ConfigError: the name is no plain name or is taken.
-        EnvironmentProblem: git or DVC failed; nothing is left behind.
+        EnvironmentProblem: git or DVC failed, or the disk is full; nothing is left behind.
     """
     worktree = add_worktree(home, name, "HEAD")
     try:
+        copy_model_folders(home, worktree, params_text)
         document = YAML(typ="rt").load(params_text)
         targets = {kind: data_target(kind, source) for kind, source in data.items()}
         section = document.setdefault("data", {}) if targets else document.get("data", {})

@@ -77,6 +77,13 @@ def test_help_says_what_every_command_does(counting_project: Path) -> None:
         (["resume"], 2, "nothing to go on with"),
         (["report"], 7, "no report yet"),
         (["deploy", "--cron", "0 3 * * *", "--profile", "nope"], 2, "no such profile"),
+        (["run", "--set", "model.path=models/own"], 2, "params.yaml: model.path: models/own would not be read"),
+        (
+            ["run", "--set", "model.path=models/own", "--set", "model.source=folder"],
+            2,
+            "models/own: there is no such folder",
+        ),
+        (["deploy", "--set", "generate.models=[models/own]"], 2, "params.yaml: generate.models: "),
     ],
 )
 def test_mistakes_cost_one_line_and_start_nothing(
@@ -99,6 +106,7 @@ def test_mistakes_cost_one_line_and_start_nothing(
         ("sft: {max_stepz: 3}", "did you mean 'max_steps'?"),
         ("sft:\n  learning_rate: 1e-5", "1.0e-5"),
         ("sft: {max_steps: 0}", "sft.max_steps"),
+        ("sft: {max_steps: 3}\nmodel: {source: folder, path: data}", "model.path: {root}/data: missing config.json"),
     ],
 )
 def test_bad_parameters_are_refused_before_anything_starts(counting_project: Path, line: str, part: str) -> None:
@@ -109,7 +117,7 @@ def test_bad_parameters_are_refused_before_anything_starts(counting_project: Pat
     path.write_text(text)
     done = rlhf(counting_project, "run")
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
-    assert part in done.stderr
+    assert part.replace("{root}", str(counting_project)) in done.stderr
     assert not (counting_project / ".rlhf/servers.json").exists()
 
 

@@ -14,12 +14,16 @@ from conftest import make_project, run_stage
 from project_support import change_sections, edited_yaml
 from safetensors.torch import load_file
 from tokenizer_support import CHATML, byte_level
+from tracking_support import git
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
 from rlhf_core.errors import ConfigError
 from rlhf_core.models.policy import load_policy
 from rlhf_core.models.tokenizer import encode_prompt, encode_response, load_tokenizer
+from rlhf_core.state.atomic import tree_digest
+from tasks.manifest import build_manifest
 from tasks.params import check_params, parse_yaml
+from tasks.versioning import create_run_worktree, lock_entry
 
 NAMES = ("lamp", "broom", "chair", "table", "clock", "plant", "stool", "mirror", "rug", "shelf", "vase", "desk")
 
@@ -175,6 +179,26 @@ def test_dvc_sees_a_folder_that_was_changed_in_place(project: Path) -> None:
     assert json.loads(dvc(project, "status", "--json", "sft")) == {
         "sft": [{"changed deps": {"models/own": "modified"}}]
     }
+
+
+def test_a_run_in_a_worktree_reads_the_same_folder_and_writes_the_same_bytes(project: Path) -> None:
+    """A relative path: git ignores the folder, so the worktree has it from the main checkout alone."""
+    git(project, "init", "--quiet")
+    dvc(project, "init", "--quiet")
+    dvc(project, "add", "--quiet", "data")
+    dvc(project, "commit", "--force", "--quiet", "validate")
+    git(project, "add", "--all")
+    git(project, "commit", "--quiet", "--message", "start")
+    worktree = create_run_worktree(project, "own", (project / "params.yaml").read_text(), {})
+    dvc(worktree, "checkout", "--quiet", "artifacts/validate")
+    assert not (worktree / "artifacts/sft").exists()
+    for root in (project, worktree):
+        dvc(root, "repro", "--single-item", "--no-run-cache", "--quiet", "sft")
+        assert json.loads(dvc(root, "status", "--json", "sft")) == {}
+    assert tree_digest(worktree / "artifacts/sft") == tree_digest(project / "artifacts/sft")
+    assert lock_entry(worktree, "sft") == lock_entry(project, "sft")
+    assert "models/own" in {dep["path"] for dep in lock_entry(worktree, "sft")["deps"]}
+    assert build_manifest(worktree, "sft")["git"]["files"].keys() == {"dvc.lock"}
 
 
 def test_adapters_beside_random_weights_are_refused() -> None:

@@ -1,3 +1,4 @@
+import hashlib
 import json
 import subprocess
 import sys
@@ -54,6 +55,10 @@ def dvc(root, *arguments):
     return subprocess.run(
         [sys.executable, "-m", "dvc", *arguments], cwd=root, capture_output=True, text=True, check=True
     ).stdout
+
+
+def file_md5(path):
+    return hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
 
 
 @pytest.fixture(scope="module")
@@ -222,6 +227,62 @@ def test_a_stage_that_is_not_exact_is_found(project):
     dvc(project, "repro", "--quiet")
     found = reproduce(project, "rlhf-policy/2", build_manifest(project, "last"))
     assert found.stage == "first"
+
+
+@pytest.fixture
+def with_folder(project):
+    """The project with a pretrained folder that git ignores; its first stage depends on it, and all stages have run."""
+    for name, before, after in (
+        ("dvc.yaml", "deps: [data, step.py]", 'deps: [data, step.py, "${model.path}"]'),
+        ("params.yaml", "data:\n", "model: {source: folder, path: models/own}\ndata:\n"),
+        (".gitignore", "/data\n", "/data\n/models/*\n"),
+    ):
+        (project / name).write_text((project / name).read_text().replace(before, after))
+    (project / "models/own").mkdir(parents=True)
+    (project / "models/own/weights").write_text("pretrained")
+    dvc(project, "repro", "--quiet")
+    git(project, "commit", "--all", "--quiet", "--message", "own folder")
+    return project
+
+
+@pytest.mark.integration
+def test_a_version_made_from_a_folder_is_built_again_from_the_same_one_only(with_folder):
+    manifest, weights = build_manifest(with_folder, "align@dpo"), with_folder / "models/own/weights"
+    found = reproduce(with_folder, "rlhf-policy/1", manifest)
+    assert found.identical, str(found)
+    assert weights.read_text() == "pretrained"
+
+    weights.write_text("fine-tuned")
+    changed = (
+        r"rlhf-policy/1: model\.path: \S*/models/own was changed since .* 1 files, 10 bytes and DVC's hash \w+\.dir\."
+    )
+    with pytest.raises(EnvironmentProblem, match=changed):
+        reproduce(with_folder, "rlhf-policy/1", manifest)
+    weights.unlink()
+    weights.parent.rmdir()
+    with pytest.raises(EnvironmentProblem, match=r"rlhf-policy/1: model\.path: \S*/models/own is gone, .* Fix: put"):
+        reproduce(with_folder, "rlhf-policy/1", manifest)
+    assert not list((with_folder / "runs").iterdir())
+
+
+@pytest.mark.integration
+def test_an_input_with_other_content_is_named_where_a_stage_differs(project):
+    manifest = build_manifest(project, "last")
+    manifest["dvc_lock"] = manifest["dvc_lock"].replace(file_md5(project / "step.py"), "0" * 32)
+    manifest["outputs"]["first"]["artifacts/first/out"] = "0" * 64
+    assert reproduce(project, "rlhf-policy/1", manifest).why == ("step.py had other content",)
+
+
+def test_a_run_in_a_worktree_has_the_folder_and_dvc_knows_it(with_folder):
+    worktree = create_run_worktree(with_folder, "own", (with_folder / "params.yaml").read_text(), {})
+    assert (worktree / "models/own/weights").read_text() == "pretrained"
+    assert not (worktree / "models/own").is_symlink()
+    dvc(worktree, "checkout", "--quiet")
+    assert changed_stages(worktree) == set()
+    assert git(worktree, "status", "--porcelain") == ""
+    (with_folder / "models/own/weights").write_text("changed later")
+    assert changed_stages(worktree) == set()
+    assert changed_stages(with_folder) == ALL
 
 
 def test_a_commit_that_is_gone_is_said_to_be(project):
