@@ -28,6 +28,11 @@ class PolicyMixture(nn.Module):
     A response's probability is then not a mean of the members' probabilities of it: the mixture follows, token by
     token, what any member goes on with.
 
+    Its logits are log p, and a temperature T divides them as it divides any policy's: softmax(log p / T), mixed first
+    and tempered then. So 0 takes the token that the mixture holds likeliest, top-k and top-p cut the mixture, and 1 is
+    the mixture itself. Tempering the members before would mix other policies: towards 0 it comes to one member's
+    favourite or the other's, drawn by share, and greedy decoding would always be the heavier member's alone.
+
     Args:
         members: policies on one device.
         shares: how much each counts; positive, their sum is 1.

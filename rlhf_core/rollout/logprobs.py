@@ -6,7 +6,10 @@ Shape suffixes: B = rows, R = response tokens, N = all rows' response tokens wit
 V = vocabulary.
 """
 
+from collections.abc import Callable
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -21,6 +24,9 @@ from rlhf_core.state.sharding import run_gathered
 PLAIN_HEADS = frozenset({"llama", "mistral", "qwen2", "qwen3"})
 """Architectures whose logits are the last hidden states times the output embedding and nothing else."""
 
+MIXED_LOGITS_AT_ONCE = 2**22
+"""About as many logits of a member are in memory at a time where a mixture is scored at another temperature than 1."""
+
 
 def response_logprobs(model: PreTrainedModel | PolicyMixture, batch: SequenceBatch, temperature: float = 1.0) -> Tensor:
     """Log-probability of each response token given all before it, logprobs_BR; 0 where there is padding.
@@ -30,8 +36,8 @@ def response_logprobs(model: PreTrainedModel | PolicyMixture, batch: SequenceBat
         batch: prompts and responses.
         temperature: logits are divided by it, as they were when the response was sampled.
 
-    Raises:
-        ValueError: a mixture, whose temperature would need whole distributions, at another one than 1.
+    A mixture's logits are the logarithm of its mixed distribution; at another temperature than 1 it needs whole
+    distributions of every member, some tokens at a time.
     """
     if isinstance(model, PolicyMixture):
         return _mixed(model, batch, temperature)
@@ -92,11 +98,34 @@ def _has_plain_head(model: PreTrainedModel) -> bool:
 
 
 def _mixed(mixture: PolicyMixture, batch: SequenceBatch, temperature: float) -> Tensor:
-    """A token's probability in a mixture is the mean of its probabilities in the members."""
-    if temperature != 1.0:
-        raise ValueError(f"temperature {temperature}: log-probabilities of a mixture are known at temperature 1 only")
-    members = [response_logprobs(member, batch) for member in mixture.members]
-    return mixed_logprobs(members, mixture.shares).masked_fill(batch.response_mask_BR == 0, 0.0)
+    """log softmax(log p / T), p the mean of the members' distributions; at T = 1 the chosen tokens alone are needed."""
+    if temperature == 1.0:
+        members = [response_logprobs(member, batch) for member in mixture.members]
+        return mixed_logprobs(members, mixture.shares).masked_fill(batch.response_mask_BR == 0, 0.0)
+    real_BR = batch.mask_BS[:, batch.prompt_width :].bool()
+    targets_N = batch.response_ids_BR[real_BR]
+    distributions = [_distributions(member, batch, real_BR) for member in mixture.members]
+    longest = max(1, MIXED_LOGITS_AT_ONCE // len(mixture.get_output_embeddings().weight))
+    values = []
+    for start in range(0, max(1, len(targets_N)), longest):
+        piece = slice(start, start + longest)
+        mixed_NV = mixed_logprobs([distribution(piece) for distribution in distributions], mixture.shares)
+        values.append(_from_logits(mixed_NV, targets_N[piece], temperature, with_entropy=False)[0])
+    return _scatter(torch.cat(values), real_BR)
+
+
+def _distributions(model: PreTrainedModel, batch: SequenceBatch, real_BR: Tensor) -> Callable[[slice], Tensor]:
+    """Gives logprobs_NV of every token of the vocabulary for a piece of the response tokens."""
+    if not _has_plain_head(model):
+        logits_NV = _logits(model, batch)[real_BR]
+        return lambda piece: torch.log_softmax(at_least_float32(logits_NV[piece]), -1)
+    states_ND, weight_VD = predicting_states(model.get_decoder(), batch), model.get_output_embeddings().weight
+
+    def logprobs(piece: slice) -> Tensor:
+        with torch.autocast(states_ND.device.type, enabled=False):
+            return torch.log_softmax(F.linear(at_least_float32(states_ND[piece]), at_least_float32(weight_VD)), -1)
+
+    return logprobs
 
 
 def _scatter(values_N: Tensor, real_BR: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from scipy.stats import chisquare
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
 from rlhf_core.config import ModelConfig
 from rlhf_core.data.batches import collate
@@ -21,6 +21,7 @@ from rlhf_core.models.mixture import (
 )
 from rlhf_core.models.policy import build_policy, eos_token_ids, save_policy
 from rlhf_core.models.tokenizer import load_tokenizer, train_tokenizer
+from rlhf_core.rollout import logprobs
 from rlhf_core.rollout.logprobs import response_logprobs
 from rlhf_core.rollout.sampler import sample_responses
 
@@ -115,9 +116,86 @@ def test_greedy_takes_the_likeliest_token_of_the_mixture(members: list[PreTraine
     assert samples.response_ids[0][0] == mixed.argmax().item()
 
 
-def test_scoring_a_mixture_at_another_temperature_is_refused(members: list[PreTrainedModel]) -> None:
-    with pytest.raises(ValueError, match=r"temperature 0\.5"):
-        response_logprobs(PolicyMixture(members, (0.5, 0.5)), collate([[5]], [[6]], 0), 0.5)
+def tempered(probs: list[torch.Tensor], shares: tuple[float, ...], temperature: float) -> torch.Tensor:
+    """softmax(log p / T) of the mixture p, in float64 and without a logarithm."""
+    powered = sum(share * one for share, one in zip(shares, probs, strict=True)) ** (1 / temperature)
+    return powered / powered.sum()
+
+
+@pytest.mark.parametrize("temperature", [0.4, 2.5])
+def test_a_tempered_mixture_samples_and_scores_what_is_computed_directly(
+    members: list[PreTrainedModel], temperature: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Scored in pieces of two tokens; members that are tempered before they are mixed give something else."""
+    monkeypatch.setattr(logprobs, "MIXED_LOGITS_AT_ONCE", 2 * VOCABULARY)
+    shares, prompts = (0.3, 0.7), [[5, 6, 7], [8, 9], [10]]
+    mixture = PolicyMixture(members, shares)
+    samples = sample_responses(
+        mixture,
+        prompts,
+        max_new_tokens=5,
+        temperature=temperature,
+        generator=torch.Generator().manual_seed(6),
+        eos_ids=(1,),
+        pad_id=0,
+        batch_size=3,
+    )
+    with torch.no_grad():
+        scored_BR = response_logprobs(mixture, collate(prompts, samples.response_ids, 0), temperature)
+    apart = []
+    for row, (prompt, response) in enumerate(zip(prompts, samples.response_ids, strict=True)):
+        for place, token in enumerate(response):
+            probs = [next_probs(member, prompt + response[:place]) for member in members]
+            direct = tempered(probs, shares, temperature)[token].log().item()
+            assert samples.logprobs[row][place] == pytest.approx(direct, abs=1e-4)
+            assert scored_BR[row, place].item() == pytest.approx(direct, abs=1e-4)
+            before = sum(s * tempered([one], (1.0,), temperature) for s, one in zip(shares, probs, strict=True))
+            apart.append(abs(before[token].log().item() - direct))
+        assert not scored_BR[row, len(response) :].any()
+    assert max(apart) > 0.05
+
+
+def test_a_tempered_mixture_draws_tokens_as_often_as_it_says(members: list[PreTrainedModel]) -> None:
+    mixture, prompt, count = PolicyMixture(members, (0.4, 0.6)), [5, 6], 4000
+    samples = sample_responses(
+        mixture,
+        [prompt] * count,
+        max_new_tokens=1,
+        temperature=0.6,
+        generator=torch.Generator().manual_seed(7),
+        eos_ids=(1,),
+        pad_id=0,
+        batch_size=count,
+    )
+    seen = torch.bincount(torch.tensor([ids[0] for ids in samples.response_ids]), minlength=VOCABULARY).numpy()
+    probs = [next_probs(member, prompt) for member in members]
+    assert chisquare(seen, (count * tempered(probs, (0.4, 0.6), 0.6)).numpy()).pvalue > 1e-3
+    assert chisquare(seen, (count * tempered(probs, (0.4, 0.6), 1.0)).numpy()).pvalue < 1e-6
+
+
+def test_pieces_other_output_layers_and_gradients_of_a_tempered_mixture(
+    members: list[PreTrainedModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One member through the model's own output layer; at T near 1 it meets the way that reads chosen tokens alone."""
+    config = GPT2Config(vocab_size=VOCABULARY, n_positions=24, n_embd=16, n_layer=1, n_head=2, initializer_range=0.3)
+    with torch.random.fork_rng():
+        torch.manual_seed(8)
+        other = GPT2LMHeadModel(config).eval()
+    mixture, batch = PolicyMixture([members[0], other], (0.5, 0.5)), collate([[5, 6], [7]], [[8, 9, 1], [10]], 0)
+    whole_BR = response_logprobs(mixture, batch, 0.7)
+    probs = [next_probs(member, [5, 6, 8]) for member in mixture.members]
+    assert whole_BR[0, 1].item() == pytest.approx(tempered(probs, (0.5, 0.5), 0.7)[9].log().item(), abs=1e-4)
+    torch.testing.assert_close(
+        response_logprobs(mixture, batch, 1 + 1e-7), response_logprobs(mixture, batch), atol=1e-4, rtol=0
+    )
+    (grad,) = torch.autograd.grad(whole_BR.sum(), [members[0].get_output_embeddings().weight])
+    monkeypatch.setattr(logprobs, "MIXED_LOGITS_AT_ONCE", 1)
+    pieces_BR = response_logprobs(mixture, batch, 0.7)
+    torch.testing.assert_close(pieces_BR, whole_BR)
+    (again,) = torch.autograd.grad(pieces_BR.sum(), [members[0].get_output_embeddings().weight])
+    torch.testing.assert_close(again, grad, atol=1e-5, rtol=1e-4)
+    assert grad.abs().sum() > 0
+    assert response_logprobs(mixture, collate([[5, 6]], [[]], 0), 0.7).shape == (1, 0)
 
 
 @pytest.mark.parametrize("shares", [(0.5, 0.6), (1.0, 0.0), (1.0,)])

@@ -3,6 +3,7 @@
 from pathlib import Path
 from types import SimpleNamespace
 
+import pytest
 import torch
 
 from rlhf_core.config import ModelConfig
@@ -24,7 +25,8 @@ CONFIG = ModelConfig(
 )
 
 
-def test_a_mixture_answers_as_it_does_in_the_library(tmp_path: Path) -> None:
+@pytest.mark.parametrize("temperature", [1.0, 0.5, 0.0])
+def test_a_mixture_answers_as_it_does_in_the_library(tmp_path: Path, temperature: float) -> None:
     tokenizer = train_tokenizer(TEXTS, 300)
     ids = len(tokenizer), tokenizer.pad_token_id, tokenizer.eos_token_id
     mixture = PolicyMixture([build_policy(CONFIG, *ids, seed) for seed in (3, 4)], (0.4, 0.6))
@@ -33,14 +35,14 @@ def test_a_mixture_answers_as_it_does_in_the_library(tmp_path: Path) -> None:
     limits = {"max_prompt_tokens": 12, "max_response_tokens": 8}
     writer.load_context(SimpleNamespace(model_config=limits, artifacts={"model": str(tmp_path)}))
     rows = [{"prompt": text} for text in TEXTS[:3]]
-    written = writer.predict(None, rows, {"temperature": 1.0, "seed": 5})
+    written = writer.predict(None, rows, {"temperature": temperature, "seed": 5})
 
     def answers(policy: torch.nn.Module) -> list[str]:
         samples = sample_responses(
             policy,
             [encode_prompt(tokenizer, row["prompt"], 12) for row in rows],
             max_new_tokens=8,
-            temperature=1.0,
+            temperature=temperature,
             generator=torch.Generator().manual_seed(5),
             eos_ids=eos_token_ids(mixture, tokenizer),
             pad_id=tokenizer.pad_token_id,
