@@ -15,8 +15,8 @@ from rlhf_core.config import Params
 from rlhf_core.errors import ConfigError, DataError, EnvironmentProblem
 from tasks import paths
 from tasks.definition import DVC_FILE
-from tasks.params import load_params, resolve_params
 from tasks.model_folders import check_model_folders
+from tasks.params import load_params, resolve_params
 
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
 Override = Annotated[str, StringConstraints(pattern=r"^[a-z_0-9]+(\.[a-z_0-9]+)*=.+$")]
@@ -94,8 +94,8 @@ def prepare_run(root: Path, request: RunRequest) -> PreparedRun:
     stamp = time.strftime("%Y%m%d-%H%M%S")
     if request.in_place:
         params = load_params(root / paths.PARAMS)
-        name = root.name if root != paths.home(root) else f"run-{stamp}"
         check_model_folders(root, (root / paths.PARAMS).read_text())
+        name = root.name if root != paths.home(root) else f"run-{stamp}"
     else:
         home = paths.home(root)
         name = request.name or f"{request.profile or 'run'}-{stamp}"
@@ -123,8 +123,8 @@ def check_request(home: Path, request: RunRequest) -> tuple[str, dict[str, Path]
         known = ", ".join(sorted(path.stem for path in (home / paths.PROFILES).glob("*.yaml"))) or "none"
         raise ConfigError(f"--profile {request.profile}: no such profile. Fix: one of {known}")
     text = resolve_params(home / paths.PARAMS, profile, request.overrides)
-    return text, {kind: _data_file(kind, path) for kind, path in request.data.items()}
     check_model_folders(home, text)
+    return text, {kind: _data_file(kind, path) for kind, path in request.data.items()}
 
 
 def _make_worktree(home: Path, name: str, request: RunRequest) -> Path:
