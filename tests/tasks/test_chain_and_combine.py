@@ -213,8 +213,9 @@ def test_the_share_is_the_best_on_heldout_pairs_and_both_members_are_measured(pr
 
 
 def test_combined_policies_are_compared_and_shown_like_the_others(project: Path) -> None:
-    """By score too; the same run again writes the same bytes."""
+    """By score too; the same run again writes the same bytes; at another temperature than 1 as well."""
     combined(project, choose_by="score", shares=[0.5], pairs=8)
+    change_sections(project, evaluate={"temperatures": [0.7, 0.0]})
     for method in ("weights", "probabilities"):
         assert run(project, f"combine@{method}") == 0
         told = figures(project, f"combine@{method}")
@@ -226,6 +227,8 @@ def test_combined_policies_are_compared_and_shown_like_the_others(project: Path)
     told = figures(project, "evaluate")
     for name in ("weights", "probabilities"):
         assert told[name]["win"] + told[name]["tie"] + told[name]["loss"] == told["num_prompts"]
+        assert told[name]["lengths"].keys() == {"T=0.7", "T=0"}
+        assert told[name]["kl_to_sft"] is not None
     assert run(project, "report") == 0
     page = (project / "reports/html/report.html").read_text()
     assert "Averaged weights" in page
