@@ -29,10 +29,12 @@ from rlhf_core.state.compute_mode import ComputeMode, computing
 from rlhf_core.state.sharding import restore_whole, shard
 from rlhf_core.state.train_state import TrainState
 from rlhf_core.state.world import ALONE, World
+from rlhf_core.trainers.guard import Watch
 from rlhf_core.trainers.optimisation import make_optimizer
 from rlhf_core.trainers.ppo import Sampling, train_ppo
 from rlhf_core.trainers.preference import train_dpo
 from rlhf_core.trainers.reward import train_reward
+from rlhf_core.trainers.reward_terms import diversity_term
 from rlhf_core.trainers.sft import train_sft
 
 PAD, EOS, GOOD = 0, 1, 5
@@ -113,6 +115,30 @@ def dpo(state: TrainState, world: World, more: dict[str, Any]) -> TrainState:
     return train_dpo(cfg, state, policy(), groups(13), seed=0, pad_id=PAD, world=world, **more)
 
 
+LOSSES: dict[str, dict[str, Any]] = {
+    "ipo": {"beta": 0.5},
+    "ipo_sum": {},
+    "conservative": {},
+    "robust": {},
+    "hinge": {},
+    "kto": {"options": {"desirable_weight": 1.2}},
+    "orpo": {"nll_coef": 1.0},
+    "simpo": {"beta": 2.0},
+}
+"""Preference losses beside that of `dpo`, each with the settings of its own that its job has."""
+
+
+def preference(loss: str) -> Train:
+    """A job with another preference loss, its steps cut into forward passes."""
+
+    def train(state: TrainState, world: World, more: dict[str, Any]) -> TrainState:
+        shape = {"prompts_per_step": 5, "prompts_per_forward": 2, "learning_rate": RATE, "warmup_steps": 1}
+        cfg = DPOConfig.model_validate({"loss": loss, "save_every": 2, "epochs": 2, **shape, **LOSSES[loss]})
+        return train_dpo(cfg, state, policy(), groups(13), seed=0, pad_id=PAD, world=world, **more)
+
+    return train
+
+
 def reward(state: TrainState, world: World, more: dict[str, Any]) -> TrainState:
     cfg = RewardConfig(prompts_per_step=3, epochs=1, centering=0.01, learning_rate=RATE, warmup_steps=2, save_every=2)
     return train_reward(cfg, state, groups(13), seed=0, pad_id=PAD, world=world, **more)
@@ -134,6 +160,32 @@ def ppo(state: TrainState, world: World, more: dict[str, Any]) -> TrainState:
     return train_ppo(cfg, state, policy(), share_of_good, prompts, seed=0, sampling=sampling, world=world, **more)
 
 
+def ppo_remembering(state: TrainState, world: World, more: dict[str, Any]) -> TrainState:
+    """With all that PPO carries from rollout to rollout: adaptive price, moments, replay, curriculum, guard."""
+    cfg = PPOConfig.model_validate(
+        {
+            "steps": 4,
+            "rollout_batch": 8,
+            "minibatch": 4,
+            "learning_rate": RATE,
+            "value_learning_rate": RATE,
+            "warmup_steps": 1,
+            "save_every": 1,
+            "entropy_coef": 0.01,
+            "kl": {"controller": "adaptive", "target": 0.5, "horizon": 50.0, "estimator": "k3"},
+            "scores": {"normalise": "running"},
+            "replay": {"rows": 4, "capacity": 12},
+            "curriculum": {"start_share": 0.5, "steps": 3},
+            "guard": {"every": 1, "scorer": "m:f", "patience": 9},
+        }
+    )
+    sampling = Sampling(eos_ids=(EOS,), pad_id=PAD, max_new_tokens=8)
+    prompts = [[7 + i % 17, 7 + i % 5][: 1 + i % 2] for i in range(23)]
+    watch = Watch(prompts=prompts[:4], rate=lambda rows: [-float(len(row.response_ids)) for row in rows])
+    more = {**more, "watch": watch, "terms": [diversity_term(0.1)]}
+    return train_ppo(cfg, state, policy(), share_of_good, prompts, seed=0, sampling=sampling, world=world, **more)
+
+
 def reward_model() -> RewardModel:
     return RewardModel.from_policy(policy(), "last", seed=2)
 
@@ -146,6 +198,8 @@ NETWORKS: dict[str, Callable[[], dict[str, nn.Module]]] = {
     "reward": lambda: {"reward": reward_model()},
     "ppo": lambda: {"policy": policy(), "value": ValueModel.from_reward_model(reward_model())},
 }
+NETWORKS["ppo_remembering"] = NETWORKS["ppo"]
+NETWORKS |= dict.fromkeys(LOSSES, NETWORKS["dpo"])
 TRAIN: dict[str, Train] = {
     "sft": sft,
     "sft_lonely": sft_lonely,
@@ -153,6 +207,8 @@ TRAIN: dict[str, Train] = {
     "dpo": dpo,
     "reward": reward,
     "ppo": ppo,
+    "ppo_remembering": ppo_remembering,
+    **{loss: preference(loss) for loss in LOSSES},
 }
 
 

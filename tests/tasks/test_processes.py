@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from conftest import make_project, run_stage, stage_environment
 from project_support import change_sections
+from safetensors.torch import load_file
 from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 from rlhf_core.config import ComputeConfig, Params
@@ -159,6 +160,21 @@ def test_processes_end_with_the_one_that_started_them(project: Path, number: sig
     wait_until_empty(project, GRACE_SECONDS + 2.0)
     if number == signal.SIGTERM:
         assert errors.splitlines() == ["sft: terminated; `rlhf resume` goes on from the last checkpoint"]
+
+
+@pytest.mark.integration
+def test_a_stage_divides_weights_among_processes_and_publishes_them_whole(trained_project: Path, project: Path) -> None:
+    """`sharding: fsdp` ends where two processes end that hold all weights, but for rounding."""
+    change_sections(project, compute={"processes": 2, "sharding": "fsdp"})
+    done = run_stage(project, "sft")
+    assert done.returncode == 0, done.stderr
+    model = paths.stage_output("sft") / "model/model.safetensors"
+    divided, whole = load_file(project / model), load_file(trained_project / model)
+    assert divided.keys() == whole.keys()
+    assert max((divided[name] - tensor).abs().max().item() for name, tensor in whole.items()) < 1e-5
+    figures = [json.loads((folder / paths.metrics_file("sft")).read_text()) for folder in (project, trained_project)]
+    assert figures[0] == pytest.approx(figures[1], rel=1e-5)
+    assert results(project, "sft") != results(trained_project, "sft"), "the same bits: nothing was divided"
 
 
 @pytest.mark.integration

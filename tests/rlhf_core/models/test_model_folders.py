@@ -72,7 +72,7 @@ def test_plain_transformers_loads_it(folder: Path) -> None:
     assert torch.equal(plain(ids).logits, load_policy(folder)(ids).logits)
 
 
-def test_a_pretrained_model_loses_its_dropout(tmp_path: Path) -> None:
+def test_n29_a_pretrained_model_loses_its_dropout(tmp_path: Path) -> None:
     config = GPT2Config(vocab_size=len(TOKENIZER), n_embd=8, n_layer=1, n_head=1, n_positions=16, resid_pdrop=0.5)
     model = GPT2LMHeadModel(config)
     save_policy(model, TOKENIZER, tmp_path / "gpt2")

@@ -108,9 +108,15 @@ def test_what_is_packed() -> None:
         assert can_pack(tiny(kind).get_decoder()), kind
     for kind in OTHERS:
         assert not can_pack(tiny(kind).get_decoder()), kind
-    hooked = tiny("llama").get_decoder()
-    hooked.layers[1].mlp.register_forward_hook(lambda *_: None)
-    assert not can_pack(hooked)
+    for hook in ("forward_hook", "forward_pre_hook", "full_backward_hook", "full_backward_pre_hook"):
+        hooked = tiny("llama").get_decoder()
+        getattr(hooked.layers[1].mlp, f"register_{hook}")(lambda *_: None)
+        assert not can_pack(hooked), hook
+    activated, stretched = tiny("llama").get_decoder(), tiny("llama").get_decoder()
+    activated.config.hidden_act = "gelu"
+    assert not can_pack(activated)
+    stretched.config.rope_parameters["rope_type"] = "dynamic"  # its angles depend on the length of the text
+    assert not can_pack(stretched)
     replaced = tiny("llama").get_decoder()
     replaced.layers[0].mlp = torch.nn.Identity()
     assert not can_pack(replaced)

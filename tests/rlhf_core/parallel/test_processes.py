@@ -21,6 +21,7 @@ pytestmark = pytest.mark.integration
 
 ROOT = Path(__file__).parents[3]
 PLAIN = ("sft", "sft_lora", "dpo", "reward", "ppo")
+MORE = ("ppo_remembering", *jobs.LOSSES)
 ORDERS = (
     *PLAIN,
     *(f"{name}+sharded" for name in PLAIN),
@@ -28,6 +29,8 @@ ORDERS = (
     *(f"{name}+sharded+broken" for name in PLAIN),
     "sft_lonely",
     "sft_lonely+sharded",
+    *MORE,
+    *(f"{name}+broken" for name in MORE),
 )
 
 
@@ -85,7 +88,7 @@ def assert_same_training(one: Any, two: Any) -> None:
             assert other[key] == pytest.approx(row[key], rel=bound, abs=1e-6), f"step {row['step']}: {key}"
 
 
-@pytest.mark.parametrize("name", [*PLAIN, "sft_lonely"])
+@pytest.mark.parametrize("name", [*PLAIN, "sft_lonely", *MORE])
 def test_n25_two_processes_with_half_the_rows_equal_one_with_all(
     two_processes: Path, one_process: Any, name: str
 ) -> None:
@@ -101,8 +104,9 @@ def test_divided_weights_train_as_whole_ones(two_processes: Path, one_process: A
     assert_same_training(one_process(name), outcome(two_processes, f"{name}+sharded"))
 
 
-@pytest.mark.parametrize("how", ["", "+sharded"])
-@pytest.mark.parametrize("name", PLAIN)
+@pytest.mark.parametrize(
+    ("name", "how"), [*((one, how) for one in PLAIN for how in ("", "+sharded")), *((m, "") for m in MORE)]
+)
 def test_n41_broken_off_and_resumed_two_processes_end_with_the_same_bits(
     two_processes: Path, name: str, how: str
 ) -> None:

@@ -1,0 +1,143 @@
+"""What an alignment counts its divergence from: under adapters, in chains, and on disk between runs."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from project_support import change_sections
+
+from rlhf_core.config import AlignConfig, ComputeConfig, Params
+from rlhf_core.errors import ConfigError
+from rlhf_core.models.policy import load_policy
+from tasks import align, align_dpo, combine
+from tasks.align_chain import run_chain
+from tasks.align_dpo import reference_cache
+from tasks.definition import stage_definition
+from tasks.frame import run_stage
+from tasks.params import load_params
+from tasks.stage import Stage
+
+SHORT = {"epochs": 1, "prompts_per_step": 5, "learning_rate": 0.01, "warmup_steps": 0}
+LINKS = {"links": ["dpo", "ipo"], "dpo": SHORT, "ipo": SHORT}
+
+
+def run(project: Path, stage: str, **sections: dict[str, Any]) -> Any:
+    """Run a stage in this process and return its figures."""
+    change_sections(project, **sections)
+    body = align.run if stage.startswith("align") else combine.run
+    assert run_stage(stage, body, load_params(project / "params.yaml"), project) == 0
+    return json.loads((project / f"reports/metrics/{stage.replace('@', '-')}.json").read_text())
+
+
+def chain(**more: Any) -> dict[str, Any]:
+    return {"algorithms": ["ppo", "dpo", "chain"], "chain": LINKS | more}
+
+
+@pytest.mark.parametrize("reference", ["previous", "sft"])
+def test_a_link_of_adapters_counts_from_where_it_is_told_to(project: Path, reference: str) -> None:
+    """One set of adapters goes through all links: set aside they are the SFT model, folded in the link before."""
+    lora = {"rank": 4, "stages": ["align"]}
+    told = run(project, "align@chain", align=chain(reference=reference), model={"lora": lora})
+    first, second = told["links"]
+    lines = (project / "reports/plots/align-chain.csv").read_text().splitlines()
+    rows = [dict(zip(lines[0].split(","), line.split(","), strict=True)) for line in lines[1:]]
+    begun = [abs(float(row["reward/margin"])) for row in (rows[0], rows[first["steps"]])]
+    assert begun[0] == 0.0
+    if reference == "previous":
+        assert begun[1] < 1e-4, "folded-in adapters differ from adapters by rounding only"
+    else:
+        assert begun[1] > 1e-3
+    assert first["kl_to_sft"] != 0.0
+    assert second["kl_to_sft"] != first["kl_to_sft"]
+
+
+def test_a_link_that_the_guard_ends_says_so(project: Path) -> None:
+    guard = {"every": 1, "scorer": "rlhf_core.evaluation.judges:gold_scores", "prompts": 4, "max_kl": 0.0001}
+    ppo = {"steps": 4, "rollout_batch": 4, "minibatch": 4, "save_every": 2, "warmup_steps": 0, "guard": guard}
+    first, second = run(project, "align@chain", align=chain(links=["ppo", "dpo"], ppo=ppo))["links"]
+    assert (first["ended_by"], second["ended_by"]) == ("guard", "last step")
+    assert first["kl_to_sft"] == 0.0, "it went back to the policy it began with"
+    assert second["kl_to_sft"] != 0.0
+
+
+def test_a_chain_refuses_divided_weights() -> None:
+    params = Params(
+        compute=ComputeConfig(processes=2, sharding="fsdp"), align=AlignConfig.model_validate({"chain": ["dpo", "ppo"]})
+    )
+    stage: Any = SimpleNamespace(params=params, world=SimpleNamespace(size=2))
+    nothing: Any = None
+    with pytest.raises(ConfigError, match=r"compute.sharding: a chain runs without. Fix: sharding: none"):
+        run_chain(stage, nothing, nothing, nothing, nothing)
+
+
+def test_a_member_that_is_the_sft_model_has_no_divergence_from_it(project: Path) -> None:
+    """What `choose_by: score` charges is measured from the SFT model, and on the policy's own responses."""
+    shutil.rmtree(project / "artifacts/align/ppo/model")
+    shutil.copytree(project / "artifacts/sft/model", project / "artifacts/align/ppo/model")
+    more = {"methods": ["probabilities"], "members": ["ppo", "dpo"], "pairs": 8, "choose_by": "score", "shares": [0.5]}
+    measured = run(project, "combine@probabilities", combine=more)["measured"]
+    assert measured[0]["kl_to_sft"] == 0.0
+    assert measured[-1]["kl_to_sft"] != 0.0
+    assert measured[1]["kl_to_sft"] != measured[-1]["kl_to_sft"]
+
+
+def test_members_with_other_vocabularies_are_refused() -> None:
+    members: Any = [SimpleNamespace(get_input_embeddings=lambda n=n: torch.nn.Embedding(n, 2)) for n in (5, 6)]
+    with pytest.raises(ConfigError, match=r"combine.members: vocabularies of \[5, 6\] tokens. Fix: members from one"):
+        combine._check_vocabulary(members)
+
+
+def cached_under(project: Path) -> str:
+    """Name of the file that holds what the SFT model says of some rows."""
+    params, definition = load_params(project / "params.yaml"), stage_definition(project, "align@dpo")
+    progress: Any = None
+    stage = Stage(definition, params, project, project, progress)
+    return reference_cache(stage, load_policy(project / "artifacts/sft/model")).path("rows").name
+
+
+def move_a_weight(project: Path) -> None:
+    policy = load_policy(project / "artifacts/sft/model")
+    with torch.no_grad():
+        next(policy.parameters())[0, 0] += 1e-6
+    policy.save_pretrained(project / "artifacts/sft/model")
+
+
+def append_to(name: str) -> Callable[[Path], None]:
+    def change(project: Path) -> None:
+        with (project / name).open("a") as file:
+            file.write("\n")
+
+    return change
+
+
+CHANGES: dict[str, Callable[[Path], None]] = {
+    "a weight": move_a_weight,
+    "the tokenizer": append_to("artifacts/sft/model/tokenizer.json"),
+    "cutting": lambda project: change_sections(project, model={"max_response_tokens": 55}),
+    "precision": lambda project: change_sections(project, compute={"precision": "bfloat16"}),
+    "threads": lambda project: change_sections(project, compute={"threads": 3}),
+    "code of models": append_to("rlhf_core/models/packed.py"),
+    "code of log-probabilities": append_to("rlhf_core/rollout/logprobs.py"),
+    "code that asks": append_to("rlhf_core/trainers/reference.py"),
+}
+
+
+@pytest.mark.parametrize("changed", CHANGES)
+def test_n37_a_stage_keeps_reference_logprobs_apart_by_all_they_depend_on(project: Path, changed: str) -> None:
+    before = cached_under(project)
+    assert cached_under(project) == before
+    change_sections(project, align={"dpo": {"beta": 0.7, "loss": "hinge"}})
+    assert cached_under(project) == before, "what is done with them does not change them"
+    CHANGES[changed](project)
+    assert cached_under(project) != before
+
+
+def test_n37_another_version_of_a_library_does_not_find_them(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = cached_under(project)
+    monkeypatch.setattr(align_dpo, "environment", lambda *_: {"torch": "9.9"})
+    assert cached_under(project) != before
