@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from ruamel.yaml import YAML
 
 from rlhf_core.config import Params
+from rlhf_core.data.records import SPECS
 from rlhf_core.errors import ConfigError, DataError, EnvironmentProblem
 from tasks import paths
 from tasks.definition import DVC_FILE
@@ -20,7 +21,7 @@ from tasks.params import load_params, resolve_params
 
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
 Override = Annotated[str, StringConstraints(pattern=r"^[a-z_0-9]+(\.[a-z_0-9]+)*=.+$")]
-RECORD_KINDS = ("demonstrations", "prompts", "heldout_prompts", "graded", "votes", "comparisons")
+RECORD_KINDS = tuple(SPECS)
 LEAST_FREE_MIB = 500
 
 

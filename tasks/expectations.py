@@ -6,7 +6,7 @@ no `mostly`, and an expectation that could not be computed is an error, never a 
 
 import datetime
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -22,12 +22,28 @@ from great_expectations.render.renderer import ValidationResultsPageRenderer
 from great_expectations.render.view import DefaultJinjaPageView
 
 from rlhf_core.config import ValidateConfig
-from rlhf_core.data.records import RIGHT_TYPE, SPECS, Kind, Record
+from rlhf_core.data.fields import RIGHT_TYPE
+from rlhf_core.data.rankings import Bound, ranking_bounds
+from rlhf_core.data.records import SPECS, Kind, Record
 
 NAME_LENGTH = 200
 ANNOTATOR = r"^[\w.@:+-]{1,64}\Z"
 CHOICES = ["a", "b", "tie"]
 STRENGTH = (1, 5)
+_WANTED = {
+    "prompt": "text",
+    "response": "text",
+    "responses": "an array of texts",
+    "ranking": "an array of whole numbers",
+    "name": "text",
+    "integer": "a whole number",
+    "number": "a number",
+}
+_SAME: Mapping[Kind, str] = {
+    "comparisons": "chosen equals rejected",
+    "votes": "response_a equals response_b",
+    "rankings": "responses: two are equal",
+}
 _FIXED_RUN = RunIdentifier(run_name="validate", run_time=datetime.datetime(2000, 1, 1, tzinfo=datetime.UTC))
 
 
@@ -71,7 +87,7 @@ class Checked:
 def check(kind: Kind, candidates: Sequence[Candidate], config: ValidateConfig) -> Checked:
     """Run the suite of a record kind over all its rows."""
     checks = {item.code: item for item in suite(kind, config)}
-    result = _validate(kind, to_frame(kind, candidates), checks)
+    result = _validate(kind, to_frame(kind, candidates, config), checks)
     checked = Checked()
     for outcome in result.results:
         item = checks[outcome.expectation_config.meta["code"]]
@@ -85,13 +101,14 @@ def check(kind: Kind, candidates: Sequence[Candidate], config: ValidateConfig) -
     return checked
 
 
-def to_frame(kind: Kind, candidates: Sequence[Candidate]) -> pd.DataFrame:
+def to_frame(kind: Kind, candidates: Sequence[Candidate], config: ValidateConfig) -> pd.DataFrame:
     """One row a candidate: its fields, what type each had, and the columns computed beside the other rows."""
     columns: dict[str, Any] = {}
     for name, spec in SPECS[kind].items():
         values = [candidate.record.values[name] for candidate in candidates]
         dtype = {"integer": "Int64", "number": "Float64"}.get(spec.type, "object")
-        columns[name] = pd.Series(values, dtype=dtype)
+        if spec.type not in ("responses", "ranking"):
+            columns[name] = pd.Series(values, dtype=dtype)
         columns[f"type of {name}"] = pd.Series([item.record.types[name] for item in candidates], dtype="object")
     columns["form"] = pd.Series([item.record.problem for item in candidates], dtype="object")
     columns["duplicate of line"] = pd.Series([item.duplicate_of for item in candidates], dtype="Int64")
@@ -99,7 +116,16 @@ def to_frame(kind: Kind, candidates: Sequence[Candidate]) -> pd.DataFrame:
     columns["responses are the same"] = [item.same_responses for item in candidates]
     columns["transcripts part early"] = [item.record.parts_early for item in candidates]
     columns["turns alternate"] = [item.record.alternates for item in candidates]
+    if kind == "rankings":
+        for bound in ranking_bounds(config.max_response_chars):
+            columns[bound.name] = pd.Series([_measured(bound, item) for item in candidates], dtype="Int64")
     return pd.DataFrame(columns)
+
+
+def _measured(bound: Bound, item: Candidate) -> int | None:
+    """A number of a ranking; null, which every expectation lets pass, where one of its lists is of the wrong type."""
+    responses, ranking = item.record.values["responses"], item.record.values["ranking"]
+    return None if responses is None or ranking is None else bound.measure(responses, ranking)
 
 
 def suite(kind: Kind, config: ValidateConfig) -> Iterator[Check]:
@@ -121,13 +147,14 @@ def suite(kind: Kind, config: ValidateConfig) -> Iterator[Check]:
     )
     for name in SPECS[kind]:
         yield from _field_checks(kind, name, config)
-    if kind in ("comparisons", "votes"):
-        pair = "chosen equals rejected" if kind == "comparisons" else "response_a equals response_b"
+    if kind in _SAME:
         yield Check(
             code="responses.same",
             expectation=gxe.ExpectColumnValuesToBeInSet(column="responses are the same", value_set=[False]),
-            say=lambda _: f"{pair} but for case, white space or Unicode form",
+            say=lambda _: f"{_SAME[kind]} but for case, white space or Unicode form",
         )
+    if kind == "rankings":
+        yield from map(_ranking_check, ranking_bounds(config.max_response_chars))
     if kind == "comparisons":
         yield Check(
             code="transcripts.part_early",
@@ -145,11 +172,10 @@ def suite(kind: Kind, config: ValidateConfig) -> Iterator[Check]:
 
 def _field_checks(kind: Kind, name: str, config: ValidateConfig) -> Iterator[Check]:
     spec = SPECS[kind][name]
-    wanted = {"prompt": "text", "response": "text", "name": "text", "integer": "a whole number", "number": "a number"}
     yield Check(
         code=f"{name}.type",
         expectation=gxe.ExpectColumnValuesToBeInSet(column=f"type of {name}", value_set=[RIGHT_TYPE]),
-        say=lambda item: f"{name}: is {item.record.types[name]}, must be {wanted[spec.type]}",
+        say=lambda item: f"{name}: is {item.record.types[name]}, must be {_WANTED[spec.type]}",
     )
     if spec.type == "prompt":
         yield from _text_checks(name, config.max_prompt_chars)
@@ -160,6 +186,14 @@ def _field_checks(kind: Kind, name: str, config: ValidateConfig) -> Iterator[Che
     if spec.type == "name":
         yield _length_check(name, "long", f"is longer than {NAME_LENGTH} characters", max_value=NAME_LENGTH)
     yield from _value_checks(name, config)
+
+
+def _ranking_check(bound: Bound) -> Check:
+    def say(item: Candidate) -> str:
+        return bound.say(item.record.values["responses"], item.record.values["ranking"])
+
+    between = gxe.ExpectColumnValuesToBeBetween(column=bound.name, min_value=bound.least, max_value=bound.most)
+    return Check(code=bound.code, expectation=between, say=say)
 
 
 def _text_checks(name: str, longest: int) -> Iterator[Check]:
@@ -192,7 +226,8 @@ def _value_checks(name: str, config: ValidateConfig) -> Iterator[Check]:
             yield _value_check(name, between(min_value=0), "must not be negative")
         case "criterion":
             known = list(config.criteria)
-            yield _value_check(name, one_of(value_set=known), f"must be one of {', '.join(known)}")
+            words = f"must be one of {', '.join(known)}, or be named in validate.criteria"
+            yield _value_check(name, one_of(value_set=known), words)
         case "score" if config.score_range:
             low, high = config.score_range
             yield _value_check(name, between(min_value=low, max_value=high), f"must be from {low} to {high}")

@@ -11,9 +11,8 @@ from typing import Any, cast
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_core.config import RewardConfig
-from rlhf_core.data.other_pairs import OVERALL
 from rlhf_core.data.pairs import PreferenceGroup, encode_pairs, group_pairs
-from rlhf_core.data.records import prompt_id
+from rlhf_core.data.records import OVERALL, prompt_id
 from rlhf_core.errors import DataError, GateRefused
 from rlhf_core.evaluation.judges import reward_scores
 from rlhf_core.evaluation.readings import Reading, read_responses
@@ -37,6 +36,7 @@ from tasks.reward_figures import (
     graded_rows,
     member_figures,
     pair_rows,
+    ranking_figures,
     sureness,
 )
 from tasks.stage import Stage
@@ -92,7 +92,7 @@ def run(stage: Stage) -> dict[str, Any]:
     if ensemble is not None:
         members = _Reader(stage, ensemble, tokenizer).pairs(heldout)
         card |= member_figures(*members, left_out, ensemble.weights_M.tolist())
-    return card | _training_figures(stage, state, groups, model)
+    return card | ranking_figures(cfg, groups) | _training_figures(stage, state, groups, model)
 
 
 def _training_groups(stage: Stage, tokenizer: PreTrainedTokenizerBase) -> list[PreferenceGroup]:
@@ -108,8 +108,8 @@ def _training_groups(stage: Stage, tokenizer: PreTrainedTokenizerBase) -> list[P
         raise DataError(f"{path}: no pair to learn from. Fix: more labelled pairs, or a looser `preferences` section")
     for name in criteria.keys() - {pair.label.criterion for pair in pairs}:
         raise DataError(
-            f"reward.criteria: no training pair on {name!r}. Fix: grade responses to training prompts on it "
-            "(data.graded, validate.criteria), or leave it out"
+            f"reward.criteria: no training pair on {name!r}. Fix: grade responses to training prompts on it, or "
+            "compare them (`criterion` in graded, votes, comparisons or rankings; validate.criteria), or leave it out"
         )
     return group_pairs(pairs)
 

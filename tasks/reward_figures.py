@@ -4,7 +4,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rlhf_core.config import RewardConfig
-from rlhf_core.data.other_pairs import OVERALL
+from rlhf_core.data.pair_table import pair_table
+from rlhf_core.data.pairs import PreferenceGroup
+from rlhf_core.data.records import OVERALL
 from rlhf_core.evaluation.readings import Reading
 from rlhf_core.evaluation.reward_card import calibration_bins
 from rlhf_core.evaluation.uncertainty import (
@@ -14,6 +16,7 @@ from rlhf_core.evaluation.uncertainty import (
     right_share,
     uncertainty_figures,
 )
+from rlhf_core.trainers.reward_loss import split_rankings
 
 CONFIDENCE = 0.95
 Row = Mapping[str, Any]
@@ -96,3 +99,15 @@ def criterion_figures(cfg: RewardConfig, rows: Sequence[Row], chosen: Readings, 
         ]
         found[name] = {"pairwise_accuracy": right_share(own), "num_pairs": len(own), "weight": cfg.criteria[name]}
     return {"criteria": found}
+
+
+def ranking_figures(cfg: RewardConfig, groups: Sequence[PreferenceGroup]) -> dict[str, Any]:
+    """`rankings`, under `plackett_luce`: how many were read off the training pairs, and how many prompts gave none.
+
+    A prompt counts once a criterion; one whose pairs are no single order was trained on as pairs.
+    """
+    if cfg.loss.name != "plackett_luce":
+        return {}
+    tables = [table for group in groups for name in cfg.criteria if len(table := pair_table([group], [name]))]
+    read = sum(len(split_rankings(table)[0]) for table in tables)
+    return {"rankings": {"num_read": read, "num_as_pairs": len(tables) - read}}

@@ -34,6 +34,7 @@ _VOTE_COLUMNS = (
     "choice",
     ("strength", pa.int64()),
     ("seconds", pa.float64()),
+    "criterion",
     "task",
 )
 _PREFERENCE_COLUMNS = (
@@ -56,7 +57,18 @@ SCHEMAS: dict[str, pa.Schema] = {
     "graded": _schema("id", "prompt", "response", ("score", pa.float64())),
     "criteria": _schema("id", "prompt", "response", "criterion", ("score", pa.float64())),
     "votes": _schema(*_VOTE_COLUMNS, nullable=("seconds",)),
-    "comparisons": _schema("id", "prompt_id", "prompt", "chosen", "rejected", "task", "source", "split"),
+    "comparisons": _schema("id", "prompt_id", "prompt", "chosen", "rejected", "criterion", "task", "source", "split"),
+    "rankings": _schema(
+        "id",
+        "prompt_id",
+        "prompt",
+        ("responses", pa.list_(pa.string())),
+        ("ranking", pa.list_(pa.int64())),
+        "annotator",
+        "criterion",
+        "task",
+        "split",
+    ),
     "responses": _schema(
         "prompt_id",
         "prompt",
@@ -82,6 +94,7 @@ SCHEMAS: dict[str, pa.Schema] = {
         "split",
         "response_a",
         "response_b",
+        "criterion",
         "label",
         ("num_votes", pa.int64()),
         ("agreement", pa.float64()),

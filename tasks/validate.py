@@ -26,10 +26,12 @@ DUPLICATE = "row.duplicate"
 UNREADABLE = "row.unreadable"
 REFUSED = paths.STATE / "refused"
 _LISTED = 5
-_SAME_RESPONSES: Mapping[Kind, tuple[str, str]] = {
+_COMPARED: Mapping[Kind, tuple[str, ...]] = {
     "comparisons": ("chosen", "rejected"),
     "votes": ("response_a", "response_b"),
+    "rankings": ("responses",),
 }
+"""Where the responses stand that a row compares with each other."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -143,11 +145,13 @@ class _Seen:
         if name is not None:
             owner, line = self._ids.setdefault(name, (self._owner(record, identity), record.line))
             candidate.id_taken_at = line if owner != self._owner(record, identity) else None
-        if fields := _SAME_RESPONSES.get(self._kind):
-            first_text, second_text = (record.values[name] for name in fields)
-            both = bool(first_text) and bool(second_text)
-            candidate.same_responses = both and normal_form(first_text) == normal_form(second_text)
+        candidate.same_responses = self._repeats_a_response(record)
         return candidate
+
+    def _repeats_a_response(self, record: Record) -> bool:
+        values = [record.values[name] for name in _COMPARED.get(self._kind, ())]
+        texts = [text for value in values for text in (value if isinstance(value, list) else [value]) if text]
+        return len({normal_form(text) for text in texts}) < len(texts)
 
     def _owner(self, record: Record, identity: str) -> str:
         """What an id stands for: the item, or for votes the pair in either order, whoever voted."""

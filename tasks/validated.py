@@ -1,21 +1,21 @@
 """The tables that validation hands on, made of good records: splits are decided and missing kinds are derived here.
 
-Where no file names them, demonstrations are the chosen responses of the training comparisons, and prompts and
-held-out prompts are those of the comparisons, else of the votes, else of the demonstrations.
+Where no file names them, demonstrations are the chosen responses of the training comparisons and the best ones of the
+training rankings, each on the whole; prompts and held-out prompts are those of the comparisons and rankings, else of
+the votes, else of the demonstrations.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rlhf_core.data.records import Kind, Record, content_id, prompt_id
+from rlhf_core.data.records import OVERALL, Kind, Record, content_id, prompt_id
 from rlhf_core.data.splits import Split, prompt_group, split_of
 from rlhf_core.errors import DataError
 from tasks.tables import SCHEMAS, write_table
 
 Records = Mapping[Kind, Sequence[Record]]
 SplitRule = Callable[[str], Split]
-_OVERALL = "overall"
 
 
 def write_tables(folder: Path, records: Records, heldout_share: float) -> dict[str, int]:
@@ -38,6 +38,7 @@ def write_tables(folder: Path, records: Records, heldout_share: float) -> dict[s
         "criteria": [_criterion(record) for record in records.get("graded", ()) if not _is_overall(record)],
         "votes": [_vote(record) for record in records.get("votes", ())],
         "comparisons": [_comparison(record, split) for record in records.get("comparisons", ())],
+        "rankings": [_ranking(record, split) for record in records.get("rankings", ())],
     }
     _refuse_nothing_to_do(rows)
     return {name: write_table(folder / f"{name}.parquet", rows[name], SCHEMAS[name]) for name in rows}
@@ -53,17 +54,28 @@ def _demonstrations(records: Records, split: SplitRule) -> Iterator[dict[str, An
             }
         return
     seen: set[str] = set()
-    for record in records.get("comparisons", ()):
+    for source, record, response in _preferred(records):
         values = record.values
-        identity = content_id("demonstration", values["prompt"], values["chosen"])
+        identity = content_id("demonstration", values["prompt"], response)
         if split(values["prompt"]) == "train" and identity not in seen:
             seen.add(identity)
             yield _pick(values, "prompt", "task") | {
                 "id": identity,
-                "response": values["chosen"],
-                "source": "comparisons",
+                "response": response,
+                "source": source,
                 "split": "train",
             }
+
+
+def _preferred(records: Records) -> Iterator[tuple[Kind, Record, str]]:
+    """The responses that people found best on the whole; a ranking in which all are equal names none."""
+    for record in filter(_is_overall, records.get("comparisons", ())):
+        yield "comparisons", record, record.values["chosen"]
+    for record in filter(_is_overall, records.get("rankings", ())):
+        ranking = record.values["ranking"]
+        for response, rank in zip(record.values["responses"], ranking, strict=True):
+            if rank == min(ranking) < max(ranking):
+                yield "rankings", record, response
 
 
 def _prompts(records: Records, split: SplitRule) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -81,9 +93,10 @@ def _prompts(records: Records, split: SplitRule) -> tuple[list[dict[str, Any]], 
 
 def _derived_prompts(records: Records) -> Iterator[dict[str, Any]]:
     """One prompt of each group, the first, of the kind that says most about what is to be labelled."""
-    source = next((records[kind] for kind in ("comparisons", "votes", "demonstrations") if kind in records), ())
+    sources: tuple[tuple[Kind, ...], ...] = (("comparisons", "rankings"), ("votes",), ("demonstrations",))
+    kinds = next((some for some in sources if any(kind in records for kind in some)), ())
     groups: set[str] = set()
-    for record in source:
+    for record in (record for kind in kinds for record in records.get(kind, ())):
         group = prompt_group(record.values["prompt"])
         if group not in groups:
             groups.add(group)
@@ -97,7 +110,7 @@ def _prompt(record: Record, *, derived: bool = False) -> dict[str, Any]:
 
 
 def _is_overall(record: Record) -> bool:
-    return bool(record.values["criterion"] == _OVERALL)
+    return bool(record.values["criterion"] == OVERALL)
 
 
 def _graded(record: Record) -> dict[str, Any]:
@@ -118,8 +131,19 @@ def _vote(record: Record) -> dict[str, Any]:
 
 def _comparison(record: Record, split: SplitRule) -> dict[str, Any]:
     values = record.values
+    judged = (values["prompt"], values["chosen"], values["rejected"], values["criterion"])
     return values | {
-        "id": values["id"] or content_id("comparison", values["prompt"], values["chosen"], values["rejected"]),
+        "id": values["id"] or content_id("comparison", *judged),
+        "prompt_id": prompt_id(values["prompt"]),
+        "split": split(values["prompt"]),
+    }
+
+
+def _ranking(record: Record, split: SplitRule) -> dict[str, Any]:
+    values = record.values
+    judged = (values["annotator"], values["criterion"], *map(str, values["ranking"]), *values["responses"])
+    return values | {
+        "id": values["id"] or content_id("ranking", values["prompt"], *judged),
         "prompt_id": prompt_id(values["prompt"]),
         "split": split(values["prompt"]),
     }
@@ -131,7 +155,10 @@ def _pick(values: Mapping[str, Any], *names: str) -> dict[str, Any]:
 
 def _refuse_nothing_to_do(rows: Mapping[str, Iterable[Mapping[str, Any]]]) -> None:
     if not any(row["split"] == "train" for row in rows["demonstrations"]):
-        raise DataError("data: no training demonstration. Fix: name demonstrations, or comparisons to take them from")
+        raise DataError(
+            "data: no training demonstration. Fix: name demonstrations, or comparisons or rankings "
+            f"on {OVERALL!r} to take them from"
+        )
     if not rows["prompts"]:
         raise DataError("data: no training prompt. Fix: name prompts, or lower data.heldout_share")
     if not rows["heldout_prompts"]:

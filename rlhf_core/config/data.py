@@ -16,6 +16,9 @@ class DataConfig(Section):
     graded: str | None = Field(None, description="(prompt, response, score) rows for rank correlation")
     votes: str | None = Field(None, description="(prompt, response_a, response_b, annotator, choice) rows")
     comparisons: str | None = Field(None, description="(prompt, chosen, rejected) rows or two whole transcripts")
+    rankings: str | None = Field(
+        None, description="(prompt, responses, ranking) rows; a rank for each response, 1 is best, equal ranks tie"
+    )
     heldout_share: OpenShare = Field(
         0.0, description="share of prompt groups held out by stable hash, beside those in `heldout_prompts`"
     )
@@ -34,7 +37,7 @@ class ValidateConfig(Section):
         ("overall",),
         min_length=1,
         strict=False,
-        description="criteria that graded responses may name; rows without one are `overall`",
+        description="criteria that grades, votes, comparisons and rankings may name; rows without one are `overall`",
     )
 
     @model_validator(mode="after")
@@ -119,7 +122,8 @@ class LabelConfig(Section):
     """Who says which response is better."""
 
     source: Literal["file", "simulated"] = Field(
-        "simulated", description="file: votes or comparisons from `data`; simulated: the demo's annotators"
+        "simulated",
+        description="file: votes from `data`, else its comparisons and rankings; simulated: the demo's annotators",
     )
     min_votes: PositiveInt = Field(1, description="pairs with fewer votes are left out")
 
@@ -133,7 +137,9 @@ class PreferencesConfig(Section):
     leakage_threshold: Annotated[float, Field(ge=0.5, le=1.0)] = Field(
         0.95, description="the same at or above which a training prompt counts as a held-out one"
     )
-    max_pairs_per_prompt: PositiveInt = Field(6, description="more pairs than this are thinned, strongest kept")
+    max_pairs_per_prompt: PositiveInt = Field(
+        6, description="more training pairs than this are thinned, strongest kept; rankings stay whole"
+    )
     balance_task: bool = Field(False, description="thin task types to at most `balance_ratio` times the rarest")
     balance_length: bool = Field(False, description="thin pairs until the longer response wins as often as it loses")
     balance_ratio: Annotated[float, Field(ge=1.0)] = Field(4.0, description="see `balance_task`")

@@ -4,17 +4,21 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 
 from rlhf_core.data.labelled import Preference
+from rlhf_core.data.rankings import RANKINGS
 from rlhf_core.data.records import content_id
 from rlhf_core.errors import DataError
 
 
 def cap_per_prompt(pairs: Iterable[Preference], most: int) -> list[Preference]:
-    """Keep at most `most` pairs of each prompt group, the surest ones."""
+    """Keep at most `most` pairs of each prompt group, the surest ones.
+
+    Pairs of rankings stay and do not count: a ranking without some of its pairs is none.
+    """
     counts: Counter[str] = Counter()
     kept = []
     for pair in sorted(pairs, key=lambda pair: pair.strength_first):
-        counts[pair.group] += 1
-        if counts[pair.group] <= most:
+        counts[pair.group] += pair.source != RANKINGS
+        if pair.source == RANKINGS or counts[pair.group] <= most:
             kept.append(pair)
     return kept
 

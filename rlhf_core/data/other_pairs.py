@@ -1,4 +1,4 @@
-"""Pairs that say something else than which response is better on the whole: ties, and grades on a named criterion."""
+"""Pairs that say something else than which response is better on the whole: ties, and those on a named criterion."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
@@ -7,10 +7,10 @@ from typing import Any
 
 from rlhf_core.data.labelled import Preference
 from rlhf_core.data.normal import normal_form
+from rlhf_core.data.rankings import RANKINGS
 from rlhf_core.data.records import content_id, prompt_id
 from rlhf_core.data.splits import prompt_group
 
-OVERALL = "overall"
 GRADED = "graded"
 Row = dict[str, Any]
 
@@ -71,17 +71,33 @@ def graded_pairs(rows: Iterable[Mapping[str, Any]], min_gap: float, *, keep_ties
             }
 
 
+def without_compared(graded: Iterable[Row], labelled: Iterable[Mapping[str, Any]]) -> list[Row]:
+    """Pairs of grades without those on two responses that people compared on the same criterion, with any result."""
+    compared = {(row["criterion"], *_of_row(row, "response_a", "response_b")) for row in labelled}
+    return [row for row in graded if (row["criterion"], *_of_row(row, "chosen", "rejected")) not in compared]
+
+
 def cap_by_criterion(rows: Iterable[Row], most: int) -> list[Row]:
-    """Keep at most `most` rows of each prompt and criterion, widest margin first."""
+    """Keep at most `most` training rows of each prompt and criterion, widest margin first.
+
+    Held-out rows stay, as those that are easiest to tell apart would flatter a model. Pairs of rankings stay too, and
+    do not count: a ranking without some of its pairs is none.
+    """
     counts: defaultdict[tuple[str, str], int] = defaultdict(int)
     kept = []
     for row in sorted(rows, key=lambda row: (-row["margin"], row["pair_id"])):
-        key = (prompt_group(row["prompt"]), row["criterion"])
-        counts[key] += 1
-        if counts[key] <= most:
-            kept.append(row)
+        if row["split"] == "train" and row["source"] != RANKINGS:
+            key = (prompt_group(row["prompt"]), row["criterion"])
+            counts[key] += 1
+            if counts[key] > most:
+                continue
+        kept.append(row)
     return kept
 
 
 def _both(pair: Preference) -> tuple[str, frozenset[str]]:
     return pair.group, frozenset((normal_form(pair.chosen), normal_form(pair.rejected)))
+
+
+def _of_row(row: Mapping[str, Any], one: str, other: str) -> tuple[str, frozenset[str]]:
+    return prompt_group(row["prompt"]), frozenset((normal_form(row[one]), normal_form(row[other])))

@@ -6,31 +6,23 @@ checks (Great Expectations suites, in the validate stage) say which rows are bad
 
 import difflib
 import hashlib
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from types import MappingProxyType
 from typing import Any, Literal
 
+from rlhf_core.data.fields import RIGHT_TYPE, FieldSpec, type_name, typed
 from rlhf_core.data.readers import Row
 from rlhf_core.data.transcripts import Dialogue, is_transcript, parse_messages, parse_transcript
 
-Kind = Literal["demonstrations", "prompts", "heldout_prompts", "graded", "votes", "comparisons"]
-FieldType = Literal["prompt", "response", "name", "integer", "number"]
+Kind = Literal["demonstrations", "prompts", "heldout_prompts", "graded", "votes", "comparisons", "rankings"]
 
-RIGHT_TYPE = "right"
+OVERALL = "overall"
+"""What is judged where a row names no criterion: which response is better on the whole."""
 
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class FieldSpec:
-    """A field of a record kind. A `response` loses white space at its ends, a `name` may be written as an integer."""
-
-    type: FieldType
-    required: bool = True
-    default: Any = None
-    aliases: tuple[str, ...] = ()
-
+UNNAMED = "file"
+"""Who judged where a row names no annotator."""
 
 _PROMPT = FieldSpec(type="prompt", aliases=("question",))
 _RESPONSE = FieldSpec(type="response", aliases=("answer",))
@@ -38,6 +30,7 @@ _TASK = FieldSpec(type="name", required=False, default="")
 _SOURCE = FieldSpec(type="name", required=False, default="file")
 _ID = FieldSpec(type="name", required=False)
 _REPLY = FieldSpec(type="response")
+_CRITERION = FieldSpec(type="name", required=False, default=OVERALL)
 
 SPECS: Mapping[Kind, Mapping[str, FieldSpec]] = MappingProxyType(
     {
@@ -55,7 +48,7 @@ SPECS: Mapping[Kind, Mapping[str, FieldSpec]] = MappingProxyType(
             "prompt": _PROMPT,
             "response": _RESPONSE,
             "score": FieldSpec(type="number"),
-            "criterion": FieldSpec(type="name", required=False, default="overall"),
+            "criterion": _CRITERION,
         },
         "votes": {
             "pair_id": _ID,
@@ -66,6 +59,7 @@ SPECS: Mapping[Kind, Mapping[str, FieldSpec]] = MappingProxyType(
             "choice": FieldSpec(type="name"),
             "strength": FieldSpec(type="integer", required=False, default=1),
             "seconds": FieldSpec(type="number", required=False),
+            "criterion": _CRITERION,
             "task": _TASK,
         },
         "comparisons": {
@@ -73,8 +67,18 @@ SPECS: Mapping[Kind, Mapping[str, FieldSpec]] = MappingProxyType(
             "prompt": _PROMPT,
             "chosen": _REPLY,
             "rejected": _REPLY,
+            "criterion": _CRITERION,
             "task": _TASK,
             "source": _SOURCE,
+        },
+        "rankings": {
+            "id": _ID,
+            "prompt": _PROMPT,
+            "responses": FieldSpec(type="responses"),
+            "ranking": FieldSpec(type="ranking"),
+            "annotator": FieldSpec(type="name", required=False, default=UNNAMED),
+            "criterion": _CRITERION,
+            "task": _TASK,
         },
     }
 )
@@ -85,8 +89,9 @@ IDENTITY: Mapping[Kind, tuple[str, ...]] = MappingProxyType(
         "prompts": ("prompt",),
         "heldout_prompts": ("prompt",),
         "graded": ("prompt", "response", "criterion"),
-        "votes": ("prompt", "response_a", "response_b", "annotator"),
-        "comparisons": ("prompt", "chosen", "rejected"),
+        "votes": ("prompt", "response_a", "response_b", "annotator", "criterion"),
+        "comparisons": ("prompt", "chosen", "rejected", "criterion"),
+        "rankings": ("prompt", "responses", "ranking", "annotator", "criterion"),
     }
 )
 """The fields that make two rows of a kind the same item, whatever the rest says."""
@@ -148,21 +153,15 @@ def to_record(kind: Kind, row: Row) -> Record:
     plan = _plan(kind, frozenset(value))
     record.unknown, record.problem = plan.unknown, plan.problem
     raw = {name: value[source] for name, source in plan.sources.items()}
-    record.raw_identity = tuple(raw.get(name) for name in IDENTITY[kind])
     for name in spec:
         if name in plan.hints:
             record.types[name] = plan.hints[name]
         else:
-            record.values[name], record.types[name] = _typed(spec[name], raw.get(name), textual=row.textual)
+            record.values[name], record.types[name] = typed(spec[name], raw.get(name), textual=row.textual)
+            if not spec[name].required and record.types[name] == RIGHT_TYPE:
+                raw[name] = record.values[name]  # a default that is written out is the same item as one that is not
+    record.raw_identity = tuple(raw.get(name) for name in IDENTITY[kind])
     return record
-
-
-def type_name(value: Any) -> str:
-    """The JSON word for what a value is."""
-    if value is None:
-        return "null"
-    names = {bool: "boolean", int: "number", float: "number", str: "text", list: "array", dict: "object"}
-    return names.get(type(value), type(value).__name__)
 
 
 def _unfold(kind: Kind, value: dict[str, Any], record: Record) -> dict[str, Any]:
@@ -225,42 +224,3 @@ def _plan(kind: Kind, names: frozenset[str]) -> _Plan:
         elif near:
             problem = f"unknown field {near[0]!r}; the nearest known one is {name!r}"
     return _Plan(sources=sources, unknown=unknown, hints=hints, problem=problem)
-
-
-def _typed(spec: FieldSpec, value: Any, *, textual: bool) -> tuple[Any, str]:
-    """The value in the type of its field and `right`, or null and what stands there instead."""
-    if not spec.required and (value is None or (textual and value == "")):
-        return spec.default, RIGHT_TYPE
-    match spec.type:
-        case "prompt" if isinstance(value, str):
-            return value, RIGHT_TYPE
-        case "response" if isinstance(value, str):
-            return value.strip(), RIGHT_TYPE
-        case "name" if isinstance(value, str):
-            return value.strip(), RIGHT_TYPE
-        case "name" if isinstance(value, int) and not isinstance(value, bool):
-            return str(value), RIGHT_TYPE
-        case "integer" | "number":
-            return _number(spec, value, textual=textual)
-    return None, type_name(value)
-
-
-def _number(spec: FieldSpec, value: Any, *, textual: bool) -> tuple[Any, str]:
-    if textual and isinstance(value, str):
-        try:
-            value = float(value)
-        except ValueError:
-            return None, "text"
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None, type_name(value)
-    try:
-        number = float(value)
-    except OverflowError:
-        return None, "number out of range"
-    if not math.isfinite(number):
-        return None, "number that is not finite"
-    if spec.type == "number":
-        return number, RIGHT_TYPE
-    if not number.is_integer() or abs(number) >= 2**53:
-        return None, "number that is not whole"
-    return int(number), RIGHT_TYPE

@@ -9,6 +9,7 @@ from itertools import combinations
 from typing import Any, Literal, Self
 
 from rlhf_core.data.agreement import fleiss_kappa, krippendorff_alpha
+from rlhf_core.data.records import OVERALL
 
 Choice = Literal["a", "b", "tie"]
 AddressedRandom = Callable[[str], random.Random]
@@ -17,7 +18,7 @@ AddressedRandom = Callable[[str], random.Random]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Pair:
-    """Two different responses to one prompt, in the order in which they are shown."""
+    """Two different responses to one prompt, in the order in which they are shown, to be judged on one criterion."""
 
     pair_id: str
     prompt_id: str
@@ -26,6 +27,7 @@ class Pair:
     split: str  # "train" or "heldout"
     response_a: str
     response_b: str
+    criterion: str = OVERALL
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,10 +56,11 @@ class Vote:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Ballot:
-    """A pair with all its votes."""
+    """A pair with all its votes; `ranked`: some come from a ranking of more responses."""
 
     pair: Pair
     votes: tuple[Vote, ...]
+    ranked: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -116,7 +119,7 @@ def aggregate(votes: Sequence[Vote]) -> Verdict:
 
 
 def annotator_table(ballots: Iterable[Ballot]) -> dict[str, dict[str, Any]]:
-    """What each annotator did, by name in sorted order.
+    """What each annotator did, by name in sorted order, over all criteria; each ballot is on one.
 
     Returns:
         For each: `num_votes`; `tie_share`; `first_share`, of the votes that take a side, those for the response
@@ -144,7 +147,7 @@ def annotator_table(ballots: Iterable[Ballot]) -> dict[str, dict[str, Any]]:
 
 
 def summary(ballots: Sequence[Ballot], verdicts: Sequence[Verdict]) -> dict[str, int | float | None]:
-    """Headline figures of a labelling round; one that is undefined for its votes is None.
+    """Headline figures of a labelling round on one criterion; one that is undefined for its votes is None.
 
     Returns:
         Counts; `tie_share` of the pairs; `mean_agreement` over all pairs; `mean_margin` and `first_share` (the

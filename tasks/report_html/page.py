@@ -172,7 +172,10 @@ def _funnel(run: RunFiles) -> list[dict[str, Any]]:
         if f"pairs_{side}" in split:
             prompts = f"on {split[f'prompts_{side}']:,} prompts"
             rows.append({"step": f"→ {side}", "left": split[f"pairs_{side}"], "out": 0, "reason": prompts})
-    return [row | {"bar": share_bar(row["left"] / max(1, first))} for row in rows]
+    for name, count in split.get("criteria", {}).items():
+        reason = f"pairs on the criterion {name}, beside those above"
+        rows.append({"step": "→ train", "left": count, "out": 0, "reason": reason})
+    return [row | {"bar": share_bar(min(1.0, row["left"] / max(1, first)))} for row in rows]
 
 
 def _reward_figures(run: RunFiles) -> Iterator[Markup]:

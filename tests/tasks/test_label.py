@@ -26,6 +26,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     write_table(paths.VALIDATE / "heldout_prompts.parquet", heldout, SCHEMAS["heldout_prompts"])
     write_table(paths.VALIDATE / "votes.parquet", [], SCHEMAS["votes"])
     write_table(paths.VALIDATE / "comparisons.parquet", [], SCHEMAS["comparisons"])
+    write_table(paths.VALIDATE / "rankings.parquet", [], SCHEMAS["rankings"])
     return tmp_path
 
 
@@ -68,7 +69,8 @@ def write_responses(responses: dict[str, list[str]]) -> None:
 def vote(annotator: str, choice: str, strength: int = 1, **changes: object) -> dict:
     row = {
         "pair_id": "q", "prompt_id": "id-lamp", "prompt": PROMPT, "response_a": RIGHT, "response_b": WRONG,
-        "annotator": annotator, "choice": choice, "strength": strength, "seconds": None, "task": "price",
+        "annotator": annotator, "choice": choice, "strength": strength, "seconds": None, "criterion": "overall",
+        "task": "price",
     }  # fmt: skip
     return row | changes
 
@@ -77,11 +79,26 @@ def write_votes(*rows: dict) -> None:
     write_table(paths.VALIDATE / "votes.parquet", rows, SCHEMAS["votes"])
 
 
-def comparison(chosen: str, rejected: str, split: str = "train") -> dict:
+def comparison(chosen: str, rejected: str, split: str = "train", criterion: str = "overall") -> dict:
     return {
         "id": "c", "prompt_id": "id-lamp", "prompt": PROMPT, "chosen": chosen, "rejected": rejected,
-        "task": "", "source": "x.jsonl", "split": split,
+        "criterion": criterion, "task": "", "source": "x.jsonl", "split": split,
     }  # fmt: skip
+
+
+def ranking(responses: list[str], ranks: list[int], annotator: str = "file", criterion: str = "overall") -> dict:
+    return {
+        "id": "r", "prompt_id": "id-lamp", "prompt": PROMPT, "responses": responses, "ranking": ranks,
+        "annotator": annotator, "criterion": criterion, "task": "price", "split": "train",
+    }  # fmt: skip
+
+
+def write_rankings(*rows: dict) -> None:
+    write_table(paths.VALIDATE / "rankings.parquet", rows, SCHEMAS["rankings"])
+
+
+def labels(pairs: list[dict]) -> list[tuple]:
+    return [(pair["response_a"], pair["response_b"], pair["criterion"], pair["label"]) for pair in pairs]
 
 
 def write_comparisons(*rows: dict) -> None:
@@ -202,3 +219,91 @@ def test_simulated_annotators_refuse_foreign_prompts(project: Path) -> None:
     )
     with pytest.raises(DataError, match="not a prompt of the demo world"):
         run(project, source="simulated")
+
+
+def test_votes_on_different_criteria_are_different_questions(project: Path) -> None:
+    """Worked by hand: all agree on `overall`, on `harmless` no better than chance; pooled, alpha would be 2/3."""
+    write_votes(
+        *(vote(name, "a", pair_id="q") for name in ("ann", "bob")),
+        *(vote(name, "b", pair_id="r", response_b=RUDE) for name in ("ann", "bob")),
+        *(vote(name, "tie", pair_id="q", criterion="harmless") for name in ("ann", "bob")),
+        vote("ann", "tie", pair_id="r", response_b=RUDE, criterion="harmless"),
+        vote("bob", "a", 4, pair_id="r", response_b=RUDE, criterion="harmless"),
+    )
+    metrics, pairs, votes = run(project, source="file")
+    found = [(row["pair_id"], row["criterion"], row["label"], row["num_votes"], row["agreement"]) for row in pairs]
+    assert found == [
+        ("q", "overall", "a", 2, 1.0),
+        ("r", "overall", "b", 2, 1.0),
+        ("q", "harmless", "tie", 2, 1.0),
+        ("r", "harmless", "a", 2, 0.5),
+    ]
+    assert pairs[3]["margin"] == 2.0, "four steps by bob, none by ann"
+    assert [row["criterion"] for row in votes] == ["overall"] * 4 + ["harmless"] * 4
+    harmless = metrics["criteria"]["harmless"]
+    assert (metrics["krippendorff_alpha"], metrics["fleiss_kappa"]) == (1.0, 1.0)
+    assert harmless["krippendorff_alpha"] == pytest.approx(0.0)  # 1 - (4 - 2) / (4 - (3 * 2 + 1 * 0) / 3)
+    assert harmless["fleiss_kappa"] == pytest.approx(-1 / 3)  # (1/2 - (9/16 + 1/16)) / (1 - 10/16)
+    assert (metrics["num_pairs"], metrics["num_votes"], metrics["tie_share"]) == (2, 4, 0.0)
+    assert (harmless["num_pairs"], harmless["num_votes"], harmless["tie_share"]) == (2, 4, 0.5)
+    table = json.loads((project / "out/annotators.json").read_text())["annotators"]
+    assert (table["ann"]["num_votes"], table["ann"]["agreement"]) == (4, 0.75)
+
+
+def test_without_other_criteria_nothing_is_said_of_them(project: Path) -> None:
+    write_votes(vote("ann", "a"))
+    assert "criteria" not in run(project, source="file")[0]
+
+
+def test_a_ranking_gives_all_its_pairs_and_belongs_together(project: Path) -> None:
+    write_rankings(ranking([RIGHT, WRONG, RUDE, "?"], [1, 3, 3, 2]))
+    metrics, pairs, votes = run(project, source="file")
+    assert labels(pairs) == [
+        (RIGHT, WRONG, "overall", "a"),
+        (RIGHT, RUDE, "overall", "a"),
+        (RIGHT, "?", "overall", "a"),
+        (WRONG, RUDE, "overall", "tie"),
+        (WRONG, "?", "overall", "b"),
+        (RUDE, "?", "overall", "b"),
+    ]
+    assert [pair["margin"] for pair in pairs] == [1.0, 1.0, 1.0, 0.0, 1.0, 1.0]
+    assert {row["source"] for row in pairs + votes} == {"rankings"}
+    assert (metrics["num_pairs"], metrics["num_annotators"]) == (6, 1)
+
+
+def test_several_rankings_of_a_prompt_are_votes_on_its_pairs(project: Path) -> None:
+    """A second ranking by the same annotator replaces the first; one without a name counts beside all others."""
+    texts = [RIGHT, WRONG, RUDE]
+    write_rankings(
+        ranking(texts, [3, 2, 1], "ann"),
+        ranking(texts, [1, 2, 3], "ann"),
+        ranking([WRONG, RIGHT, RUDE], [2, 1, 3], "bob"),
+        ranking(texts, [2, 1, 3]),
+        ranking(texts, [2, 1, 3]),
+    )
+    _, pairs, votes = run(project, source="file")
+    found = [(pair["label"], pair["num_votes"], pair["agreement"], pair["margin"]) for pair in pairs]
+    assert found == [("tie", 4, 0.0, 0.0), ("a", 4, 1.0, 1.0), ("a", 4, 1.0, 1.0)]
+    assert sorted(row["annotator"] for row in votes) == ["ann"] * 3 + ["bob"] * 3 + ["file"] * 6
+
+
+def test_comparisons_and_rankings_of_a_pair_add_up(project: Path) -> None:
+    write_comparisons(comparison(WRONG, RIGHT), comparison(WRONG, RIGHT), comparison(WRONG, "?"))
+    write_rankings(ranking([RIGHT, WRONG, RUDE], [1, 2, 3]))
+    _, pairs, _ = run(project, source="file")
+    assert labels(pairs)[0] == (WRONG, RIGHT, "overall", "a")
+    assert [pair["num_votes"] for pair in pairs] == [3, 1, 1, 1]
+    assert pairs[0]["margin"] == pytest.approx(1 / 3)
+    assert [pair["source"] for pair in pairs] == ["rankings", "file", "rankings", "rankings"]
+
+
+def test_votes_take_precedence_on_their_own_criterion_only(project: Path) -> None:
+    write_votes(vote("ann", "b"))
+    write_comparisons(comparison(RIGHT, WRONG), comparison(RIGHT, WRONG, criterion="harmless"))
+    write_rankings(ranking([RIGHT, RUDE], [1, 2]), ranking([RIGHT, RUDE], [2, 1], criterion="tone"))
+    _, pairs, _ = run(project, source="file")
+    assert labels(pairs) == [
+        (RIGHT, WRONG, "overall", "b"),
+        (RIGHT, WRONG, "harmless", "a"),
+        (RIGHT, RUDE, "tone", "b"),
+    ]

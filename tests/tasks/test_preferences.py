@@ -1,68 +1,28 @@
 """The preferences stage: every step counts what it leaves out, and neither order nor newcomers move a pair."""
 
-import json
 import random
+from functools import partial
 
-import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from preference_stage_support import pair, run_preferences
 
-from rlhf_core.config import Params, PreferencesConfig
+from rlhf_core.config import PreferencesConfig
 from rlhf_core.data.demo.world import draw_reply, draw_scenes
-from rlhf_core.data.records import content_id, prompt_id
 from rlhf_core.data.splits import is_heldout, prompt_group
 from rlhf_core.errors import DataError
-from tasks import paths, preferences
-from tasks.definition import StageDefinition
-from tasks.stage import Progress, Stage
-from tasks.tables import SCHEMAS, write_table
+from tasks import preferences
 
 LONG = " ".join(f"word{chr(97 + i // 10)}{chr(97 + i % 10)}" for i in range(80))
 BACKWARDS = " ".join(reversed(LONG.split()))
-
-
-def pair(prompt, a, b, label="a", margin=1.0, num_votes=3, task="t", **more):
-    return {
-        "pair_id": content_id(prompt, a, b),
-        "prompt_id": prompt_id(prompt),
-        "prompt": prompt,
-        "task": task,
-        "split": "train",
-        "response_a": a,
-        "response_b": b,
-        "label": label,
-        "num_votes": num_votes,
-        "agreement": 1.0,
-        "margin": margin,
-        "source": "file",
-        **more,
-    }
 
 
 @pytest.fixture
 def run(tmp_path, monkeypatch):
     """Run the stage on pairs; return metrics, funnel by step, and both tables."""
     monkeypatch.chdir(tmp_path)
-
-    def run(pairs, heldout=("Held?",), share=0.0, **options):
-        prompts = [{"id": str(i), "prompt": prompt, "task": "t"} for i, prompt in enumerate(heldout)]
-        write_table(paths.VALIDATE / "heldout_prompts.parquet", prompts, SCHEMAS["heldout_prompts"])
-        write_table(paths.LABEL / "pairs.parquet", pairs, SCHEMAS["pairs"])
-        params = Params.model_validate({"data": {"heldout_share": share}, "preferences": options})
-        definition = StageDefinition(name="preferences", deps=(), params=(), outs=())
-        stage = Stage(definition, params, tmp_path, tmp_path / "out", Progress(tmp_path / "progress.jsonl"))
-        metrics = preferences.run(stage)
-        json.dumps(metrics, allow_nan=False)
-        steps = json.loads((tmp_path / "out/funnel.json").read_text())
-        tables = []
-        for name in ("train", "heldout"):
-            table = pq.read_table(tmp_path / "out" / f"{name}.parquet")
-            assert table.schema == SCHEMAS[name]
-            tables.append(table.to_pylist())
-        return metrics, {step["step"]: step for step in steps}, *tables
-
-    return run
+    return partial(run_preferences, tmp_path)
 
 
 def test_every_step_counts_what_it_leaves_out(run):
@@ -195,59 +155,3 @@ def test_cleaning_knows_no_order_and_changes_no_label(rows, seed):
     contents = [item.content for item in kept]
     assert len(set(contents)) == len(contents)
     assert not {(group, b, a) for group, a, b in contents} & set(contents)
-
-
-def other_pairs(folder):
-    table = pq.read_table(folder / "out/other_pairs.parquet")
-    assert table.schema == SCHEMAS["other_pairs"]
-    return table.to_pylist()
-
-
-def test_ties_are_handed_on_only_where_they_are_kept(run, tmp_path):
-    rows = [
-        pair("Plain?", "good", "bad"),
-        pair("Held?", "good", "bad"),
-        pair("Tie?", "one", "two", "tie", margin=0.0),
-        pair("tie? ", "Two", "one", "tie", margin=0.0),  # the same tie again
-        pair("Plain?", "bad", "good", "tie", margin=0.0),  # other rows prefer one of the two
-        pair("Held?", "one", "two", "tie", margin=0.0),
-    ]
-    without, _, train, heldout = run(rows)
-    assert other_pairs(tmp_path) == []
-    kept, _, same_train, same_heldout = run(rows, keep_ties=True)
-    assert (train, heldout) == (same_train, same_heldout)
-    found = [(row["prompt"], row["chosen"], row["split"], row["tie"], row["margin"]) for row in other_pairs(tmp_path)]
-    assert sorted(found) == [("Held?", "one", "heldout", True, 0.0), ("Tie?", "one", "train", True, 0.0)]
-    assert kept == without | {"ties_train": 1}
-
-
-def test_grades_on_a_criterion_become_pairs(run, tmp_path):
-    grades = {"worst": 1.0, "middle": 2.0, "equal": 2.0, "best": 4.0}
-    rows = [
-        {"id": f"{prompt}{text}", "prompt": prompt, "response": text, "criterion": "harmless", "score": score}
-        for prompt in ("Plain?", "Held?")
-        for text, score in grades.items()
-    ]
-    write_table(paths.VALIDATE / "criteria.parquet", rows, SCHEMAS["criteria"])
-    labelled = [pair("Plain?", "good", "bad"), pair("Held?", "good", "bad")]
-    metrics, *_ = run(labelled)
-    found = {
-        (row["prompt"], row["split"], row["criterion"], row["chosen"], row["rejected"], row["margin"])
-        for row in other_pairs(tmp_path)
-    }
-    expected = [
-        ("middle", "worst", 1.0), ("equal", "worst", 1.0), ("best", "worst", 3.0),
-        ("best", "middle", 2.0), ("best", "equal", 2.0),
-    ]  # fmt: skip
-    assert found == {
-        (prompt, split, "harmless", *one)
-        for prompt, split in (("Plain?", "train"), ("Held?", "heldout"))
-        for one in expected
-    }
-    assert metrics["criteria"] == {"harmless": 5}
-    wider, *_ = run(labelled, min_grade_gap=1.0, max_pairs_per_prompt=2)
-    assert [row["margin"] for row in other_pairs(tmp_path) if row["split"] == "train"].count(3.0) == 1
-    assert wider["criteria"] == {"harmless": 2}, "the widest of three"
-    assert {row["rejected"] for row in other_pairs(tmp_path)} <= {"worst", "middle", "equal"}
-    tied, *_ = run(labelled, keep_ties=True)
-    assert tied == metrics | {"ties_train": 1}

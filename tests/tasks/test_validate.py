@@ -6,21 +6,14 @@ import json
 import re
 from pathlib import Path
 
-import pyarrow.parquet as pq
 import pytest
+from validate_support import DEMONSTRATIONS, HELDOUT, DataProject
 
-from rlhf_core.config import Params
 from rlhf_core.data.splits import is_heldout, prompt_group
 from rlhf_core.errors import DataError
-from tasks import validate
-from tasks.definition import StageDefinition
-from tasks.stage import Progress, Stage
-from tasks.tables import SCHEMAS
 
 REAL = Path(__file__).parents[3] / "shared/data"
-TABLES = ("demonstrations", "prompts", "heldout_prompts", "graded", "criteria", "votes", "comparisons")
-DEMONSTRATIONS = [{"prompt": f"Ask {i}?", "response": f"Reply {i}."} for i in range(6)]
-HELDOUT = [{"prompt": f"Held-out {i}?"} for i in range(3)]
+TABLES = ("demonstrations", "prompts", "heldout_prompts", "graded", "criteria", "votes", "comparisons", "rankings")
 COMPARISON = {"prompt": "Ask?", "chosen": "Good.", "rejected": "Bad."}
 VOTE = {"prompt": "Ask?", "response_a": "x", "response_b": "y", "annotator": "anna", "choice": "a"}
 
@@ -29,48 +22,10 @@ def transcript(*turns):
     return "".join(f"\n\n{('Human', 'Assistant')[i % 2]}: {turn}" for i, turn in enumerate(turns))
 
 
-class Project:
-    """Files by record kind, and the stage run on them."""
-
-    def __init__(self, root):
-        self.root = root
-        self.data = {}
-        self.write("demonstrations", DEMONSTRATIONS)
-        self.write("heldout_prompts", HELDOUT)
-
-    def write(self, kind, rows, name=None):
-        path = self.root / (name or f"{kind}.jsonl")
-        lines = [row if isinstance(row, str) else json.dumps(row) for row in rows]
-        path.write_text("".join(line + "\n" for line in lines))
-        self.data[kind] = path.name
-
-    def run(self, out="out", max_bad_share=1.0, heldout_share=0.0, **settings):
-        params = Params.model_validate(
-            {
-                "data": {**self.data, "heldout_share": heldout_share},
-                "validate": {"max_bad_share": max_bad_share, **settings},
-            }
-        )
-        (self.root / out).mkdir()
-        definition = StageDefinition(name="validate", deps=(), params=(), outs=())
-        stage = Stage(definition, params, self.root, self.root / out, Progress(self.root / "progress.jsonl"))
-        metrics = validate.run(stage)
-        json.dumps(metrics, allow_nan=False)
-        return metrics
-
-    def table(self, name, out="out"):
-        table = pq.read_table(self.root / out / f"{name}.parquet")
-        assert table.schema == SCHEMAS[name]
-        return table.to_pylist()
-
-    def quarantine(self, out="out"):
-        return [json.loads(line) for line in (self.root / out / "quarantine.jsonl").read_text().splitlines()]
-
-
 @pytest.fixture
 def project(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    return Project(tmp_path)
+    return DataProject(tmp_path)
 
 
 def test_good_rows_reach_their_tables_and_every_table_is_there(project):

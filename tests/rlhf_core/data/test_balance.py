@@ -19,7 +19,7 @@ from rlhf_core.data.splits import prompt_group
 from rlhf_core.errors import DataError
 
 
-def row(number, prompt="p", a="x", b="y", label="a", margin=1.0, votes=3, task="t"):
+def row(number, prompt="p", a="x", b="y", label="a", margin=1.0, votes=3, task="t", source="file"):
     return {
         "pair_id": str(number),
         "prompt_id": "id",
@@ -32,7 +32,7 @@ def row(number, prompt="p", a="x", b="y", label="a", margin=1.0, votes=3, task="
         "num_votes": votes,
         "agreement": 1.0,
         "margin": margin,
-        "source": "file",
+        "source": source,
     }
 
 
@@ -95,6 +95,12 @@ def test_the_cap_keeps_the_surest_pairs_of_a_prompt_group():
     rows = [preference(i, prompt="p" if i % 2 else "P ", margin=float(i)) for i in range(6)]
     lone = preference(9, prompt="q", margin=0.0)
     assert {pair.pair_id for pair in cap_per_prompt([*rows, lone], 2)} == {"5", "4", "9"}
+
+
+def test_the_cap_leaves_rankings_whole():
+    ranked = [preference(i, source="rankings") for i in range(4)]
+    loose = [preference(i, margin=float(i)) for i in range(5, 8)]
+    assert {pair.pair_id for pair in cap_per_prompt([*ranked, *loose], 1)} == {"0", "1", "2", "3", "7"}
 
 
 def test_tasks_are_thinned_to_the_ratio():

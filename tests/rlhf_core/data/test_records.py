@@ -4,8 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rlhf_core.data.fields import RIGHT_TYPE
 from rlhf_core.data.readers import Row
-from rlhf_core.data.records import IDENTITY, RIGHT_TYPE, SPECS, to_record
+from rlhf_core.data.records import IDENTITY, SPECS, to_record
 
 CHOSEN = "\n\nHuman: Hi\n\nAssistant: Hello\n\nHuman: How are you?\n\nAssistant: Well. "
 REJECTED = "\n\nHuman: Hi\n\nAssistant: Hello\n\nHuman: How are you?\n\nAssistant: Go away."

@@ -1,5 +1,6 @@
 """The report page: self-contained, escaped, the same bytes each time, honest, whole when parts are missing."""
 
+import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -188,6 +189,17 @@ def test_the_funnel_says_what_went_and_why(make_run):
     assert "labelled pairs 6,100" in shown.replace("100.0% left ", "")
     assert re.search(r"near duplicates .*?5,702 148 because of near_duplicates", shown)
     assert re.search(r"→ heldout .*?2,200 on 400 prompts", shown)
+    assert "on the criterion" not in shown
+
+
+def test_the_funnel_shows_pairs_on_other_criteria(make_run):
+    params = Params()
+    root = make_run(params)
+    path = root / "reports/metrics/preferences.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"criteria": {"harmless": 43, PAYLOADS[0]: 2}}))
+    html = page_of(root, params)
+    assert re.search(r"→ train [^→]*?43 pairs on the criterion harmless, beside those above", words_of(html))
+    assert PAYLOADS[0] not in html
 
 
 def test_every_figure_and_parameter_is_there(make_run):

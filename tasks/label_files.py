@@ -1,0 +1,125 @@
+"""Labels from data files: votes, comparisons and rankings as ballots, one for each pair of responses and criterion."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+from rlhf_core.data.rankings import ranked_choices
+from rlhf_core.data.records import UNNAMED
+from rlhf_core.data.splits import prompt_group, split_of
+from rlhf_core.errors import DataError
+from rlhf_core.feedback.labelling import Ballot, Pair, Vote, pair_id
+from tasks import paths
+from tasks.stage import Stage
+from tasks.tables import read_table
+
+Row = Mapping[str, Any]
+
+
+def from_file(stage: Stage) -> Iterator[Ballot]:
+    """On each criterion the votes of the data files or, where it has none, their comparisons and rankings.
+
+    Raises:
+        DataError: one `pair_id` stands for two pairs.
+    """
+    votes = read_table(paths.VALIDATE / "votes.parquet")
+    voted = set(votes.unique("criterion"))
+    yield from _voted(votes, _split_rule(stage))
+    box = BallotBox()
+    for row in read_table(paths.VALIDATE / "comparisons.parquet"):
+        if row["criterion"] not in voted:
+            _compare(box, row)
+    for row in read_table(paths.VALIDATE / "rankings.parquet"):
+        if row["criterion"] not in voted:
+            _rank(box, row)
+    yield from box.ballots()
+
+
+class BallotBox:
+    """Votes gathered by pair and criterion, in order of first appearance."""
+
+    def __init__(self) -> None:
+        self._pairs: dict[tuple[str, str], Pair] = {}
+        self._votes: dict[tuple[str, str], dict[tuple[str, int], Vote]] = {}
+        self._ranked: set[tuple[str, str]] = set()
+
+    def pair(self, pair: Pair) -> Pair:
+        """The pair as it was first seen, whose order of responses all its votes must have."""
+        return self._pairs.setdefault((pair.pair_id, pair.criterion), pair)
+
+    def add(self, pair: Pair, vote: Vote, *, named: bool, ranked: bool = False) -> None:
+        """Count a vote on a pair that `pair` has given out.
+
+        Args:
+            named: the last vote of the annotator on the pair counts; else all do, for the unnamed may be many.
+            ranked: the vote comes from a ranking.
+        """
+        key = pair.pair_id, pair.criterion
+        votes = self._votes.setdefault(key, {})
+        votes[vote.annotator, 0 if named else len(votes) + 1] = vote
+        if ranked:
+            self._ranked.add(key)
+
+    def ballots(self) -> Iterator[Ballot]:
+        """Every pair with its votes."""
+        for key, pair in self._pairs.items():
+            yield Ballot(pair=pair, votes=tuple(self._votes[key].values()), ranked=key in self._ranked)
+
+
+def _split_rule(stage: Stage) -> Callable[[str], str]:
+    heldout = read_table(paths.VALIDATE / "heldout_prompts.parquet")
+    groups = {prompt_group(row["prompt"]) for row in heldout}
+    return lambda prompt: split_of(prompt, groups, stage.params.data.heldout_share)
+
+
+def _voted(rows: Iterable[Row], split: Callable[[str], str]) -> Iterator[Ballot]:
+    """Group vote rows by pair; people may have been shown its two responses in either order."""
+    box = BallotBox()
+    for row in rows:
+        shown = _pair(row, row["response_a"], row["response_b"], row["pair_id"], split(row["prompt"]))
+        box.add(pair := box.pair(shown), _as_shown(pair, row), named=True)
+    yield from box.ballots()
+
+
+def _as_shown(pair: Pair, row: Row) -> Vote:
+    """A row's vote in the order of `pair`."""
+    vote = Vote(annotator=row["annotator"], choice=row["choice"], strength=row["strength"], seconds=row["seconds"])
+    shown = (row["prompt"], row["response_a"], row["response_b"])
+    if shown == (pair.prompt, pair.response_a, pair.response_b):
+        return vote
+    if shown == (pair.prompt, pair.response_b, pair.response_a):
+        return Vote.from_signed(vote.annotator, -vote.signed, seconds=vote.seconds)
+    raise DataError(
+        f"votes: pair_id: {pair.pair_id!r} stands for two different pairs of responses. "
+        "Fix: give each pair an id of its own, or leave the column out"
+    )
+
+
+def _compare(box: BallotBox, row: Row) -> None:
+    """One vote for the chosen response; rows on the same pair, even contradictory ones, are one ballot."""
+    _add(box, row, row["chosen"], row["rejected"], Vote(annotator=UNNAMED, choice="a"))
+
+
+def _rank(box: BallotBox, row: Row) -> None:
+    """One vote a pair of the ranked responses. A ranking says which is better and not by how much: strength 1."""
+    for one, other, choice in ranked_choices(row["responses"], row["ranking"]):
+        _add(box, row, one, other, Vote(annotator=row["annotator"], choice=choice), ranked=True)
+
+
+def _add(box: BallotBox, row: Row, one: str, other: str, vote: Vote, *, ranked: bool = False) -> None:
+    identity = pair_id(row["prompt_id"], one, other)
+    pair = box.pair(_pair(row, one, other, identity, row["split"]))
+    turned = vote if pair.response_a == one else Vote.from_signed(vote.annotator, -vote.signed)
+    box.add(pair, turned, named=vote.annotator != UNNAMED, ranked=ranked)
+
+
+def _pair(row: Row, response_a: str, response_b: str, identity: str, split: str) -> Pair:
+    return Pair(
+        pair_id=identity,
+        prompt_id=row["prompt_id"],
+        prompt=row["prompt"],
+        task=row["task"],
+        split=split,
+        response_a=response_a,
+        response_b=response_b,
+        criterion=row["criterion"],
+    )
