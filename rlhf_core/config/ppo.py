@@ -173,6 +173,8 @@ class PPOConfig(Section):
             raise ValueError(
                 f"advantages.method {method!r} compares responses to one prompt: responses_per_prompt >= 2"
             )
+        if method == "reinforce" and self.rollout_batch < 2:
+            raise ValueError("advantages.method 'reinforce' compares responses of a rollout: rollout_batch >= 2")
         if not self.has_value_model and self.value.model == "shared":
             raise ValueError(f"advantages.method {method!r} has no value model: leave value.model out")
         return self

@@ -26,7 +26,6 @@ from torch import Tensor, nn
 from rlhf_core.errors import ConfigError
 
 Head = Literal["last", "mean", "attention", "mixed", "sum", "gated"]
-SUMMED: tuple[Head, ...] = ("sum", "gated")
 OVERALL: Mapping[str, float] = MappingProxyType({"overall": 1.0})
 LOWEST_LOGPROB, LOGPROB_SHIFT = -8.0, 1.0
 MOST_LOG_VARIANCE = 8.0

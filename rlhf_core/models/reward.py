@@ -18,7 +18,7 @@ from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerBase
 from rlhf_core.data.batches import SequenceBatch
 from rlhf_core.errors import EnvironmentProblem
 from rlhf_core.models.folder import read_json
-from rlhf_core.models.heads import OVERALL, SUMMED, Head, HeadSpec, ScoreHead, describe_head, mean_state, read_head
+from rlhf_core.models.heads import OVERALL, Head, HeadSpec, ScoreHead, describe_head, mean_state, read_head
 from rlhf_core.models.policy import load_pretrained, save_policy
 from rlhf_core.models.standardised import Standardised
 from rlhf_core.models.states import final_states, response_states
@@ -162,25 +162,6 @@ class RewardModel(Standardised):
             states_BD=mean_state(states_BCD, mask_BR) if "states" in beside else None,
             logprobs_B=masked_sum(logprobs_BR, mask_BR) if logprobs_BR is not None and "logprobs" in beside else None,
         )
-
-    def token_scores(self, batch: SequenceBatch) -> Tensor:
-        """What each response token adds to the score, scores_BR, for `sum` and `gated`; a row sums to its score.
-
-        The constant shift is counted at the last token; padding has 0.
-
-        Raises:
-            ValueError: the score is not a sum over tokens.
-        """
-        if self.spec.kind not in SUMMED:
-            raise ValueError(f"head {self.spec.kind!r} gives a response one score, not one a token; {SUMMED} do")
-        if self.spec.pessimism:
-            raise ValueError("a score less a part of its deviation is no sum over tokens")
-        states_BCD, mask_BR = response_states(self.body, batch), batch.response_mask_BR
-        logprobs_BR = self._own_logprobs(states_BCD, batch) if self.spec.kind == "gated" else None
-        values_BRC = self.head.token_values(states_BCD, mask_BR, logprobs_BR)
-        columns_R = torch.arange(1, mask_BR.shape[1] + 1, device=mask_BR.device)
-        is_last_BR = columns_R == mask_BR.sum(1, keepdim=True)
-        return ((values_BRC * self.head.weights_C).sum(2) - self.shift * is_last_BR) / self.scale
 
     def save(self, folder: Path | str, tokenizer: PreTrainedTokenizerBase) -> None:
         """Write body and tokenizer as `transformers` does, the head beside them in safetensors with a description."""

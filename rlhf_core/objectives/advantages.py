@@ -6,7 +6,7 @@ Shape suffixes: B = rows, R = response tokens.
 import torch
 from torch import Tensor
 
-from rlhf_core.objectives.masked import masked_variance, zero_masked
+from rlhf_core.objectives.masked import SumOver, here, masked_moments, zero_masked
 
 
 def gae(
@@ -59,11 +59,12 @@ def penalise_scores(scores_B: Tensor, finished_B: Tensor, score_clip: float, mis
     return (scores_B - penalty_B).clamp(-score_clip, score_clip)
 
 
-def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
+def explained_variance(values: Tensor, returns: Tensor, mask: Tensor, across: SumOver = here) -> Tensor:
     """1 - Var(return - value) / Var(return) over counted tokens: 1 is perfect, 0 no better than a constant.
 
-    Returns that are all alike leave nothing to explain and give 0, not 0/0.
+    Over the tokens of all processes that `across` sums over. Returns that are all alike leave nothing to explain and
+    give 0, not 0/0.
     """
-    total = masked_variance(returns, mask)
-    left = masked_variance(returns - values, mask)
+    _, total = masked_moments(returns, mask, across)
+    _, left = masked_moments(returns - values, mask, across)
     return torch.where(total > 0, 1.0 - left / total.clamp_min(torch.finfo(total.dtype).tiny), 0.0)

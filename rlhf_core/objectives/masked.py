@@ -31,23 +31,11 @@ def masked_sum(values_BR: Tensor, mask_BR: Tensor) -> Tensor:
     return zero_masked(values_BR, mask_BR).sum(dim=-1)
 
 
-def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
-    """Mean over every token with mask 1, all rows together: a token weighs the same in a long row and a short one.
-
-    Raises ValueError when the mask is zero everywhere, because that mean does not exist.
-    """
-    return zero_masked(values, mask).sum() / _checked(mask.sum())
-
-
-def masked_variance(values: Tensor, mask: Tensor) -> Tensor:
-    """Population variance (divided by n, not n - 1) over the tokens with mask 1."""
-    return masked_mean((zero_masked(values, mask) - masked_mean(values, mask)).square(), mask)
-
-
 def masked_moments(values: Tensor, mask: Tensor, across: SumOver = here) -> tuple[Tensor, Tensor]:
     """(mean, population variance) over the tokens with mask 1 of all processes that `across` sums over.
 
-    Two passes, since the mean square less the squared mean loses its digits where the mean is large.
+    A token weighs the same in a long row and a short one; the variance is divided by n, not n - 1. Two passes, since
+    the mean square less the squared mean loses its digits where the mean is large.
     Raises ValueError when the masks are zero everywhere.
     """
     count = _checked(across(mask.sum()))

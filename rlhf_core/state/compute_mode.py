@@ -2,8 +2,8 @@
 
 Set once, where threads and deterministic algorithms are set (`tasks.stage.Stage.device`), it holds for every model of
 the process: the policy, its reference, reward and value models. The functions that run a model
-(`rlhf_core.models.states`, `rlhf_core.rollout.logprobs`) obey it, so trainers need not know. Sampling computes in the
-weights' own type.
+(`rlhf_core.models.states`, `rlhf_core.rollout.logprobs`, the decoders of `rlhf_core.rollout`) obey it, so trainers need
+not know.
 """
 
 from collections.abc import Iterator

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 import torch
 
 from rlhf_core.config import PPOConfig
+from rlhf_core.objectives.advantages import explained_variance
 from rlhf_core.objectives.kl import kl_to_reference
-from rlhf_core.objectives.masked import masked_moments, masked_sum
+from rlhf_core.objectives.masked import masked_sum
 from rlhf_core.state.world import ALONE, World
 from rlhf_core.trainers.ppo_credit import Minibatch, flat
 from rlhf_core.trainers.ppo_rollout import Rollout
@@ -52,19 +53,8 @@ def rollout_figures(
         "rollout/distinct_share": len({tuple(row.response_ids) for row in fresh}) / len(fresh),
     }
     if cfg.has_value_model:
-        figures["rollout/explained_variance"] = explained_variance(minibatches, world)
+        own = [one for minibatch in minibatches if minibatch.fresh for one in minibatch.parts]
+        columns = [(one.part.old_values_BR, one.returns_BR, one.part.batch.response_mask_BR) for one in own]
+        values_T, returns_T, mask_T = map(flat, zip(*columns, strict=True))
+        figures["rollout/explained_variance"] = explained_variance(values_T, returns_T, mask_T, world.total).item()
     return figures
-
-
-def explained_variance(minibatches: Sequence[Minibatch], world: World = ALONE) -> float:
-    """Share of the returns' variance that the values foresaw, over the tokens of the fresh responses.
-
-    1 - Var(return - value) / Var(return): 1 is perfect, 0 no better than a constant. Returns that are all alike leave
-    nothing to explain and give 0.
-    """
-    credited = [one for minibatch in minibatches if minibatch.fresh for one in minibatch.parts]
-    mask_T = flat([one.part.batch.response_mask_BR for one in credited])
-    returns_T, values_T = flat([one.returns_BR for one in credited]), flat([one.part.old_values_BR for one in credited])
-    _, total = masked_moments(returns_T, mask_T, world.total)
-    _, left = masked_moments(returns_T - values_T, mask_T, world.total)
-    return (1.0 - left / total).item() if total > 0 else 0.0

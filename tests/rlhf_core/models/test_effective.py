@@ -45,6 +45,7 @@ def test_a_plain_layer_gives_its_own_weight() -> None:
 def test_what_no_plain_layer_computes_is_said() -> None:
     assert effective_linear(nn.Bilinear(2, 2, 2)) is None
     assert effective_linear(adapted(use_dora=True)) is None
+    assert effective_linear(adapted(lora_bias=True)) is None
     merged = adapted()
     merged.merge()
     merged.enable_adapters(False)

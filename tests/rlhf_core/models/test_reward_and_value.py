@@ -66,17 +66,6 @@ def test_standardised_scores_are_shifted_then_scaled(head: str, raw: list[float]
         model.standardise(0.0, 0.0)
 
 
-def test_token_scores_are_the_shares_of_a_summed_score() -> None:
-    model = echo_reward("sum")
-    model.standardise(4.0, 2.0)
-    # Each token's value over 2; the shift of 4 / 2 is charged to the last token.
-    expected = torch.tensor([[10.5, 15.5, 23.5], [33.5, 0.0, 0.0]])
-    torch.testing.assert_close(model.token_scores(BATCH), expected)
-    torch.testing.assert_close(model.token_scores(BATCH).sum(1), model(BATCH))
-    with pytest.raises(ValueError, match="head 'last' gives a response one score"):
-        echo_reward("last").token_scores(BATCH)
-
-
 def policy(*, tied: bool = True) -> PreTrainedModel:
     if tied:
         cfg = ModelConfig(hidden_size=16, heads=2, layers=1, intermediate_size=16, init_std=0.5)
@@ -104,7 +93,6 @@ def test_gated_head_is_a_plus_b_times_clamped_logprob_plus_one(tied: bool) -> No
         assert (logprobs[BATCH.response_mask_BR == 1] < -8).any(), "the clamp is not tested"
         assert (logprobs[BATCH.response_mask_BR == 1] > -8).any(), "the log-probability is not tested"
         torch.testing.assert_close(model(BATCH), (values * BATCH.response_mask_BR).sum(1), atol=1e-5, rtol=1e-5)
-        torch.testing.assert_close(model.token_scores(BATCH).sum(1), model(BATCH), atol=1e-5, rtol=1e-5)
 
 
 def test_an_untied_output_layer_is_kept_frozen() -> None:

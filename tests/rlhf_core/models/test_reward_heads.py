@@ -103,7 +103,6 @@ def test_a_gated_head_keeps_its_criteria_apart() -> None:
         gate = ((response_logprobs(policy(), BATCH).clamp_min(-8.0) + 1.0) * BATCH.response_mask_BR).sum(1)
     torch.testing.assert_close(scores[:, 0], torch.tensor([3.0, 1.0]))
     torch.testing.assert_close(scores[:, 1], 2.0 * torch.tensor([3.0, 1.0]) + 3.0 * gate)
-    torch.testing.assert_close(model.token_scores(BATCH).sum(1), model(BATCH))
 
 
 def test_variances_are_read_beside_the_scores() -> None:
@@ -140,8 +139,6 @@ def test_a_pessimistic_model_takes_deviations_off() -> None:
         torch.testing.assert_close(found.scores_B, kind(BATCH))
         assert torch.equal(found.deviations_B, other.deviations_B)
         torch.testing.assert_close(found.scores_B, other.scores_B - 1.5 * other.deviations_B)
-    with pytest.raises(ValueError, match="no sum over tokens"):
-        RewardModel.from_policy(policy(), "sum", 0, spread=True, pessimism=1.0).token_scores(BATCH)
 
 
 SPECS: list[dict[str, Any]] = [

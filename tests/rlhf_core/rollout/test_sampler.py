@@ -101,6 +101,9 @@ def test_the_fast_decoder_serves_llama_and_qwen2_and_the_general_one_the_rest() 
     stretched = tiny("llama")
     stretched.config.rope_parameters["rope_type"] = "dynamic"  # its angles depend on the length of the text
     assert isinstance(make_decoder(stretched), CacheDecoder)
+    activated = tiny("llama")
+    activated.config.hidden_act = "gelu"
+    assert isinstance(make_decoder(activated), CacheDecoder)
 
 
 def test_greedy_equals_generate_of_transformers(model: PreTrainedModel) -> None:

@@ -208,6 +208,7 @@ def test_a_term_that_gives_no_number_is_named(given: Any, said: str) -> None:
         ({"scores": {"quantiles": (0.9, 0.1)}}, "quantiles 0.9 and 0.1 must rise"),
         ({"advantages": {"method": "rloo"}}, "responses_per_prompt >= 2"),
         ({"advantages": {"method": "reinforce"}, "value": {"model": "shared"}}, "has no value model"),
+        ({"advantages": {"method": "reinforce"}, "rollout_batch": 1, "minibatch": 1}, "rollout_batch >= 2"),
         ({"responses_per_prompt": 3}, "responses_per_prompt 3 must divide rollout_batch 16"),
         ({"minibatch": 5}, "minibatch 5 must divide rollout_batch 16"),
         ({"replay": {"rows": 4}}, "replay.rows 4 must be a multiple of minibatch 8"),

@@ -1,5 +1,6 @@
 """The PPO trainer: exact first update, credit by hand, learning, early stop, resume to the bit."""
 
+import statistics
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -143,6 +144,10 @@ def test_n14_n15_n17_n19_n21_credit_worked_by_hand() -> None:
     raw = torch.tensor([-0.75, 1.5, 1.0, 1.5, -1.0, -2.0])
     whitened = (raw - raw.mean()) / raw.std(correction=0)
     torch.testing.assert_close(torch.cat([first.advantages_BR[0], second.advantages_BR[0]]), whitened)
+    # What the values left of the returns is `raw`: its variance over that of the returns is not explained.
+    unexplained = statistics.pvariance(raw.tolist()) / statistics.pvariance([0.25, 1.5, 2.0, 1.5, 1.0, 0.0])
+    figures = rollout_figures(cfg, rollout, minibatches)
+    assert figures["rollout/explained_variance"] == pytest.approx(1.0 - unexplained, rel=1e-6)
 
 
 def test_n07_n08_figures_of_a_rollout_worked_by_hand() -> None:
