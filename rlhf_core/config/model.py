@@ -15,7 +15,7 @@ class ComputeConfig(Section):
     threads: PositiveInt = Field(2, description="CPU threads of a stage; another number gives other last bits")
     precision: Literal["float32", "bfloat16"] = Field(
         "float32",
-        description="of matrix products and attention in training and scoring; bfloat16 keeps weights, norms, "
+        description="of matrix products and attention in training, scoring and sampling; bfloat16 keeps weights, norms, "
         "log-probabilities and losses in float32",
     )
     activation_checkpointing: bool = Field(
