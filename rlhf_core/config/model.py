@@ -15,8 +15,8 @@ class ComputeConfig(Section):
     threads: PositiveInt = Field(2, description="CPU threads of a stage; another number gives other last bits")
     precision: Literal["float32", "bfloat16"] = Field(
         "float32",
-        description="of matrix products and attention in training, scoring and sampling; bfloat16 keeps weights, norms, "
-        "log-probabilities and losses in float32",
+        description="of matrix products and attention in training, scoring and sampling; bfloat16 keeps weights, "
+        "norms, log-probabilities and losses in float32",
     )
     activation_checkpointing: bool = Field(
         False, description="compute each layer again in the backward pass: less memory, about a third more work"
