@@ -3,7 +3,6 @@
 Shape suffixes: B = rows, T = cache places, V = vocabulary.
 """
 
-import sys
 from typing import Protocol
 
 import torch.nn.functional as F
@@ -19,10 +18,6 @@ from rlhf_core.rollout.static_decoder import StaticDecoder
 
 class Decoder(Protocol):
     """Next-token logits for a batch of growing rows."""
-
-    def most_rows(self, places: int) -> int:
-        """How many rows, of so many cache places each, are best decoded together."""
-        ...
 
     def prefill(self, prompts: SequenceBatch, max_new_tokens: int) -> Tensor:
         """Read the prompts, make room for new tokens, return logits_BV of the first."""
@@ -53,10 +48,6 @@ class CacheDecoder:
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
-
-    def most_rows(self, places: int) -> int:
-        """As many as wished: a step costs much the same whatever their number."""
-        return sys.maxsize
 
     def prefill(self, prompts: SequenceBatch, max_new_tokens: int) -> Tensor:
         """See `Decoder`."""

@@ -29,10 +29,6 @@ class MixtureDecoder:
     def __init__(self, decoders: Sequence["Decoder"], shares: Sequence[float]) -> None:
         self.decoders, self.shares = decoders, shares
 
-    def most_rows(self, places: int) -> int:
-        """See `Decoder`."""
-        return min(decoder.most_rows(places) for decoder in self.decoders)
-
     def prefill(self, prompts: SequenceBatch, max_new_tokens: int) -> Tensor:
         """See `Decoder`."""
         return self._mixed([decoder.prefill(prompts, max_new_tokens) for decoder in self.decoders])

@@ -46,8 +46,8 @@ class PackedWeight:
     def _multiply(self, x_ND: Tensor, plus: Tensor | None) -> Tensor:
         rows = len(x_ND)
         if rows > GRAIN and (missing := -rows % GRAIN):
-            x_ND = F.pad(x_ND, (0, 0, 0, missing))
-            plus = None if plus is None else F.pad(plus, (0, 0, 0, missing))
+            padded = F.pad(x_ND, (0, 0, 0, missing))
+            return self._multiply(padded, None if plus is None else F.pad(plus, (0, 0, 0, missing)))[:rows]
         if plus is None:
-            return torch.ops.mkldnn._linear_pointwise(x_ND, self.packed, self.bias, "none", [], "")[:rows]
-        return torch.ops.mkldnn._linear_pointwise.binary(x_ND, plus, self.packed, self.bias, "add")[:rows]
+            return torch.ops.mkldnn._linear_pointwise(x_ND, self.packed, self.bias, "none", [], "")
+        return torch.ops.mkldnn._linear_pointwise.binary(x_ND, plus, self.packed, self.bias, "add")

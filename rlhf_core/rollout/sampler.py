@@ -107,9 +107,8 @@ def sample_rows(
     decoder = make_decoder(model)
     end_V = torch.zeros(model.get_output_embeddings().weight.shape[0], dtype=torch.bool, device=model.device)
     end_V[list(eos_ids)] = True
-    places = max(map(len, prompts), default=0) + uniform_NT.shape[1]
     found: dict[int, tuple[list[int], list[float], list[float], bool]] = {}
-    for rows in _batches(prompts, min(batch_size, decoder.most_rows(places))):
+    for rows in _batches(prompts, batch_size):
         growing = _Growing(uniform_NT[rows].to(model.device), [temperatures[row] for row in rows])
         _decode(decoder, growing, [prompts[row] for row in rows], pad_id, end_V, cut_off)
         for row, response in zip(rows, growing.responses(eos_ids), strict=True):
@@ -124,11 +123,18 @@ def sample_rows(
 
 
 def _batches(prompts: Sequence[list[int]], batch_size: int) -> Iterator[list[int]]:
-    """Rows that are decoded together: of similar length, equal prompts side by side, batches of nearly equal size."""
+    """Rows that are decoded together: of similar length, equal prompts side by side, batches of nearly equal size.
+
+    Sizes are multiples of `GRAIN` but for the last, where that makes no more batches: other numbers of rows cost as
+    much as the next multiple.
+    """
     order = sorted(range(len(prompts)), key=lambda row: (len(prompts[row]), prompts[row]))
     num_batches = -(-len(order) // max(1, batch_size))
-    for number in range(num_batches):
-        yield order[len(order) * number // num_batches : len(order) * (number + 1) // num_batches]
+    size = -(-len(order) // max(1, num_batches))
+    rounded = -(-size // GRAIN) * GRAIN
+    size = rounded if rounded <= batch_size else size
+    for start in range(0, len(order), max(1, size)):
+        yield order[start : start + size]
 
 
 def _decode(

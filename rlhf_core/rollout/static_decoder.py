@@ -4,7 +4,6 @@ Shape suffixes: B = rows, P = prompt tokens, T = cache places (P + new tokens), 
 N = B K, G = heads that share a key-value head, E = head size, D = hidden size, V = vocabulary.
 """
 
-import sys
 from dataclasses import dataclass
 
 import torch
@@ -25,13 +24,6 @@ ROPE_TYPES = frozenset({"default", "linear", "llama3"})
 
 HIDDEN = -1e30
 """Added to the score of a place that is padding: its probability is then exactly 0."""
-
-
-NEAR_BYTES = 24 * 2**20
-"""Cache that is read several times faster than memory beyond the processor's own (measured at 24 to 64 rows)."""
-
-FEWEST_ROWS = 32
-"""Smaller batches cost more in calls and small products than a near cache spares."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -81,13 +73,6 @@ class StaticDecoder:
         linears = [part for layer in body.layers for part in _linears(layer)] + [model.get_output_embeddings()]
         return type(body.embed_tokens) is nn.Embedding and all(effective_linear(part) is not None for part in linears)
 
-    def most_rows(self, places: int) -> int:
-        """See `Decoder`; on a CPU so many that their cache stays in the processor's, yet enough for the products."""
-        if self.embedding.device.type != "cpu":
-            return sys.maxsize
-        row_bytes = 2 * len(self.layers) * self.num_kv_heads * self.head_size * places * self.dtype.itemsize
-        return max(FEWEST_ROWS, NEAR_BYTES // row_bytes)
-
     def prefill(self, prompts: SequenceBatch, max_new_tokens: int) -> Tensor:
         """See `Decoder`."""
         mask_BP, device = prompts.mask_BS.bool(), prompts.mask_BS.device
@@ -107,8 +92,8 @@ class StaticDecoder:
 
     def step(self, tokens_B: Tensor) -> Tensor:
         """See `Decoder`."""
-        x_BD = self.embedding[tokens_B]
-        turn_B1E = self.turn_TE[self.next_position_B, None]
+        x_BD = F.embedding(tokens_B, self.embedding)
+        turn_B1E = self.turn_TE.index_select(0, self.next_position_B)[:, None]
         place, self.filled = self.filled, self.filled + 1
         for number, layer in enumerate(self.layers):
             queries_BHE, keys_BKE, values_BKE = self._split(self._turned(layer, x_BD, turn_B1E))

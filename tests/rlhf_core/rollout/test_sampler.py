@@ -189,7 +189,6 @@ def test_finished_rows_leave_and_move_nothing(model: PreTrainedModel, monkeypatc
         select(self, rows)
 
     monkeypatch.setattr(decoder, "select", counted)
-    monkeypatch.setattr(decoder, "most_rows", lambda self, places: 40)
     together = sample(model, temperatures, prompts=prompts, batch_size=40, new=24)
     assert together.response_ids == one_by_one.response_ids
     assert len(left) > 1
