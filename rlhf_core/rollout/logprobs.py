@@ -21,7 +21,7 @@ from rlhf_core.models.states import predicting_states
 from rlhf_core.rollout.output_layer import token_logprobs
 from rlhf_core.state.sharding import run_gathered
 
-PLAIN_HEADS = frozenset({"llama", "mistral", "qwen2", "qwen3"})
+PLAIN_HEADS = frozenset({"gpt2", "gpt_neox", "llama", "mistral", "qwen2", "qwen3"})
 """Architectures whose logits are the last hidden states times the output embedding and nothing else."""
 
 MIXED_LOGITS_AT_ONCE = 2**22

@@ -9,7 +9,7 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from rlhf_core.config import ModelConfig
 from rlhf_core.data.batches import SequenceBatch, collate
 from rlhf_core.models.policy import build_policy
-from rlhf_core.rollout import output_layer
+from rlhf_core.rollout import logprobs, output_layer
 from rlhf_core.rollout.logprobs import (
     response_logprobs,
     response_logprobs_and_entropy,
@@ -29,11 +29,15 @@ def tiny(family: str) -> PreTrainedModel:
             vocab_size=VOCABULARY, n_embd=16, n_layer=2, n_head=2, n_positions=32, initializer_range=0.3
         )
         return GPT2LMHeadModel(config).eval()
+    if family == "biased":  # an output layer that is more than a product
+        model = tiny("llama")
+        model.get_output_embeddings().bias = torch.nn.Parameter(torch.linspace(-2.0, 2.0, VOCABULARY))
+        return model
     cfg = ModelConfig(family=family, hidden_size=16, heads=2, layers=2, intermediate_size=16, init_std=0.3)
     return build_policy(cfg, VOCABULARY, PAD, 1, seed=0)
 
 
-@pytest.fixture(params=["llama", "qwen2", "gpt2"])
+@pytest.fixture(params=["llama", "qwen2", "gpt2", "biased"])
 def model(request: pytest.FixtureRequest) -> PreTrainedModel:
     return tiny(request.param)
 
@@ -62,16 +66,23 @@ def test_equal_to_cross_entropy_of_each_row_alone(
 
 
 def test_the_states_beside_them_cost_no_other_logprobs(model: PreTrainedModel, batch: SequenceBatch) -> None:
-    """A head beside the output layer reads states; the output layer may be more than a product (here: a bias)."""
-    if model.config.model_type == "llama":
-        head = model.get_output_embeddings()
-        head.bias = torch.nn.Parameter(torch.linspace(-2.0, 2.0, VOCABULARY))
+    """A head beside the output layer reads states; the output layer may be more than a product."""
     logprobs_BR, entropy_BR, states_ND = response_logprobs_and_states(model, batch, 0.7, with_entropy=True)
     expected_BR, expected_entropy_BR = response_logprobs_and_entropy(model, batch, 0.7)
     assert torch.equal(logprobs_BR, expected_BR)
     assert torch.equal(entropy_BR, expected_entropy_BR)
     assert states_ND.shape == (sum(map(len, RESPONSES)), 16)
     torch.testing.assert_close(logprobs_BR[2, 0], alone(model, PROMPTS[2], RESPONSES[2], 0.7)[0], atol=5e-6, rtol=0)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "gpt2"])
+def test_a_plain_output_layer_never_makes_the_logits_of_a_whole_batch(
+    family: str, batch: SequenceBatch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logprobs, "_logits", None)
+    assert response_logprobs(tiny(family), batch).shape == (3, 5)
+    with pytest.raises(TypeError):
+        response_logprobs(tiny("biased"), batch)
 
 
 def test_padding_token_and_width_change_nothing(model: PreTrainedModel) -> None:

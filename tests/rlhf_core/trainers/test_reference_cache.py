@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from rlhf_core.config import DPOConfig
 from rlhf_core.state.train_state import TrainState
+from rlhf_core.state.world import ALONE
 from rlhf_core.trainers import reference as module
 from rlhf_core.trainers.optimisation import make_optimizer
 from rlhf_core.trainers.preference import train_dpo
@@ -151,3 +152,38 @@ def test_two_processes_keep_and_find_one_file(
     again = in_processes(2, ask)
     assert len(asked) == count
     assert all(torch.equal(one, first[0]) for one in again)
+
+
+def test_the_reference_sees_the_very_forward_passes_of_training(
+    tiny_policy: Callable[[], PreTrainedModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other company may give other last bits, and then the first loss would be ln 2 by luck only."""
+    seen: list[list[list[int]]] = []
+    plain = module.summed_logprobs
+
+    def noted(model: Any, groups: Any, pad_id: int) -> torch.Tensor:
+        seen.append([group.prompt for group in groups])
+        return plain(model, groups, pad_id)
+
+    monkeypatch.setattr(module, "summed_logprobs", noted)
+    groups = toy_groups(4)
+    reference_logprobs(tiny_policy(), groups, BATCHES, PAD, per_forward=2)
+    passes = [some for members in BATCHES for some in module.forward_passes(members, 2, ALONE)]
+    assert passes == [[0, 2], [1], [3]]
+    assert seen == [[groups[place].prompt for place in some] for some in passes]
+
+
+def test_a_process_that_finds_its_file_still_helps_those_that_do_not(
+    tmp_path: Path, asked: list[int], tiny_policy: Callable[[], PreTrainedModel]
+) -> None:
+    """Machines without a common folder: all ask or none does, else one would wait for the other for ever."""
+
+    def ask(world: Any) -> torch.Tensor:
+        cache = LogprobCache(folder=tmp_path / str(world.rank), identity=IDENTITY)
+        return reference_logprobs(tiny_policy(), toy_groups(4), BATCHES, PAD, world=world, cache=cache)
+
+    first = in_processes(2, ask)
+    assert [folder.name for folder in tmp_path.iterdir()] == ["0"], "the first process writes"
+    count = len(asked)
+    assert all(torch.equal(one, first[0]) for one in in_processes(2, ask))
+    assert len(asked) == 2 * count
