@@ -74,6 +74,7 @@ def test_help_says_what_every_command_does(counting_project: Path) -> None:
         (["run", "--data", "votes"], 2, "kind=path"),
         (["run", "--data", "wishes=x.jsonl"], 2, "unknown record kind"),
         (["run", "--data", "votes=absent.jsonl"], 4, "no such file"),
+        (["run", "--data", "rankings=absent.jsonl"], 4, "no such file"),
         (["resume"], 2, "nothing to go on with"),
         (["report"], 7, "no report yet"),
         (["deploy", "--cron", "0 3 * * *", "--profile", "nope"], 2, "no such profile"),

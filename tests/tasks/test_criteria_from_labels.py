@@ -105,6 +105,10 @@ def test_each_criterion_trains_its_own_head_and_rankings_are_read_back(
     trained = {row["prompt"] for row in train}
     assert len(train) == 10 * len(trained), "the default cap of six pairs leaves rankings whole"
     assert (kept["criteria"]["brief"], kept["criteria_heldout"]["brief"]) == (len(trained), len(prompts) - len(trained))
+    assert all(len(row["chosen"]) > len(row["rejected"]) for row in train)
+    brief = table(project, "preferences/other_pairs")
+    assert {row["criterion"] for row in brief} == {"brief"}
+    assert all(len(row["chosen"]) < len(row["rejected"]) for row in brief)
     figures = run(project, "reward")
     assert figures["rankings"] == {"num_read": 2 * len(trained), "num_as_pairs": 0}, "a pair is a ranking of two"
     assert figures["pairwise_accuracy"] > 0.9

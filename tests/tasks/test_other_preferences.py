@@ -7,6 +7,7 @@ import pytest
 from preference_stage_support import pair, read, run_preferences
 
 from rlhf_core.data.records import content_id
+from rlhf_core.data.splits import is_heldout, prompt_group
 from rlhf_core.errors import DataError
 
 
@@ -142,12 +143,16 @@ def test_what_people_compared_is_not_derived_from_grades(run, tmp_path):
     ]
 
 
-def test_no_prompt_is_held_out_on_one_criterion_and_trained_on_in_another(run, tmp_path):
-    """Nor is one that is nearly the same, whichever of the two is held out."""
+@pytest.mark.parametrize("named", [True, False])
+def test_no_prompt_is_held_out_on_one_criterion_and_trained_on_in_another(run, tmp_path, named):
+    """Nor is one that is nearly the same, whether the prompt is held out by name or by its hash."""
+    share = 0.1
     words = " ".join(f"word{chr(97 + i // 10)}{chr(97 + i % 10)}" for i in range(80))
-    near, held = f"{words} please", f"{words} now"
+    endings = [f"{words} end{letter}" for letter in "abcdefghijklmnopqrstuvwxyz"]
+    near, *_, held = sorted(endings, key=lambda prompt: is_heldout(prompt_group(prompt), share))
+    assert is_heldout(prompt_group(held), share)
     rows = [*LABELLED, pair(near, "good", "bad"), on("harmless", held, "good", "bad"), on("tone", near, "one", "two")]
-    metrics, _, train, _ = run(rows, heldout=["Held?", held])
+    metrics, _, train, _ = run(rows, heldout=["Held?", *([held] if named else [])], share=0.0 if named else share)
     assert [row["prompt"] for row in train] == ["Plain?"]
     assert contents(read(tmp_path, "other_pairs")) == [(held, "harmless", "good", "bad", False)]
     assert (metrics["removed"]["leakage"], metrics["criteria_removed"]["tone"]["leakage"]) == (1, 1)
