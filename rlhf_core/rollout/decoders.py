@@ -3,8 +3,6 @@
 Shape suffixes: B = rows, T = cache places, V = vocabulary.
 """
 
-from typing import Protocol
-
 import torch.nn.functional as F
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
@@ -12,24 +10,9 @@ from transformers import DynamicCache, PreTrainedModel
 from rlhf_core.data.batches import SequenceBatch
 from rlhf_core.models.compute import autocast
 from rlhf_core.models.mixture import PolicyMixture
+from rlhf_core.rollout.decoder import Decoder
 from rlhf_core.rollout.mixture_decoder import MixtureDecoder
 from rlhf_core.rollout.static_decoder import StaticDecoder
-
-
-class Decoder(Protocol):
-    """Next-token logits for a batch of growing rows."""
-
-    def prefill(self, prompts: SequenceBatch, max_new_tokens: int) -> Tensor:
-        """Read the prompts, make room for new tokens, return logits_BV of the first."""
-        ...
-
-    def step(self, tokens_B: Tensor) -> Tensor:
-        """Append one token to every row, return logits_BV of the next."""
-        ...
-
-    def select(self, rows: Tensor) -> None:
-        """Go on with these rows in this order; a row that is named twice goes on twice."""
-        ...
 
 
 def make_decoder(model: PreTrainedModel | PolicyMixture) -> Decoder:

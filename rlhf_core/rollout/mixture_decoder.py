@@ -4,16 +4,13 @@ Shape suffixes: B = rows, V = vocabulary.
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from rlhf_core.data.batches import SequenceBatch
 from rlhf_core.models.mixture import mixed_logprobs
-
-if TYPE_CHECKING:
-    from rlhf_core.rollout.decoders import Decoder
+from rlhf_core.rollout.decoder import Decoder
 
 
 class MixtureDecoder:
@@ -26,7 +23,7 @@ class MixtureDecoder:
         shares: how much each counts.
     """
 
-    def __init__(self, decoders: Sequence["Decoder"], shares: Sequence[float]) -> None:
+    def __init__(self, decoders: Sequence[Decoder], shares: Sequence[float]) -> None:
         self.decoders, self.shares = decoders, shares
 
     def prefill(self, prompts: SequenceBatch, max_new_tokens: int) -> Tensor:

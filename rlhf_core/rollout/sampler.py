@@ -15,7 +15,8 @@ from transformers import PreTrainedModel
 
 from rlhf_core.data.batches import collate
 from rlhf_core.rollout.choice import OPEN, Choice, CutOff, choose_tokens
-from rlhf_core.rollout.decoders import Decoder, make_decoder
+from rlhf_core.rollout.decoder import Decoder
+from rlhf_core.rollout.decoders import make_decoder
 from rlhf_core.rollout.packed_weight import GRAIN
 
 DROP_SHARE = 0.2
