@@ -212,16 +212,20 @@ TRAIN: dict[str, Train] = {
 }
 
 
+BROKEN_AFTER = {"ppo_remembering": 3, **dict.fromkeys(LOSSES, 3)}
+"""Steps after which a job is broken off, where it is not after 2; the losses go one step back to a checkpoint then."""
+
+
 class Stop(Exception):
     """A run that is broken off."""
 
 
 def finish(name: str, world: World = ALONE, *, sharded: bool = False, broken: Path | None = None) -> TrainState:
-    """Train to the end; with `broken`, stop after step 2 and go on in fresh networks from the checkpoint there."""
+    """Train to the end; with `broken`, stop after a step and go on in fresh networks from the newest checkpoint."""
     if broken is not None:
 
         def stop(step: int, *_: Any) -> None:
-            if step == 2:
+            if step == BROKEN_AFTER.get(name, 2):
                 raise Stop
 
         keep = Checkpointer(broken, {"job": name}, world=world)
@@ -231,7 +235,7 @@ def finish(name: str, world: World = ALONE, *, sharded: bool = False, broken: Pa
         state, whole = begin(name, sharded)
         world.total(torch.zeros(()))  # the first process has written
         assert keep.restore(state)
-        assert state.step == 2
+        assert 2 <= state.step <= BROKEN_AFTER.get(name, 2)
     else:
         state, whole = begin(name, sharded)
     TRAIN[name](state, world, {"log": lambda *_: None, "checkpoint": lambda state: None})
