@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from rlhf_core.state.atomic import digest_of
 from tasks import paths
-from tasks.manifest import flat_params
+from tasks.manifest import bars_promotion, flat_params
 from tasks.tracking.names import MANIFEST, RESPONSES, ModelVersion, evidence_folder
 from tasks.tracking.registry import fetch_evidence, fetch_from_version, find_version, resolve
 from tasks.tracking.store import Store, open_store
@@ -65,7 +65,7 @@ def compare_versions(root: Path, a: str, b: str, *, judge: str, confidence: floa
     return Comparison(
         a=first,
         b=second,
-        lineage=differences(_lineage(first), _lineage(second)),
+        lineage=differences(_lineage(first, manifest_a), _lineage(second, manifest_b)),
         outputs=differing_files(manifest_a["outputs"], manifest_b["outputs"]),
         parameters=differences(flat_params(manifest_a["params"]), flat_params(manifest_b["params"])),
         metrics=paired_metrics(first.metrics, second.metrics),
@@ -208,9 +208,12 @@ def _responses(store: Store, version: ModelVersion) -> list[Row]:
         return pq.read_table(path).to_pylist() if path else []
 
 
-def _lineage(version: ModelVersion) -> dict[str, str]:
-    shown = ("git_commit", "git_dirty", "data_hash", "params_hash", "environment", "stage")
-    return {key: version.tags.get(key, "") for key in shown}
+def _lineage(version: ModelVersion, manifest: Mapping[str, Any]) -> dict[str, str]:
+    """Lineage tags; `git_dirty` without files that the manifest carries: `dvc.lock` grows with every stage of a run."""
+    shown = ("git_commit", "data_hash", "params_hash", "environment", "stage")
+    files = manifest["git"]["files"]
+    code = {name: files[name] for name in bars_promotion(files)}
+    return {key: version.tags.get(key, "") for key in shown} | {"git_dirty": digest_of(code) if code else "clean"}
 
 
 def _interval(metrics: Mapping[str, float | None], key: str) -> tuple[float, float] | None:

@@ -1,10 +1,12 @@
 """A run without Prefect: what is run, what is skipped, what is recorded, what is written down."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from project_support import edited_yaml
 
 import flows.execution
 import tasks.tracking
@@ -116,11 +118,11 @@ def fake_stage(monkeypatch: pytest.MonkeyPatch, results: dict[str, StageResult],
     return ran
 
 
-def go(project: Path, changed: set[str], stop: Stop | None = None) -> PipelineRun:
+def go(project: Path, changed: set[str], stop: Stop | None = None, names: Sequence[str] = NAMES) -> PipelineRun:
     run = PipelineRun(prepare_run(project, RunRequest()), changed, stop=stop or Stop())
     run.open({"prefect_flow_run_url": "http://127.0.0.1:1/x"})
     status, code, message = "done", 0, ""
-    for name in NAMES:
+    for name in names:
         stage = run.run_stage(name, on_line=lambda line: None)
         if stage.status in ("failed", "interrupted"):
             status, code, message = stage.status, stage.exit_code or 1, stage.message
@@ -152,6 +154,45 @@ def test_a_whole_run_is_recorded_and_summed_up(project: Path, monkeypatch: pytes
     assert sft.tokens_per_s == 100
     assert summary.verdict is not None
     assert summary.verdict.better_than_sft
+
+
+def test_chains_and_combined_policies_are_registered_and_may_be_the_candidate(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each is a policy version of its own, with the figures and answers of its own name."""
+    names = ["align@chain", "align@dpo", "combine@weights", "combine@probabilities", "evaluate"]
+    with edited_yaml(project / "params.yaml") as params:
+        params["align"] = {"algorithms": ["chain", "dpo"], "chain": ["dpo", "ppo"]}
+        params["combine"] = {"methods": ["weights", "probabilities"], "members": ["chain", "dpo"]}
+    with edited_yaml(project / "dvc.yaml") as graph:
+        graph["stages"] = {
+            "align": {"matrix": {"algorithm": "${align.algorithms}"}, "cmd": "x"},
+            "combine": {"matrix": {"method": "${combine.methods}"}, "cmd": "x"},
+            "evaluate": {"cmd": "x"},
+        }
+    for name in names[:-1]:
+        (project / paths.metrics_file(name)).write_text(json.dumps({"value": 1.0, "links": [{"steps": 2}]}))
+    of = {stage: {"win_rate": rate / 10} for rate, stage in enumerate(("chain", "dpo", "weights", "probabilities"), 5)}
+    figures = of | {"verdict": VERDICT | {"best": "probabilities"}}
+    (project / paths.metrics_file("evaluate")).write_text(json.dumps(figures))
+    ran = fake_stage(monkeypatch, {})
+    summary = go(project, set(names), names=names).summary
+    told = FakeRecorder.last
+    assert ran == names == [stage.name for stage in summary.stages]
+    assert told.of("register") == [
+        ("register", "align@chain", "artifacts/align/chain/model"),
+        ("register", "align@dpo", "artifacts/align/dpo/model"),
+        ("register", "combine@weights", "artifacts/align/weights/model"),
+        ("register", "combine@probabilities", "artifacts/align/probabilities/model"),
+    ]
+    assert [entry[1:] for entry in told.of("attach")] == [
+        (stage, f"hash-{stage}", of[stage.partition("@")[2]]) for stage in names[:-1]
+    ]
+    assert [entry[2] for entry in told.of("responses")] == list(of)
+    assert told.of("candidate") == [("candidate", "combine@probabilities", "hash-combine@probabilities")]
+    assert summary.model_versions == {stage: f"rlhf/hash-{stage}" for stage in names[:-1]}
+    assert summary.verdict is not None
+    assert summary.verdict.best == "probabilities"
 
 
 def test_a_second_run_does_nothing_and_registers_nothing(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:

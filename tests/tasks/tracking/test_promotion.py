@@ -149,6 +149,22 @@ def test_comparison_shows_what_differs_and_the_ab_on_the_same_prompts(checkout):
     assert "not judged by 'people'" in missing.note
 
 
+def test_a_lock_that_grew_during_a_run_is_no_difference_and_uncommitted_code_is(checkout):
+    record_policy(checkout, "one", "first", scores=[0.0])
+    lock = checkout / "dvc.lock"
+    lock.write_text(lock.read_text() + "# one stage more\n")
+    record_policy(checkout, "two", "second", scores=[1.0])
+    (checkout / "code.py").write_text("print('other')\n")
+    record_policy(checkout, "three", "third", scores=[2.0])
+
+    def lineage(a, b):
+        return compare_versions(checkout, f"rlhf-policy/{a}", f"rlhf-policy/{b}", judge="gold", confidence=0.95).lineage
+
+    assert lineage(1, 2) == {}
+    assert lineage(2, 3).keys() == {"git_dirty"}
+    assert lineage(2, 3)["git_dirty"][0] == "clean"
+
+
 def _promote_when_all_are_ready(root, barrier, answers):
     os.environ.pop("MLFLOW_TRACKING_URI", None)
     barrier.wait()
