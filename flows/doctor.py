@@ -17,6 +17,7 @@ from flows.servers import LOOPBACK, USUAL_PORT, answers, healthy, known_servers
 from flows.settings import users_server
 from rlhf_core.errors import RlhfError
 from tasks import paths
+from tasks.model_folders import check_model_folders
 from tasks.params import load_params
 
 LEAST_PYTHON = (3, 11)
@@ -91,6 +92,7 @@ def examine_package(package: str) -> Finding:
 def _parameters(root: Path) -> Iterator[Finding]:
     try:
         params = load_params(root / paths.PARAMS)
+        check_model_folders(root, (root / paths.PARAMS).read_text())
     except RlhfError as error:
         problem, _, cure = str(error).partition(" Fix: ")
         yield Finding(level="fail", what="params.yaml", found=problem, cure=cure)

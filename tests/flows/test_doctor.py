@@ -47,6 +47,15 @@ def test_disk(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, free_mib: int, le
     assert [finding.level for finding in doctor._disk(tmp_path)] == [level]
 
 
+def test_a_model_folder_that_is_not_there_is_found(counting_project: Path) -> None:
+    params = counting_project / "params.yaml"
+    params.write_text(params.read_text() + "model: {source: folder, path: models/own}\n")
+    (finding,) = doctor._parameters(counting_project)
+    assert (finding.level, finding.what) == ("fail", "params.yaml")
+    assert finding.found.startswith("params.yaml: model.path: ")
+    assert finding.cure
+
+
 def test_a_server_that_does_not_answer_is_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://user:secret@127.0.0.1:9")
