@@ -8,12 +8,16 @@ import re
 import zlib
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import numpy as np
 from datasketch import MinHash, MinHashLSH
 
 from rlhf_core.data.labelled import Preference
 from rlhf_core.data.normal import normal_form
+from rlhf_core.data.rankings import RANKINGS
+
+Key = TypeVar("Key", bound=Hashable)
 
 SHINGLE_WORDS = 3
 NUM_PERMUTATIONS = 128
@@ -60,7 +64,7 @@ def bands(threshold: float) -> tuple[int, int]:
     return NUM_PERMUTATIONS, 1
 
 
-class NearDuplicates:
+class NearDuplicates(Generic[Key]):
     """An index of items, each a sequence of texts, that finds the items alike in every one of their texts.
 
     Args:
@@ -71,16 +75,16 @@ class NearDuplicates:
         self._threshold = threshold
         self._lsh = MinHashLSH(num_perm=NUM_PERMUTATIONS, params=bands(threshold))
         self._blank = MinHash(num_perm=NUM_PERMUTATIONS, seed=_SEED, scheme="affine32")
-        self._items: dict[Hashable, Sequence[Shingles]] = {}
+        self._items: dict[Key, Sequence[Shingles]] = {}
         self._signatures: dict[tuple[int, str], np.ndarray] = {}
         self._shingles: dict[str, Shingles] = {}
 
-    def add(self, key: Hashable, texts: Sequence[str]) -> None:
+    def add(self, key: Key, texts: Sequence[str]) -> None:
         """Put an item into the index; its key must be new."""
         self._items[key] = [self._cut(text) for text in texts]
         self._lsh.insert(key, self._signature(texts))
 
-    def find(self, texts: Sequence[str]) -> list[Hashable]:
+    def find(self, texts: Sequence[str]) -> list[Key]:
         """Keys of the items whose texts are near duplicates of these, one by one; in no stated order."""
         parts = [self._cut(text) for text in texts]
         return [key for key in self._lsh.query(self._signature(texts)) if self._alike(parts, self._items[key])]
@@ -128,21 +132,26 @@ def without_exact(pairs: Iterable[Preference]) -> list[Preference]:
 def without_near(pairs: Iterable[Preference], threshold: float) -> list[Preference]:
     """Keep pairs, the surest first, that are no near duplicate of one kept before.
 
-    Two pairs are near duplicates when their prompts, their chosen and their rejected responses are.
+    Two pairs are near duplicates when their prompts, their chosen and their rejected responses are. Pairs that rankings
+    of one prompt gave are none of each other: which of two responses that differ little is better is what they say.
     """
-    index = NearDuplicates(threshold)
+    index: NearDuplicates[int] = NearDuplicates(threshold)
     kept: list[Preference] = []
     for pair in sorted(pairs, key=lambda pair: pair.strength_first):
         texts = (pair.prompt, pair.chosen, pair.rejected)
-        if not index.find(texts):
+        if all(_ranked_together(pair, kept[place]) for place in index.find(texts)):
             index.add(len(kept), texts)
             kept.append(pair)
     return kept
 
 
+def _ranked_together(one: Preference, other: Preference) -> bool:
+    return one.source == other.source == RANKINGS and one.group == other.group
+
+
 def leaking_prompts(train: Iterable[str], heldout: Iterable[str], threshold: float) -> set[str]:
     """The training prompts that are near duplicates of a held-out prompt."""
-    index = NearDuplicates(threshold)
+    index: NearDuplicates[int] = NearDuplicates(threshold)
     for key, prompt in enumerate(sorted(set(heldout))):
         index.add(key, (prompt,))
     return {prompt for prompt in set(train) if index.find((prompt,))}

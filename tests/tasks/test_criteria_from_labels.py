@@ -1,7 +1,9 @@
 """Comparisons and votes that name a criterion, and rankings, from data files to a trained reward model."""
 
+import gzip
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ from project_support import change_sections
 
 from rlhf_core.data.pair_table import implied_ranking
 from rlhf_core.data.pairs import group_pairs
+from rlhf_core.data.records import SPECS
 from rlhf_core.models.tokenizer import encode_responses, load_tokenizer
 from tasks import label, preferences, reward, validate
 from tasks.definition import stage_definition
@@ -19,6 +22,7 @@ from tasks.params import load_params
 from tasks.policy_pairs import policy_pairs
 from tasks.stage import Progress, Stage
 
+TREES = Path(__file__).parents[3] / "shared/data/open-assistant/en_100_tree.jsonl.gz"
 BODIES = {"validate": validate, "label": label, "preferences": preferences, "reward": reward}
 WORDS = ("the lamp", "costs", "thirty", "dollars", "today", "in aisle", "seven", "for you")
 RANKED = 5  # responses of a ranking: ten pairs, more than `preferences.max_pairs_per_prompt`
@@ -139,3 +143,39 @@ def check_policy_pairs(project: Path, rankings: list[dict[str, Any]]) -> None:
         row = given[prompt]
         best_first = [text for _, text in sorted(zip(row["ranking"], row["responses"], strict=True))]
         assert [group.responses[place] for place in read] == encode_responses(tokenizer, best_first, 56)
+
+
+def ranked_replies(node: dict[str, Any], said: str = "") -> Iterator[dict[str, Any]]:
+    """The replies to every turn of a message tree that people ranked; ranks begin with 0 there."""
+    speaker = {"prompter": "Human", "assistant": "Assistant"}[node["role"]]
+    said += f"\n\n{speaker}: {node['text']}"
+    ranked = [reply for reply in node["replies"] if reply.get("rank") is not None]
+    if node["role"] == "prompter" and len(ranked) > 1:
+        yield {
+            "prompt": f"{said}\n\nAssistant:",
+            "responses": [reply["text"] for reply in ranked],
+            "ranking": [reply["rank"] + 1 for reply in ranked],
+        }
+    for reply in node["replies"]:
+        yield from ranked_replies(reply, said)
+
+
+@pytest.mark.skipif(not TREES.exists(), reason="the shared real data are not on this machine")
+def test_what_people_ranked_is_read_back(project: Path) -> None:
+    """Two to nine replies each: 754 pairs. Ranks that begin with 0, as they do there, are refused with the cure."""
+    trees = [json.loads(line) for line in gzip.decompress(TREES.read_bytes()).splitlines()]
+    rankings = [row for tree in trees for row in ranked_replies(tree["prompt"])]
+    named = dict.fromkeys(SPECS) | {"rankings": "data/rankings.jsonl", "heldout_share": 0.2}
+    change_sections(project, data=named, label={"source": "file"})
+    write_lines(project / "data/rankings.jsonl", [*rankings, rankings[0] | {"ranking": [0, 1, 2]}])
+    assert run(project, "validate")["kinds"]["rankings"]["reasons"] == {"ranking.value": 1}
+    labels = run(project, "label")
+    assert (labels["num_pairs"], labels["tie_share"]) == (754, 0.0)
+    kept = run(project, "preferences")
+    assert {step: count for step, count in kept["removed"].items() if count} == {}
+    pairs: dict[str, set[tuple[str, str]]] = {}
+    for row in table(project, "preferences/train") + table(project, "preferences/heldout"):
+        pairs.setdefault(row["prompt"], set()).add((row["chosen"], row["rejected"]))
+    for row in rankings:
+        best_first = [text.strip() for _, text in sorted(zip(row["ranking"], row["responses"], strict=True))]
+        assert pairs[row["prompt"]] == set(combinations(best_first, 2))

@@ -81,7 +81,7 @@ def test_the_index_finds_what_brute_force_finds(threshold):
     expected = {
         (i, j) for i, j in itertools.combinations(range(len(texts)), 2) if similarity(cut[i], cut[j]) >= threshold
     }
-    index = NearDuplicates(threshold)
+    index: NearDuplicates[int] = NearDuplicates(threshold)
     found = set()
     for position, text in enumerate(texts):
         found |= {(other, position) for other in index.find((text,))}
@@ -92,7 +92,7 @@ def test_the_index_finds_what_brute_force_finds(threshold):
 
 
 def test_an_item_is_alike_only_in_all_its_texts():
-    index = NearDuplicates(0.9)
+    index: NearDuplicates[str] = NearDuplicates(0.9)
     index.add("x", (LONG, LONG + " end"))
     assert index.find((LONG, LONG + " end")) == ["x"]
     assert index.find((LONG, "something else entirely")) == []
@@ -106,6 +106,21 @@ def test_near_duplicates_need_prompt_and_both_responses_and_the_surest_stays():
     swapped = dataclasses.replace(base, chosen=other.rejected, rejected=LONG + " yes", pair_id="d")
     kept = without_near([base, near, other, swapped], 0.9)
     assert {pair.pair_id for pair in kept} == {"b", "c", "d"}
+
+
+def test_pairs_that_were_ranked_together_are_no_near_duplicates_of_each_other():
+    ranked = [
+        preference(chosen=LONG, rejected=f"{LONG} {ending}", pair_id=ending) for ending in ("one", "two", "three")
+    ]
+    ranked = [dataclasses.replace(pair, source="rankings") for pair in ranked]
+    assert set(without_near(ranked, 0.9)) == set(ranked)
+    elsewhere = [dataclasses.replace(pair, prompt=LONG, group=prompt_group(LONG)) for pair in ranked[:1]]
+    near = [dataclasses.replace(pair, prompt=LONG + " end", group=prompt_group(LONG + " end")) for pair in elsewhere]
+    assert len(without_near([*elsewhere, *near], 0.9)) == 1, (
+        "rankings of two prompts are duplicates where both are alike"
+    )
+    voted = dataclasses.replace(ranked[0], source="file", margin=9.0)
+    assert without_near([*ranked, voted], 0.9) == [voted]
 
 
 def test_exact_duplicates_keep_the_surest_label():
