@@ -119,7 +119,9 @@ def test_a_worktree_gets_copies_with_links_followed_and_its_own_files_kept(tmp_p
     assert (store / "blobs/tokenizer.json").read_text() == "{}"
 
 
-def test_a_folder_with_an_absolute_path_is_read_where_it_lies(tmp_path: Path) -> None:
+def test_a_folder_with_an_absolute_path_is_read_where_it_lies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And needs no room."""
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=0))
     own = model_folder(tmp_path / "elsewhere/own")
     (tmp_path / "worktree").mkdir()
     before = tree_digest(tmp_path)
