@@ -14,6 +14,7 @@ from project_support import change_sections
 from rlhf_core.config import AlignConfig, ComputeConfig, Params
 from rlhf_core.errors import ConfigError
 from rlhf_core.models.policy import load_policy
+from rlhf_core.state import faults
 from tasks import align, align_dpo, combine
 from tasks.align_chain import run_chain
 from tasks.align_dpo import reference_cache
@@ -65,6 +66,20 @@ def test_a_link_that_the_guard_ends_says_so(project: Path) -> None:
     assert second["kl_to_sft"] != 0.0
 
 
+def test_links_that_have_ended_are_not_trained_again(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = run(project, "align@chain", align=chain())["links"][0]["steps"]
+    faults._hits.clear()
+    monkeypatch.setenv("RLHF_FAULT", f"train.step@{first + 2}:raise")
+    with pytest.raises(RuntimeError, match="fault ordered"):
+        run(project, "align@chain")
+    monkeypatch.delenv("RLHF_FAULT")
+    run(project, "align@chain")
+    events = [json.loads(line) for line in (project / ".rlhf/progress/align-chain.jsonl").read_text().splitlines()]
+    steps = [event["step"] for event in events if event["event"] == "progress"]
+    assert steps[0] > first
+    assert steps == list(range(steps[0], steps[0] + len(steps)))
+
+
 def test_a_chain_refuses_divided_weights() -> None:
     params = Params(
         compute=ComputeConfig(processes=2, sharding="fsdp"), align=AlignConfig.model_validate({"chain": ["dpo", "ppo"]})
@@ -80,16 +95,23 @@ def test_a_member_that_is_the_sft_model_has_no_divergence_from_it(project: Path)
     shutil.rmtree(project / "artifacts/align/ppo/model")
     shutil.copytree(project / "artifacts/sft/model", project / "artifacts/align/ppo/model")
     more = {"methods": ["probabilities"], "members": ["ppo", "dpo"], "pairs": 8, "choose_by": "score", "shares": [0.5]}
-    measured = run(project, "combine@probabilities", combine=more)["measured"]
+    told = run(project, "combine@probabilities", combine=more)
+    assert told["num_pairs"] == 8
+    measured = told["measured"]
     assert measured[0]["kl_to_sft"] == 0.0
     assert measured[-1]["kl_to_sft"] != 0.0
     assert measured[1]["kl_to_sft"] != measured[-1]["kl_to_sft"]
 
 
-def test_members_with_other_vocabularies_are_refused() -> None:
-    members: Any = [SimpleNamespace(get_input_embeddings=lambda n=n: torch.nn.Embedding(n, 2)) for n in (5, 6)]
-    with pytest.raises(ConfigError, match=r"combine.members: vocabularies of \[5, 6\] tokens. Fix: members from one"):
-        combine._check_vocabulary(members)
+def test_members_with_other_vocabularies_are_refused(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    policy = load_policy(project / "artifacts/align/ppo/model")
+    rows = policy.get_input_embeddings().weight.shape[0]
+    policy.resize_token_embeddings(rows + 3)
+    policy.save_pretrained(project / "artifacts/align/ppo/model")
+    change_sections(project, combine={"methods": ["probabilities"], "members": ["ppo", "dpo"]})
+    assert run_stage("combine@probabilities", combine.run, load_params(project / "params.yaml"), project) == 2
+    said = capsys.readouterr().err
+    assert f"combine.members: vocabularies of [{rows}, {rows + 3}] tokens. Fix: members from one SFT model" in said
 
 
 def cached_under(project: Path) -> str:

@@ -137,7 +137,7 @@ def test_n04_logprobs_of_an_ordinary_model_are_within_1e_5_of_training(family: s
 
 @pytest.mark.parametrize("kind", ["llama", "grouped", "gpt2"])
 def test_n42_in_bfloat16_what_is_sampled_stays_near_what_training_computes(kind: str) -> None:
-    """As near as two orders of rounding to 8 bits leave it, and nearer to it than to float32."""
+    """As near as two orders of rounding to 8 bits leave it: about as far as either is from float32."""
     model = tiny(kind)
     with computing(ComputeMode(precision="bfloat16")):
         found = sample(model, 1.0)
@@ -149,6 +149,26 @@ def test_n42_in_bfloat16_what_is_sampled_stays_near_what_training_computes(kind:
     far = torch.cat([logprobs - exact[row, : len(logprobs)] for row, logprobs in rows]).abs()
     assert near.mean() < 0.05
     assert far.max() > 1e-4, "float32 was computed"
+
+
+def test_in_bfloat16_cache_and_products_are_narrow_and_the_residual_stream_is_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen: set[torch.dtype] = set()
+    norm = StaticDecoder._norm
+
+    def noted(self: StaticDecoder, x_ND: Tensor) -> Tensor:
+        seen.add(x_ND.dtype)
+        return norm(self, x_ND)
+
+    monkeypatch.setattr(StaticDecoder, "_norm", noted)
+    with computing(ComputeMode(precision="bfloat16")), torch.inference_mode():
+        decoder = StaticDecoder(tiny("llama"))
+        decoder.prefill(collate(PROMPTS, [[]] * len(PROMPTS), PAD), 2)
+        decoder.step(torch.full((len(PROMPTS),), 5))
+    assert {tensor.dtype for tensor in (*decoder.keys, *decoder.values)} == {torch.bfloat16}
+    assert {layer.qkv.dtype for layer in decoder.layers} == {torch.bfloat16}
+    assert seen == {torch.float32}
 
 
 def test_greedy_logprobs_are_those_at_temperature_1(model: PreTrainedModel) -> None:
