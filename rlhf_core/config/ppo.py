@@ -33,6 +33,11 @@ class AdvantageConfig(Section):
     scaling: Literal["whiten", "none"] = Field(
         "whiten", description="mean 0 and variance 1 over all response tokens of the rollout, or as they are"
     )
+    truncated: Literal["terminal", "bootstrap"] = Field(
+        "terminal",
+        description="what lies beyond the end of a response that the length limit cut: nothing, the penalty being its "
+        "price, or what the value model says of its last state (method: gae)",
+    )
 
 
 class ValueConfig(Section):
@@ -177,6 +182,8 @@ class PPOConfig(Section):
             raise ValueError("advantages.method 'reinforce' compares responses of a rollout: rollout_batch >= 2")
         if not self.has_value_model and self.value.model == "shared":
             raise ValueError(f"advantages.method {method!r} has no value model: leave value.model out")
+        if not self.has_value_model and self.advantages.truncated == "bootstrap":
+            raise ValueError(f"advantages.method {method!r} has no values: leave advantages.truncated out")
         return self
 
     @model_validator(mode="after")

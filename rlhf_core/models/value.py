@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from rlhf_core.data.batches import SequenceBatch
 from rlhf_core.models.reward import RewardModel
-from rlhf_core.models.states import predicting_states
+from rlhf_core.models.states import final_states, predicting_states
 
 
 class ValueModel(nn.Module):
@@ -41,6 +41,10 @@ class ValueModel(nn.Module):
         """
         return _values(self.scalar, predicting_states(self.body, batch), batch)
 
+    def after_last(self, batch: SequenceBatch) -> Tensor:
+        """Value of the state that each response ends in, values_B, float32: what might still come were it to go on."""
+        return self.scalar(final_states(self.body, batch))[:, 0].float()
+
 
 class ValueHead(nn.Module):
     """A scalar that starts at zero, on states that the policy's own body has made: one forward pass for both.
@@ -56,6 +60,10 @@ class ValueHead(nn.Module):
     def forward(self, states_ND: Tensor, batch: SequenceBatch) -> Tensor:
         """Values as of `ValueModel`, from what `predicting_states` gives; its gradient goes on into the body."""
         return _values(self.scalar, states_ND, batch)
+
+    def after_last(self, states_BD: Tensor) -> Tensor:
+        """As of `ValueModel`, from what `final_states` gives."""
+        return self.scalar(states_BD)[:, 0].float()
 
 
 def _zero_scalar(hidden_size: int) -> nn.Linear:

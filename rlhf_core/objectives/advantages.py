@@ -10,20 +10,25 @@ from rlhf_core.objectives.masked import SumOver, here, masked_moments, zero_mask
 
 
 def gae(
-    rewards_BR: Tensor, values_BR: Tensor, mask_BR: Tensor, gamma: float, gae_lambda: float
+    rewards_BR: Tensor,
+    values_BR: Tensor,
+    mask_BR: Tensor,
+    gamma: float,
+    gae_lambda: float,
+    last_values_B: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return (advantages_BR, returns_BR), both zero where the mask is.
 
     Schulman et al. 2016, eq. 16, as the backward recursion A_t = delta_t + gamma * lambda * A_(t+1) with
     delta_t = r_t + gamma * V(s_(t+1)) - V(s_t); `values_BR` holds V at the position that predicts token t.
-    The state after a row's last token is terminal with value 0, for a response that was cut by the length limit
-    as well: what cutting costs is the penalty in the score, not a bootstrapped value. Masked tokens between two
+    `last_values_B` holds V of the state after each row's last token: 0 where a response ended by itself, and for one
+    that the length limit cut either 0 too or a bootstrapped value; None: 0 for all. Masked tokens between two
     counted ones are stepped over, so the advantage of the later one flows into the earlier one.
     Returns are advantages plus values, before any whitening: the regression target of the value model.
     """
     advantages_BR = torch.zeros_like(rewards_BR)
     next_advantage_B = torch.zeros_like(rewards_BR[:, 0])
-    next_value_B = torch.zeros_like(next_advantage_B)
+    next_value_B = torch.zeros_like(next_advantage_B) if last_values_B is None else last_values_B
     for t in reversed(range(rewards_BR.shape[1])):
         counts_B = mask_BR[:, t] != 0
         delta_B = rewards_BR[:, t] + gamma * next_value_B - values_BR[:, t]

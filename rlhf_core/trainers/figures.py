@@ -1,7 +1,10 @@
-"""Figures of a step on their way into the history, which is JSON and knows no NaN."""
+"""Figures of a step on their way from the device into the history, which is JSON and knows no NaN."""
 
 import math
 from collections.abc import Mapping
+
+import torch
+from torch import Tensor
 
 
 def reportable(figures: Mapping[str, float | None]) -> dict[str, float]:
@@ -11,3 +14,8 @@ def reportable(figures: Mapping[str, float | None]) -> dict[str, float]:
     """
     finite = {key: value for key, value in figures.items() if value is not None and math.isfinite(value)}
     return finite | {"optim/not_finite": len(figures) - len(finite)}
+
+
+def numbers(figures: Mapping[str, Tensor]) -> dict[str, float]:
+    """Scalars as numbers, brought to the CPU together: each journey waits until the device has done what it was asked."""
+    return dict(zip(figures, torch.stack([value.detach() for value in figures.values()]).tolist(), strict=True))

@@ -109,7 +109,7 @@ def token_advantages(
     masks = [part.batch.response_mask_BR for part in parts]
     if cfg.advantages.method == "gae":
         return [
-            gae(rewards_BR, part.old_values_BR, mask_BR, cfg.gamma, cfg.gae_lambda)
+            gae(rewards_BR, part.old_values_BR, mask_BR, cfg.gamma, cfg.gae_lambda, part.last_values_B)
             for part, rewards_BR, mask_BR in zip(parts, rewards, masks, strict=True)
         ]
     totals = [masked_sum(rewards_BR, mask_BR) for rewards_BR, mask_BR in zip(rewards, masks, strict=True)]

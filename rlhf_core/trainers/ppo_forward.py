@@ -12,12 +12,14 @@ from torch import Tensor, nn
 
 from rlhf_core.data.batches import SequenceBatch
 from rlhf_core.models.adapters import without_adapters
-from rlhf_core.models.value import ValueHead
+from rlhf_core.models.states import final_states
+from rlhf_core.models.value import ValueHead, ValueModel
 from rlhf_core.rollout.logprobs import (
     response_logprobs,
     response_logprobs_and_entropy,
     response_logprobs_and_states,
 )
+from rlhf_core.state.sharding import run_gathered
 
 
 class Beliefs(NamedTuple):
@@ -56,6 +58,14 @@ def values_of(modules: Mapping[str, nn.Module], batch: SequenceBatch, believed: 
     """Values before each response token was written, values_BR: of a model of its own, or from the policy's states."""
     value = modules["value"]
     return value(batch) if believed.states_ND is None else value(believed.states_ND, batch)
+
+
+def last_values_of(modules: Mapping[str, nn.Module], batch: SequenceBatch) -> Tensor:
+    """Values of the states that the responses end in, last_values_B."""
+    if shares_trunk(modules):
+        states_BD = run_gathered(modules["policy"], lambda policy: final_states(policy.get_decoder(), batch))
+        return run_gathered(modules["value"], ValueHead.after_last, states_BD)
+    return run_gathered(modules["value"], ValueModel.after_last, batch)
 
 
 def reference_logprobs(policy: nn.Module, reference: nn.Module, batch: SequenceBatch, temperature: float) -> Tensor:

@@ -16,7 +16,7 @@ from rlhf_core.rollout.sampler import sample_rows
 from rlhf_core.state.sharding import lend_whole
 from rlhf_core.state.train_state import TrainState
 from rlhf_core.state.world import ALONE, World
-from rlhf_core.trainers.ppo_forward import believe, reference_logprobs, values_of
+from rlhf_core.trainers.ppo_forward import believe, last_values_of, reference_logprobs, values_of
 from rlhf_core.trainers.replay import Written
 
 RewardFn = Callable[[SequenceBatch], Tensor]
@@ -41,6 +41,8 @@ class RolloutPart:
 
     Attributes:
         rows: their numbers in the rollout.
+        last_values_B: of the states that the responses end in: 0 unless they were cut and `advantages.truncated` is
+            `bootstrap`.
         scores_B: the reward model's.
         weights_BR: importance of each token, 1 for a response of this rollout (see `rlhf_core.trainers.replay`).
     """
@@ -50,6 +52,7 @@ class RolloutPart:
     old_logprobs_BR: Tensor
     ref_logprobs_BR: Tensor
     old_values_BR: Tensor
+    last_values_B: Tensor
     entropy_BR: Tensor
     scores_B: Tensor
     weights_BR: Tensor
@@ -198,10 +201,20 @@ def _part(
         old_logprobs_BR=old_BR,
         ref_logprobs_BR=reference_logprobs(policy, reference, batch, cfg.temperature),
         old_values_BR=values_of(modules, batch, believed) if "value" in modules else torch.zeros_like(old_BR),
+        last_values_B=_last_values(cfg, modules, batch, written),
         entropy_BR=believed.entropy_BR,
         scores_B=known_B if reward_fn is None else reward_fn(batch),
         weights_BR=importance(old_BR, batch.response_mask_BR, written, cfg.replay.max_weight),
     )
+
+
+def _last_values(
+    cfg: PPOConfig, modules: Mapping[str, nn.Module], batch: SequenceBatch, written: Sequence[Written]
+) -> Tensor:
+    cut_B = torch.tensor([not row.finished for row in written], device=batch.ids_BS.device)
+    if cfg.advantages.truncated == "terminal" or "value" not in modules:
+        return torch.zeros(len(written), device=cut_B.device)
+    return torch.where(cut_B, last_values_of(modules, batch), 0.0)
 
 
 def importance(logprobs_BR: Tensor, mask_BR: Tensor, written: Sequence[Written], cap: float) -> Tensor:

@@ -13,6 +13,7 @@ from rlhf_core.config import PPOConfig
 from rlhf_core.objectives.policy_gradient import entropy_losses, ppo_policy_losses, value_losses
 from rlhf_core.state.train_state import TrainState
 from rlhf_core.state.world import ALONE, World
+from rlhf_core.trainers.figures import numbers
 from rlhf_core.trainers.optimisation import apply_gradients, set_learning_rate
 from rlhf_core.trainers.ppo_credit import CreditedPart, Minibatch
 from rlhf_core.trainers.ppo_forward import Beliefs, believe, shares_trunk, values_of
@@ -96,7 +97,7 @@ def policy_term(
         losses_BR = losses_BR + cfg.entropy_coef * entropy_losses(believed.entropy_BR, mask_BR)
     loss, largest = losses_BR.sum() / tokens, stats.pop("policy/ratio").max()
     sums = {key: value_BR.sum() / tokens for key, value_BR in stats.items()}
-    return loss, _numbers({POLICY_LOSS: loss, LARGEST: largest, **sums})
+    return loss, numbers({POLICY_LOSS: loss, LARGEST: largest, **sums})
 
 
 def backward_both(
@@ -115,7 +116,7 @@ def backward_both(
     )
     critic_loss = losses_BR.sum() / tokens
     (loss + cfg.value.coef * critic_loss if shared else critic_loss).backward()
-    return _numbers({VALUE_LOSS: critic_loss, **{key: value_BR.sum() / tokens for key, value_BR in stats.items()}})
+    return numbers({VALUE_LOSS: critic_loss, **{key: value_BR.sum() / tokens for key, value_BR in stats.items()}})
 
 
 def set_learning_rates(cfg: PPOConfig, state: TrainState) -> float:
@@ -130,11 +131,6 @@ def set_learning_rates(cfg: PPOConfig, state: TrainState) -> float:
     if "value" in state.optimizers:
         set_learning_rate(state.optimizers["value"], cfg.value_learning_rate)
     return rate
-
-
-def _numbers(figures: dict[str, Tensor]) -> dict[str, float]:
-    """Scalars as numbers, brought to the CPU together."""
-    return dict(zip(figures, torch.stack([value.detach() for value in figures.values()]).tolist(), strict=True))
 
 
 def _add(sums: dict[str, float], figures: dict[str, float]) -> None:

@@ -94,7 +94,7 @@ def _step(
     else:
         loss, figures = labelled_loss(cfg, model, chosen, pad_id, world)
     loss.backward()
-    norm = apply_gradients(state, phase.name, loss.item(), cfg.max_grad_norm, world)
+    norm = apply_gradients(state, phase.name, figures["loss/train"], cfg.max_grad_norm, world)
     tokens = sum(len(group.prompt) + len(response) for group in chosen for response in group.responses)
     state.extra["tokens"] = state.extra.get("tokens", 0) + tokens
     return reportable(figures | {"optim/learning_rate": rate, "optim/grad_norm": norm})

@@ -18,6 +18,7 @@ from rlhf_core.models.reward import Beside, Reading, RewardModel
 from rlhf_core.objectives.uncertainty import distilled_pair_losses, distilled_score_losses, ensemble_preference
 from rlhf_core.state.sharding import run_gathered
 from rlhf_core.state.world import World
+from rlhf_core.trainers.figures import numbers
 from rlhf_core.trainers.reward_loss import centering_of, contrastive_loss, group_loss
 
 
@@ -37,7 +38,7 @@ def labelled_loss(
         figures["loss/contrastive"] = contrastive_loss(said.states_BD, table, cfg.auxiliary.contrastive_temperature)
         loss = loss + cfg.auxiliary.contrastive_coef * figures["loss/contrastive"]
     figures["reward/score_std"] = model.head.combine(said.scores_BC).std(correction=0)
-    return loss, {"loss/train": loss.item(), **{key: value.item() for key, value in figures.items()}}
+    return loss, numbers({"loss/train": loss, **figures})
 
 
 def distilled_loss(
@@ -75,7 +76,7 @@ def distilled_loss(
         "reward/score_std": scores_B.std(correction=0),
         "reward/teacher_gap": (centred_B - centred_teacher_B).square().mean().sqrt(),
     }
-    return loss, {key: value.item() for key, value in figures.items()}
+    return loss, numbers(figures)
 
 
 def read_groups(

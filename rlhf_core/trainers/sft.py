@@ -148,7 +148,7 @@ def accumulate_gradients(
     chunks = [mine[start : start + size] for start in range(0, len(mine), size)]
     if policy.device.type == "cpu":
         chunks = [part for chunk in chunks for part in _passes(chunk)]
-    total = 0.0
+    total = torch.zeros((), dtype=torch.float64, device=policy.device)
     each: list[float] = []
     for chunk, counts in in_step(chunks, policy, world):
         some, factors = zip(*chunk, strict=True)
@@ -159,8 +159,8 @@ def accumulate_gradients(
             logprobs_BR = logprobs_BR * torch.tensor(factors, device=logprobs_BR.device)[:, None]
         loss = -logprobs_BR.sum() / norm * counts
         loss.backward()
-        total += loss.item()
-    return world.total(torch.tensor(total, dtype=torch.float64)).item(), each
+        total += loss.detach()
+    return world.total(total).item(), each
 
 
 def _passes(rows: Sequence[tuple[Example, float]]) -> list[list[tuple[Example, float]]]:
@@ -188,10 +188,10 @@ def heldout_loss(
     """Mean negative log-likelihood of a target token over `examples`, in nats."""
     ordered = sorted(examples, key=lambda example: (len(example.response) // LENGTH_STEP, len(example.prompt)))
     chunks = [ordered[start : start + batch_size] for start in range(0, len(ordered), batch_size)]
-    total = 0.0
+    total = torch.zeros((), dtype=torch.float64, device=policy.device)
     for chunk, counts in in_step(world.share(chunks), policy, world):
-        total -= target_logprobs(policy, chunk, pad_id)[0].sum().item() * counts
-    summed = world.total(torch.tensor(total, dtype=torch.float64)).item()
+        total -= target_logprobs(policy, chunk, pad_id)[0].sum() * counts
+    summed = world.total(total).item()
     return summed / sum(example.num_targets for example in examples)
 
 

@@ -22,6 +22,7 @@ from tasks.params import check_params, load_params, parse_yaml
 
 CONTRADICTIONS = {
     "align: {algorithms: [chain], chain: [dpo]}": "algorithm 'chain' needs two links or more",
+    "align: {ppo: {advantages: {method: rloo, truncated: bootstrap}, responses_per_prompt: 2}}": "has no values",
     "align: {algorithms: [ppo, ppo]}": "algorithms: one stands there twice; keep it once",
     "align: {chain: {links: [dpo, ipo], ipo: {loss: kto}}}": "align.chain.ipo.loss",
     "combine: {members: [ppo, ppo]}": "members: two different ones",

@@ -41,6 +41,19 @@ def test_n17_padding_ends_the_row_with_value_zero() -> None:
         assert with_padding[:, 2].tolist() == [0.0]
 
 
+def test_n17_a_response_that_was_cut_goes_on_from_the_value_of_its_last_state() -> None:
+    """gamma .5, lambda .5, V after the last token 6: delta_2 = 8 + .5 * 6 - 4 = 7; delta_1 = 1 + .5 * 4 - 1 = 2.
+
+    A_2 = 7; A_1 = 2 + .25 * 7 = 3.75. Padding does not come between the last token and that value.
+    """
+    rows = tensor([1.0, 8.0, 50.0]), tensor([1.0, 4.0, 60.0]), tensor([1.0, 1.0, 0.0])
+    last = torch.tensor([6.0], dtype=torch.float64)
+    for width in (2, 3):
+        advantages, returns = gae(*(row[:, :width] for row in rows), gamma=0.5, gae_lambda=0.5, last_values_B=last)
+        assert advantages[0, :2].tolist() == [3.75, 7.0]
+        assert returns[0, :2].tolist() == [4.75, 11.0]
+
+
 def test_n18_hole_in_the_mask_is_stepped_over() -> None:
     """A masked token between two counted ones takes no discount and passes the later advantage on."""
     holed = gae(tensor([1.0, 99.0, 8.0]), tensor([1.0, 99.0, 4.0]), tensor([1.0, 0.0, 1.0]), gamma=0.5, gae_lambda=0.5)

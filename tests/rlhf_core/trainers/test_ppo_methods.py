@@ -77,6 +77,33 @@ def test_n01_n04_all_log_probabilities_are_at_the_sampling_temperature_and_from_
         assert (figures["policy/approx_kl"], figures["policy/ratio_max"], stopped) == (0.0, 1.0, False)
 
 
+@pytest.mark.parametrize("model", ["separate", "shared"])
+def test_n17_cut_responses_are_bootstrapped_where_asked_for(model: str) -> None:
+    """The value of the state after the last token, by transformers' own forward; none for a response that ended."""
+    cfg = changed(CFG, value={"model": model}, advantages={"truncated": "bootstrap"}, missing_end_penalty=0.0)
+    state = make_state(cfg)
+    head = state.modules["value"]
+    nn.init.normal_(head.scalar.weight, generator=torch.Generator().manual_seed(2))
+    body = state.modules["policy"].model if model == "shared" else head.body
+    rollout = roll(cfg, state)
+    assert {row.finished for row in rollout.responses} == {True, False}
+    for part in rollout.parts():
+        with torch.no_grad():
+            mask_BS = part.batch.mask_BS
+            states_BSD = body(part.batch.ids_BS, mask_BS, position_ids=part.batch.position_ids_BS).last_hidden_state
+            places_B = (mask_BS * torch.arange(mask_BS.shape[1])).argmax(1)
+            values_B = head.scalar(states_BSD[torch.arange(len(places_B)), places_B])[:, 0]
+        cut_B = torch.tensor([not rollout.responses[row].finished for row in part.rows])
+        torch.testing.assert_close(part.last_values_B, values_B * cut_B, atol=1e-5, rtol=0)
+    minibatches, _ = assign_credit(cfg, {}, rollout)
+    for credited in (credited for minibatch in minibatches for credited in minibatch.parts):
+        last_B1 = (credited.part.batch.response_mask_BR.sum(1).long() - 1)[:, None]
+        returns_B, rewards_B = (one.gather(1, last_B1)[:, 0] for one in (credited.returns_BR, credited.rewards_BR))
+        torch.testing.assert_close(returns_B, rewards_B + cfg.gamma * credited.part.last_values_B)
+    plain = roll(changed(cfg, advantages={"truncated": "terminal"}), state)
+    assert all(not part.last_values_B.any() for part in plain.parts())
+
+
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
 def test_n01_n02_the_distribution_sampled_from_is_the_one_that_training_computes(temperature: float) -> None:
     cfg, state = changed(CFG, temperature=temperature), make_state()

@@ -114,6 +114,7 @@ def handmade(*rows: tuple[float, list[float], list[float], bool]) -> Rollout:
             old_logprobs_BR=torch.tensor([kl]),
             ref_logprobs_BR=torch.zeros(1, 3),
             old_values_BR=torch.tensor([values]),
+            last_values_B=torch.zeros(1),
             entropy_BR=torch.ones(1, 3),
             scores_B=torch.tensor([score]),
             weights_BR=torch.ones(1, 3),
