@@ -17,5 +17,5 @@ def reportable(figures: Mapping[str, float | None]) -> dict[str, float]:
 
 
 def numbers(figures: Mapping[str, Tensor]) -> dict[str, float]:
-    """Scalars as numbers, brought to the CPU together: each journey waits until the device has done what it was asked."""
+    """Scalars as numbers, brought to the CPU together: each journey waits for all that the device was asked to do."""
     return dict(zip(figures, torch.stack([value.detach() for value in figures.values()]).tolist(), strict=True))
