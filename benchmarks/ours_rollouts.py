@@ -22,7 +22,7 @@ NEVER = 10**9
 
 
 def sampling(setting: Setting, clock: Clock) -> dict[str, Any]:
-    """64 responses of 64 tokens a step, with their log-probabilities."""
+    """64 responses of 64 tokens a step, with their log-probabilities; half of them at once: their cache stays nearer."""
     model = load(setting.size, Path(setting.cache), ends=False)
     batches = [make_prompts(RESPONSES, setting.size, setting.seed * 1000 + step) for step in range(setting.num_steps)]
     clock.begin()
@@ -35,7 +35,7 @@ def sampling(setting: Setting, clock: Clock) -> dict[str, Any]:
             generator=torch.Generator().manual_seed(step),
             eos_ids=(),
             pad_id=PAD,
-            batch_size=RESPONSES,
+            batch_size=RESPONSES // 2,
         )
         clock.tick(sum(map(len, samples.response_ids)))
     return {}
