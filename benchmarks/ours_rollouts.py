@@ -22,7 +22,7 @@ NEVER = 10**9
 
 
 def sampling(setting: Setting, clock: Clock) -> dict[str, Any]:
-    """64 responses of 64 tokens a step, with their log-probabilities; half of them at once: their cache stays nearer."""
+    """64 responses of 64 tokens a step, with their log-probabilities, half of them at once: their cache stays near."""
     model = load(setting.size, Path(setting.cache), ends=False)
     batches = [make_prompts(RESPONSES, setting.size, setting.seed * 1000 + step) for step in range(setting.num_steps)]
     clock.begin()
