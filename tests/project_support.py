@@ -11,11 +11,11 @@ from ruamel.yaml import YAML
 @contextmanager
 def edited_yaml(path: Path) -> Iterator[dict[str, Any]]:
     """The content of a YAML file, to be changed; it is written back at the end."""
-    yaml = YAML(typ="safe", pure=True)
-    yaml.default_flow_style = False
-    content = yaml.load(path)
+    safe = YAML(typ="safe", pure=True)  # plain values only: no tag builds an object
+    safe.default_flow_style = False
+    content = safe.load(path)
     yield content
-    yaml.dump(content, path)
+    safe.dump(content, path)
 
 
 def change_sections(project: Path, **sections: dict[str, Any]) -> None:

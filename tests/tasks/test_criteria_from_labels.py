@@ -160,7 +160,7 @@ def ranked_replies(node: dict[str, Any], said: str = "") -> Iterator[dict[str, A
         yield from ranked_replies(reply, said)
 
 
-@pytest.mark.skipif(not TREES.exists(), reason="the shared real data are not on this machine")
+@pytest.mark.skipif(not TREES.exists(), reason="the real data are not beside the project; none is committed")
 def test_what_people_ranked_is_read_back(project: Path) -> None:
     """Two to nine replies each: 754 pairs. Ranks that begin with 0, as they do there, are refused with the cure."""
     trees = [json.loads(line) for line in gzip.decompress(TREES.read_bytes()).splitlines()]

@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -83,19 +84,24 @@ def test_a_mixture_samples_and_scores_the_same_distribution(members: list[PreTra
         assert not scored_BR[row, len(response) :].any()
 
 
-def test_a_mixture_draws_tokens_as_often_as_it_says(members: list[PreTrainedModel]) -> None:
-    mixture, prompt, count = PolicyMixture(members, (0.5, 0.5)), [5, 6], 4000
+def first_tokens(mixture: PolicyMixture, prompt: list[int], count: int, *, temperature: float, seed: int) -> Any:
+    """How often each token comes first in `count` responses to one prompt."""
     samples = sample_responses(
         mixture,
         [prompt] * count,
         max_new_tokens=1,
-        temperature=1.0,
-        generator=torch.Generator().manual_seed(4),
+        temperature=temperature,
+        generator=torch.Generator().manual_seed(seed),
         eos_ids=(1,),
         pad_id=0,
         batch_size=count,
     )
-    seen = torch.bincount(torch.tensor([ids[0] for ids in samples.response_ids]), minlength=VOCABULARY).numpy()
+    return torch.bincount(torch.tensor([ids[0] for ids in samples.response_ids]), minlength=VOCABULARY).numpy()
+
+
+def test_a_mixture_draws_tokens_as_often_as_it_says(members: list[PreTrainedModel]) -> None:
+    mixture, prompt, count = PolicyMixture(members, (0.5, 0.5)), [5, 6], 4000
+    seen = first_tokens(mixture, prompt, count, temperature=1.0, seed=4)
     probs = [next_probs(member, prompt) for member in members]
     assert chisquare(seen, (count * sum(probs) / 2).numpy()).pvalue > 1e-3
     assert all(chisquare(seen, (count * one).numpy()).pvalue < 1e-6 for one in probs)
@@ -157,17 +163,7 @@ def test_a_tempered_mixture_samples_and_scores_what_is_computed_directly(
 
 def test_a_tempered_mixture_draws_tokens_as_often_as_it_says(members: list[PreTrainedModel]) -> None:
     mixture, prompt, count = PolicyMixture(members, (0.4, 0.6)), [5, 6], 4000
-    samples = sample_responses(
-        mixture,
-        [prompt] * count,
-        max_new_tokens=1,
-        temperature=0.6,
-        generator=torch.Generator().manual_seed(7),
-        eos_ids=(1,),
-        pad_id=0,
-        batch_size=count,
-    )
-    seen = torch.bincount(torch.tensor([ids[0] for ids in samples.response_ids]), minlength=VOCABULARY).numpy()
+    seen = first_tokens(mixture, prompt, count, temperature=0.6, seed=7)
     probs = [next_probs(member, prompt) for member in members]
     assert chisquare(seen, (count * tempered(probs, (0.4, 0.6), 0.6)).numpy()).pvalue > 1e-3
     assert chisquare(seen, (count * tempered(probs, (0.4, 0.6), 1.0)).numpy()).pvalue < 1e-6
