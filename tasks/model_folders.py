@@ -99,7 +99,9 @@ def copy_model_folders(home: Path, worktree: Path, params: str) -> None:
             copy = target / path.relative_to(source)
             if not copy.exists():
                 copy.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(path, copy)
+                begun = copy.with_name(f".{copy.name}.begun")  # a copy that is broken off never has the file's name
+                shutil.copyfile(path, begun)
+                begun.replace(copy)
 
 
 def _files(folder: Path) -> Iterator[Path]:

@@ -136,3 +136,24 @@ def test_a_disk_without_room_is_said_before_anything_is_copied(tmp_path: Path, m
     with pytest.raises(EnvironmentProblem, match=r"model\.path: a copy of models/own takes .* Fix: free some space"):
         copy_model_folders(tmp_path / "home", tmp_path / "worktree", OWN)
     assert not list((tmp_path / "worktree").iterdir())
+
+
+def test_a_copy_that_was_broken_off_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home, worktree = tmp_path / "home", tmp_path / "worktree"
+    (home / "models/own").mkdir(parents=True)
+    (home / "models/own/model.safetensors").write_bytes(b"all of it")
+    worktree.mkdir()
+    params = "model: {source: folder, path: models/own}\n"
+
+    def half(source: Path, target: Path) -> None:
+        target.write_bytes(source.read_bytes()[:3])
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("tasks.model_folders.shutil.copyfile", half)
+        with pytest.raises(KeyboardInterrupt):
+            copy_model_folders(home, worktree, params)
+    copy_model_folders(home, worktree, params)
+    assert {path.name: path.read_bytes() for path in (worktree / "models/own").iterdir()} == {
+        "model.safetensors": b"all of it"
+    }
