@@ -140,7 +140,8 @@ def preference(loss: str) -> Train:
 
 
 def reward(state: TrainState, world: World, more: dict[str, Any]) -> TrainState:
-    cfg = RewardConfig(prompts_per_step=3, epochs=1, centering=0.01, learning_rate=RATE, warmup_steps=2, save_every=2)
+    shape = {"prompts_per_step": 3, "prompts_per_forward": 1, "epochs": 1, "save_every": 2}
+    cfg = RewardConfig(centering=0.01, learning_rate=RATE, warmup_steps=2, **shape)
     return train_reward(cfg, state, groups(13), seed=0, pad_id=PAD, world=world, **more)
 
 

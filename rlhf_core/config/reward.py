@@ -114,6 +114,9 @@ class RewardConfig(Section):
     prompts_per_step: PositiveInt = Field(
         12, description="prompt groups an optimiser step; a group's pairs stay together"
     )
+    prompts_per_forward: PositiveInt | None = Field(
+        None, description="prompt groups a forward pass, where memory is short; null: all of the step"
+    )
     order: Literal["shuffled", "easy_first"] = Field(
         "shuffled", description="easy_first: the first pass goes from strong preferences to weak ones"
     )

@@ -123,16 +123,18 @@ def spread(joined_TJ: Tensor, heads: tuple[int, int], groups: tuple[AttentionGro
 
 def spread_backward(gradients: Sequence[Tensor], groups: tuple[AttentionGroup, ...]) -> Tensor:
     """Gradient of `spread`, [T, J]: a token that stands in several rows adds what comes from each; padding nothing."""
-    pieces, again = [], []
+    width = sum(part.shape[1] * part.shape[3] for part in gradients[:3])
+    grad_TJ = gradients[0].new_empty(groups[-1].tokens[1], width)
     for number, group in enumerate(groups):
-        parts = [part.transpose(1, 2) for part in gradients[3 * number : 3 * number + 3]]
-        rows = torch.cat(parts, 2).view(group.rows * group.length, -1)
-        pieces.append(rows.index_select(0, group.takes))
+        parts = [
+            part.transpose(1, 2).reshape(group.rows * group.length, -1)
+            for part in gradients[3 * number : 3 * number + 3]
+        ]
+        first, end = group.tokens
+        torch.cat([part.index_select(0, group.takes) for part in parts], 1, out=grad_TJ[first:end])
         if len(group.again):
-            again.append((group.again, rows.index_select(0, group.again_places)))
-    grad_TJ = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
-    for tokens, rows in again:
-        grad_TJ.index_add_(0, tokens, rows)
+            again = torch.cat([part.index_select(0, group.again_places) for part in parts], 1)
+            grad_TJ.index_add_(0, group.again, again)
     return grad_TJ
 
 
@@ -159,11 +161,13 @@ class Spread(torch.autograd.Function):
 
 def gather(groups: tuple[AttentionGroup, ...], attended: Sequence[Tensor]) -> Tensor:
     """Results of attention, [rows, heads, length, head size] a group, back to one row of tokens, [T, D]."""
-    pieces = [
-        tensor.transpose(1, 2).reshape(group.rows * group.length, -1).index_select(0, group.takes)
-        for group, tensor in zip(groups, attended, strict=True)
-    ]
-    return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+    _, heads, _, size = attended[0].shape
+    attended_TD = attended[0].new_empty(groups[-1].tokens[1], heads * size)
+    for group, tensor in zip(groups, attended, strict=True):
+        first, end = group.tokens
+        padded = tensor.transpose(1, 2).reshape(group.rows * group.length, -1)
+        torch.index_select(padded, 0, group.takes, out=attended_TD[first:end])
+    return attended_TD
 
 
 def gather_backward(grad_TD: Tensor, groups: tuple[AttentionGroup, ...], attended: Sequence[Tensor]) -> list[Tensor]:

@@ -18,7 +18,7 @@ from rlhf_core.state.world import ALONE, World
 from rlhf_core.trainers.figures import reportable
 from rlhf_core.trainers.optimisation import apply_gradients, set_learning_rate
 from rlhf_core.trainers.reward_plan import Phase, ensemble_of, epoch_batches, phases
-from rlhf_core.trainers.reward_step import distilled_loss, labelled_loss
+from rlhf_core.trainers.reward_step import distilled_step, labelled_step
 from rlhf_core.trainers.reward_teacher import settle, teacher_scores
 from rlhf_core.trainers.schedule import learning_rate
 
@@ -90,10 +90,9 @@ def _step(
     chosen = [groups[place] for place in members]
     if phase.distills:
         teacher_MB = state.tensors[TEACHER][:, _response_places(groups, members)]
-        loss, figures = distilled_loss(cfg, model, chosen, teacher_MB, pad_id, world)
+        figures = distilled_step(cfg, model, chosen, teacher_MB, pad_id, world)
     else:
-        loss, figures = labelled_loss(cfg, model, chosen, pad_id, world)
-    loss.backward()
+        figures = labelled_step(cfg, model, chosen, pad_id, world)
     norm = apply_gradients(state, phase.name, figures["loss/train"], cfg.max_grad_norm, world)
     tokens = sum(len(group.prompt) + len(response) for group in chosen for response in group.responses)
     state.extra["tokens"] = state.extra.get("tokens", 0) + tokens

@@ -21,14 +21,12 @@ from rlhf_core.state.train_state import MetricSink, SaveCheckpoint, TrainState
 from rlhf_core.state.world import ALONE, World
 from rlhf_core.trainers import hard_examples
 from rlhf_core.trainers.optimisation import apply_gradients, finite, set_learning_rate
+from rlhf_core.trainers.passes import CPU_PASS_TOKENS
 from rlhf_core.trainers.schedule import learning_rate
 
 BEST = "best/"
 RUNNING_LOSSES = "running_losses"
 LENGTH_STEP = 4  # responses this many tokens apart count as equally long, so that prompts can be of like length too
-
-CPU_PASS_TOKENS = 2048
-"""Tokens that go through the model at once on a CPU: more in one go are no faster there, and need memory."""
 
 
 def train_sft(

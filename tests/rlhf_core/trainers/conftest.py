@@ -10,9 +10,13 @@ import torch
 from ppo_support import EOS, PAD, TINY, VOCABULARY
 from transformers import PreTrainedModel
 
+from rlhf_core.config.reward import RewardConfig
 from rlhf_core.models.policy import build_policy
 from rlhf_core.state.checkpoint import Checkpointer
+from rlhf_core.state.rng import StepRng
 from rlhf_core.state.train_state import TrainState
+from rlhf_core.trainers.optimisation import make_optimizer
+from rlhf_core.trainers.reward_plan import make_models
 
 
 @dataclass
@@ -84,6 +88,20 @@ def _built() -> PreTrainedModel:
 def tiny_policy(_built: PreTrainedModel) -> Callable[[], PreTrainedModel]:
     """Makes equal small policies."""
     return lambda: copy.deepcopy(_built)
+
+
+@pytest.fixture
+def make_reward_state(tiny_policy: Callable[[], PreTrainedModel]) -> Callable[[RewardConfig], TrainState]:
+    """Makes the models of a reward run, untrained, with their optimisers."""
+
+    def make(cfg: RewardConfig) -> TrainState:
+        models = make_models(cfg, tiny_policy(), StepRng(0, "reward"))
+        return TrainState(
+            modules=dict(models),
+            optimizers={name: make_optimizer(model, cfg.learning_rate, 0.01) for name, model in models.items()},
+        )
+
+    return make
 
 
 @pytest.fixture

@@ -2,92 +2,29 @@
 
 import itertools
 import math
-import threading
 from collections.abc import Callable, Sequence
-from typing import Any, get_args
+from typing import Any, TypeAlias, get_args
 
 import pytest
 import torch
-from torch import Tensor
+from reward_support import EOS, PAD, settings, toy_groups, train
 from transformers import PreTrainedModel
 
 from rlhf_core.config.reward import RewardConfig, RewardEnsembleConfig, RewardLossConfig
-from rlhf_core.data.pairs import PairLabel, PreferenceGroup, PreferencePair, collate_groups, group_pairs
+from rlhf_core.data.pairs import PairLabel, PreferenceGroup, collate_groups
 from rlhf_core.models.reward import RewardModel
 from rlhf_core.models.reward_ensemble import RewardEnsemble
 from rlhf_core.rollout.logprobs import response_logprobs
-from rlhf_core.state.rng import StepRng
 from rlhf_core.state.train_state import TrainState
-from rlhf_core.state.world import ALONE, World
-from rlhf_core.trainers.optimisation import make_optimizer
+from rlhf_core.state.world import ALONE
 from rlhf_core.trainers.reward import TEACHER, standardise, train_reward
-from rlhf_core.trainers.reward_plan import ensemble_of, epoch_batches, make_models, phases
-from rlhf_core.trainers.reward_step import distilled_loss, read_groups
+from rlhf_core.trainers.reward_plan import ensemble_of, epoch_batches, phases
+from rlhf_core.trainers.reward_step import distilled_step
 from rlhf_core.trainers.reward_teacher import settle
 
-PAD, EOS, GOOD, FAIR, BAD = 0, 1, 5, 4, 6
+MakeState: TypeAlias = Callable[[RewardConfig], TrainState]
 NAMES = get_args(RewardLossConfig.model_fields["name"].annotation)
 AGGREGATES = get_args(RewardEnsembleConfig.model_fields["aggregate"].annotation)
-
-
-def toy_groups(
-    count: int, seed: int, *, tied: bool = False, criteria: Sequence[str] = ("overall",)
-) -> list[PreferenceGroup]:
-    """Three responses a prompt, with GOOD, FAIR or BAD somewhere in noise, and all their pairs on every criterion.
-
-    On the second criterion the order is the other way round. With `tied`, FAIR against BAD is a tie.
-    """
-    generator = torch.Generator().manual_seed(seed)
-
-    def draw(low: int, high: int, number: int) -> list[int]:
-        return torch.randint(low, high, (number,), generator=generator).tolist()
-
-    pairs = []
-    for _ in range(count):
-        prompt, responses = draw(7, 24, draw(1, 7, 1)[0]), []
-        for token in (GOOD, FAIR, BAD):
-            noise = draw(7, 24, draw(1, 5, 1)[0])
-            place = draw(0, len(noise) + 1, 1)[0]
-            responses.append([*noise[:place], token, *noise[place:], EOS])
-        for (better, worse), (place, name) in itertools.product(
-            itertools.combinations(range(3), 2), enumerate(criteria)
-        ):
-            chosen, rejected = (worse, better) if place else (better, worse)
-            tie = tied and better == 1
-            label = PairLabel(
-                margin=0.0 if tie else float(worse - better),
-                agreement=0.6 + 0.2 * (worse - better),
-                criterion=name,
-                tie=tie,
-            )
-            pairs.append(
-                PreferencePair(prompt=prompt, chosen=responses[chosen], rejected=responses[rejected], label=label)
-            )
-    return group_pairs(pairs)
-
-
-def settings(**more: Any) -> RewardConfig:
-    return RewardConfig.model_validate(
-        {"epochs": 2, "prompts_per_step": 8, "learning_rate": 8e-3, "warmup_steps": 3, "save_every": 3, **more}
-    )
-
-
-@pytest.fixture
-def make_state(tiny_policy: Callable[[], PreTrainedModel]) -> Callable[[RewardConfig], TrainState]:
-    def make(cfg: RewardConfig) -> TrainState:
-        models = make_models(cfg, tiny_policy(), StepRng(0, "reward"))
-        return TrainState(
-            modules=dict(models),
-            optimizers={name: make_optimizer(model, cfg.learning_rate, 0.01) for name, model in models.items()},
-        )
-
-    return make
-
-
-def train(cfg: RewardConfig, state: TrainState, groups: Sequence[PreferenceGroup], world: World = ALONE) -> TrainState:
-    return train_reward(
-        cfg, state, groups, seed=0, pad_id=PAD, log=lambda *a: None, checkpoint=lambda state: None, world=world
-    )
 
 
 def accuracy(model: RewardModel | RewardEnsemble, groups: Sequence[PreferenceGroup]) -> float:
@@ -113,20 +50,20 @@ LEARNING: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("name", LEARNING)
-def test_it_learns_with_every_setting(make_state: Callable[[RewardConfig], TrainState], name: str) -> None:
+def test_it_learns_with_every_setting(make_reward_state: MakeState, name: str) -> None:
     cfg = settings(**LEARNING[name])
-    state = train(cfg, make_state(cfg), toy_groups(120, seed=1))
+    state = train(cfg, make_reward_state(cfg), toy_groups(120, seed=1))
     assert accuracy(state.modules["reward"], toy_groups(60, seed=2)) > 0.9
     assert state.history[-1]["loss/train"] < state.history[0]["loss/train"]
 
 
 @pytest.mark.parametrize("ties", ["half", "rao_kupper"])
-def test_ties_draw_scores_together(make_state: Callable[[RewardConfig], TrainState], ties: str) -> None:
+def test_ties_draw_scores_together(make_reward_state: MakeState, ties: str) -> None:
     """FAIR is as good as BAD where pairs say so, and better where they say that."""
     cfg = settings(loss={"ties": ties})
     gaps = []
     for tied in (True, False):
-        state = train(cfg, make_state(cfg), toy_groups(120, seed=1, tied=tied))
+        state = train(cfg, make_reward_state(cfg), toy_groups(120, seed=1, tied=tied))
         batch, chosen_N, rejected_N = collate_groups(toy_groups(40, seed=2), PAD)
         with torch.no_grad():
             margins = (state.modules["reward"](batch)[chosen_N] - state.modules["reward"](batch)[rejected_N]).view(
@@ -137,9 +74,9 @@ def test_ties_draw_scores_together(make_state: Callable[[RewardConfig], TrainSta
     assert gaps[1][2] > 2 * gaps[0][2].abs()
 
 
-def test_criteria_learn_orders_of_their_own(make_state: Callable[[RewardConfig], TrainState]) -> None:
+def test_criteria_learn_orders_of_their_own(make_reward_state: MakeState) -> None:
     cfg = settings(criteria={"overall": 1.0, "contrary": 0.25})
-    state = train(cfg, make_state(cfg), toy_groups(120, seed=1, criteria=("overall", "contrary")))
+    state = train(cfg, make_reward_state(cfg), toy_groups(120, seed=1, criteria=("overall", "contrary")))
     model, heldout = state.modules["reward"], toy_groups(60, seed=2)
     batch, chosen_N, rejected_N = collate_groups(heldout, PAD)
     with torch.no_grad():
@@ -151,13 +88,13 @@ def test_criteria_learn_orders_of_their_own(make_state: Callable[[RewardConfig],
     assert accuracy(model, heldout) > 0.9
 
 
-def test_joint_training_keeps_the_language_model(make_state: Callable[[RewardConfig], TrainState]) -> None:
+def test_joint_training_keeps_the_language_model(make_reward_state: MakeState) -> None:
     """Chosen responses end likelier under the body than they began, and likelier than without the term."""
     groups, found = toy_groups(60, seed=1), []
     batch, chosen_N, _ = collate_groups(groups, PAD)
     for coefficient in (1.0, 0.0):
         cfg = settings(auxiliary={"sft_coef": coefficient, "contrastive_coef": 0.01})
-        state = make_state(cfg)
+        state = make_reward_state(cfg)
         train(cfg, state, groups)
         with torch.no_grad():
             found.append(state.modules["reward"].read(batch, ["logprobs"]).logprobs_B[chosen_N].mean().item())
@@ -168,11 +105,11 @@ def test_joint_training_keeps_the_language_model(make_state: Callable[[RewardCon
 
 
 def test_the_joint_loss_is_the_negative_log_likelihood_of_a_chosen_token(
-    make_state: Callable[[RewardConfig], TrainState], tiny_policy: Callable[[], PreTrainedModel]
+    make_reward_state: MakeState, tiny_policy: Callable[[], PreTrainedModel]
 ) -> None:
     cfg = settings(auxiliary={"sft_coef": 1.0}, prompts_per_step=100)
     groups = toy_groups(5, seed=3)
-    state = train(cfg, make_state(cfg), groups)
+    state = train(cfg, make_reward_state(cfg), groups)
     batch, chosen_N, _ = collate_groups(groups, PAD)
     with torch.no_grad():
         logprobs_BR = response_logprobs(tiny_policy(), batch)
@@ -210,8 +147,10 @@ def test_members_draw_prompts_with_replacement_and_train_in_turn() -> None:
     assert len({phase.address for phase in every}) == 2
 
 
-def test_members_start_from_heads_of_their_own_on_one_body(make_state: Callable[[RewardConfig], TrainState]) -> None:
-    state = make_state(settings(ensemble={"members": 3, "distill": "scores"}))
+def test_members_start_from_heads_of_their_own_on_one_body(
+    make_reward_state: MakeState,
+) -> None:
+    state = make_reward_state(settings(ensemble={"members": 3, "distill": "scores"}))
     models = list(state.modules.values())
     assert len({tuple(model.head.scalar.weight.flatten().tolist()) for model in models}) == 4
     for model in models[1:]:
@@ -221,10 +160,10 @@ def test_members_start_from_heads_of_their_own_on_one_body(make_state: Callable[
 
 
 @pytest.mark.parametrize("aggregate", AGGREGATES)
-def test_an_ensemble_learns_and_knows_itself(make_state: Callable[[RewardConfig], TrainState], aggregate: str) -> None:
+def test_an_ensemble_learns_and_knows_itself(make_reward_state: MakeState, aggregate: str) -> None:
     cfg = settings(ensemble={"members": 3, "aggregate": aggregate}, epochs=1)
     groups = toy_groups(60, seed=1)
-    state = train(cfg, make_state(cfg), groups)
+    state = train(cfg, make_reward_state(cfg), groups)
     ensemble = ensemble_of(cfg, state.modules)
     left_out = settle(ensemble, groups, phases(cfg, len(groups), 0), ["overall"], PAD)
     assert all(share is not None and share > 0.7 for share in left_out)
@@ -243,10 +182,10 @@ def test_an_ensemble_learns_and_knows_itself(make_state: Callable[[RewardConfig]
         assert ensemble.reference_MQ[:, -1].tolist() == members_MB.max(1).values.tolist()
 
 
-def test_one_uncertain_model_may_be_pessimistic(make_state: Callable[[RewardConfig], TrainState]) -> None:
+def test_one_uncertain_model_may_be_pessimistic(make_reward_state: MakeState) -> None:
     cfg = settings(loss={"name": "thurstone"}, ensemble={"aggregate": "pessimistic", "pessimism": 0.5})
     groups = toy_groups(60, seed=1)
-    state = train(cfg, make_state(cfg), groups)
+    state = train(cfg, make_reward_state(cfg), groups)
     batch, _, _ = collate_groups(groups, PAD)
     with torch.no_grad():
         reading, scores_B = state.modules["reward"].read(batch), state.modules["reward"](batch)
@@ -255,10 +194,10 @@ def test_one_uncertain_model_may_be_pessimistic(make_state: Callable[[RewardConf
 
 
 @pytest.mark.parametrize("distill", ["scores", "preferences"])
-def test_a_student_says_what_its_teachers_say(make_state: Callable[[RewardConfig], TrainState], distill: str) -> None:
+def test_a_student_says_what_its_teachers_say(make_reward_state: MakeState, distill: str) -> None:
     cfg = settings(ensemble={"members": 2, "distill": distill})
     groups = toy_groups(80, seed=1)
-    state = train(cfg, make_state(cfg), groups)
+    state = train(cfg, make_reward_state(cfg), groups)
     heldout = toy_groups(40, seed=2)
     batch, chosen_N, rejected_N = collate_groups(heldout, PAD)
     with torch.no_grad():
@@ -276,9 +215,9 @@ def test_a_student_says_what_its_teachers_say(make_state: Callable[[RewardConfig
     assert not any(state.optimizers[f"member-{number}"].state for number in range(2)), "moments are let go"
 
 
-def test_what_a_student_learns_by_hand(make_state: Callable[[RewardConfig], TrainState]) -> None:
+def test_what_a_student_learns_by_hand(make_reward_state: MakeState) -> None:
     """Squared distance to scores; cross-entropy with sigmoid(delta / sqrt(1 + pi var / 8)), var over members."""
-    model = make_state(settings(head="mean")).modules["reward"]
+    model = make_reward_state(settings(head="mean")).modules["reward"]
     group = PreferenceGroup(prompt=[7], responses=[[8, EOS], [9, EOS]], pairs=[(0, 1)])
     teacher_MB = torch.tensor(
         [[2.0, 0.5], [3.0, 0.0], [1.0, 1.0]]
@@ -288,12 +227,13 @@ def test_what_a_student_learns_by_hand(make_state: Callable[[RewardConfig], Trai
     found = {}
     for distill in ("scores", "preferences"):
         cfg = settings(ensemble={"members": 2, "distill": distill}, centering=0.5)
-        found[distill], figures = distilled_loss(cfg, model, [group], teacher_MB, PAD, ALONE)
-    assert found["scores"].item() == pytest.approx(((one - 2.0) ** 2 + (other - 0.5) ** 2) / 2, rel=1e-5)
+        figures = distilled_step(cfg, model, [group], teacher_MB, PAD, ALONE)
+        found[distill] = figures["loss/train"]
+    assert found["scores"] == pytest.approx(((one - 2.0) ** 2 + (other - 0.5) ** 2) / 2, rel=1e-5)
     sure = 1 / (1 + math.exp(-1.5 / math.sqrt(1 + math.pi * 2.25 / 8)))
     delta = one - other
     entropy = sure * math.log1p(math.exp(-delta)) + (1 - sure) * math.log1p(math.exp(delta))
-    assert found["preferences"].item() == pytest.approx(entropy + 0.5 * (one**2 + other**2) / 2, rel=1e-5)
+    assert found["preferences"] == pytest.approx(entropy + 0.5 * (one**2 + other**2) / 2, rel=1e-5)
     gap = abs((one - other) / 2 - 0.75)
     assert figures["reward/teacher_gap"] == pytest.approx(gap, rel=1e-4)
 
@@ -313,7 +253,7 @@ RESUMED: dict[str, tuple[dict[str, Any], Sequence[int]]] = {
 
 @pytest.mark.parametrize(("name", "step"), [(name, step) for name, (_, steps) in RESUMED.items() for step in steps])
 def test_broken_off_and_resumed_it_ends_with_the_same_bits(
-    make_state: Callable[[RewardConfig], TrainState],
+    make_reward_state: MakeState,
     harness: Callable[..., Any],
     same_state: Callable[..., None],
     name: str,
@@ -326,7 +266,7 @@ def test_broken_off_and_resumed_it_ends_with_the_same_bits(
     def run(state: TrainState, log: Any, checkpoint: Any) -> TrainState:
         return train_reward(cfg, state, groups, seed=0, pad_id=PAD, log=log, checkpoint=checkpoint)
 
-    runs = harness(lambda: make_state(cfg), run)
+    runs = harness(lambda: make_reward_state(cfg), run)
     resumed, unbroken = runs.resumed_after(step), runs.unbroken()
     same_state(resumed, unbroken)
     assert resumed.tensors.keys() == unbroken.tensors.keys()
@@ -334,119 +274,11 @@ def test_broken_off_and_resumed_it_ends_with_the_same_bits(
         assert torch.equal(resumed.tensors[TEACHER], unbroken.tensors[TEACHER])
 
 
-class Threads:
-    """Processes of a world as threads of this one."""
-
-    def __init__(self, size: int) -> None:
-        self.size, self.slots = size, [None] * size
-        self.barrier = threading.Barrier(size, timeout=60)
-
-    def exchange(self, rank: int, value: Any) -> list[Any]:
-        self.slots[rank] = value
-        self.barrier.wait()
-        everyone = list(self.slots)
-        self.barrier.wait()
-        return everyone
-
-    def run(self, work: Callable[[World], Any]) -> list[Any]:
-        results: list[Any] = [None] * self.size
-
-        def job(rank: int) -> None:
-            try:
-                results[rank] = work(OneOf(self, rank))
-            except BaseException:
-                self.barrier.abort()
-                raise
-
-        threads = [threading.Thread(target=job, args=(rank,)) for rank in range(self.size)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        return results
-
-
-class OneOf:
-    def __init__(self, threads: Threads, rank: int) -> None:
-        self.threads, self.rank, self.size = threads, rank, threads.size
-
-    def share(self, rows: Sequence[Any]) -> list[Any]:
-        return list(rows[self.rank :: self.size])
-
-    def collect(self, items: Sequence[Any]) -> list[Any]:
-        everyone = self.threads.exchange(self.rank, list(items))
-        return [item for row in itertools.zip_longest(*everyone) for item in row if item is not None]
-
-    def total(self, tensor: Tensor) -> Tensor:
-        return torch.stack(self.threads.exchange(self.rank, tensor.detach().clone())).sum(0)
-
-
-TOGETHER: dict[str, dict[str, Any]] = {
-    "gated": {"head": "gated"},
-    "all at once": {
-        "head": "mixed",
-        "criteria": {"overall": 1.0, "contrary": 0.5},
-        "loss": {"weights": "difficulty", "average": "prompt", "center": "pairs"},
-        "auxiliary": {"sft_coef": 0.2, "contrastive_coef": 0.1},
-    },
-    "thurstone": {"loss": {"name": "thurstone"}},
-    "plackett_luce": {"loss": {"name": "plackett_luce", "average": "prompt"}},
-    "distilled": {"ensemble": {"members": 2, "distill": "preferences"}},
-}
-
-
-@pytest.mark.parametrize("name", TOGETHER)
-def test_n25_two_processes_take_the_steps_of_one(make_state: Callable[[RewardConfig], TrainState], name: str) -> None:
-    """13 prompts in steps of 4: the last step has one, so that one of the two has none of its own."""
-    cfg = settings(**TOGETHER[name], learning_rate=1e-4, prompts_per_step=4, epochs=1)
-    groups = toy_groups(13, seed=5, criteria=("overall", "contrary"))
-    alone = train(cfg, make_state(cfg), groups)
-    states = [make_state(cfg) for _ in range(2)]
-    first, second = Threads(2).run(lambda world: train(cfg, states[world.rank], groups, world))
-    for key, value in first.modules["reward"].state_dict().items():
-        assert torch.equal(value, second.modules["reward"].state_dict()[key])
-        torch.testing.assert_close(value, alone.modules["reward"].state_dict()[key], atol=1e-6, rtol=0)
-    assert first.history == second.history
-    for row, expected in zip(first.history, alone.history, strict=True):
-        assert row == pytest.approx(expected, abs=1e-5, rel=1e-4)
-
-
-def test_n25_gradients_of_shares_sum_to_the_gradient_of_all(make_state: Callable[[RewardConfig], TrainState]) -> None:
-    cfg, groups = settings(), toy_groups(3, seed=6)
-
-    def gradient(world: World) -> Tensor:
-        model = make_state(cfg).modules["reward"]
-        scores_BC = read_groups(model, groups, (), PAD, world).scores_BC
-        (scores_BC * torch.arange(9.0)[:, None]).square().sum().backward()
-        return torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
-
-    both = Threads(2).run(gradient)
-    torch.testing.assert_close(both[0] + both[1], gradient(ALONE), atol=1e-4, rtol=1e-4)
-    assert both[0].abs().max() > 0 < both[1].abs().max()
-
-
-def test_a_process_without_rows_still_gives_every_weight_a_gradient(
-    make_state: Callable[[RewardConfig], TrainState],
-) -> None:
-    """A gradient of zeros: divided weights are summed by all processes or by none."""
-    cfg = settings(head="gated", loss={"name": "thurstone"}, auxiliary={"sft_coef": 0.1, "contrastive_coef": 0.1})
-
-    def gradients(world: World) -> list[Tensor | None]:
-        model = make_state(cfg).modules["reward"]
-        reading = read_groups(model, toy_groups(1, seed=6), ["states", "logprobs"], PAD, world)
-        sum(values.square().sum() for values in reading).backward()
-        return [parameter.grad for parameter in model.parameters()]
-
-    with_rows, without = Threads(2).run(gradients)
-    assert all(gradient is not None for gradient in with_rows)
-    assert all(gradient is not None and not gradient.any() for gradient in without)
-
-
-def test_n24_scores_of_training_responses_have_mean_0(make_state: Callable[[RewardConfig], TrainState]) -> None:
+def test_n24_scores_of_training_responses_have_mean_0(make_reward_state: MakeState) -> None:
     """The responses of the pairs are samples of the SFT policy: their mean stands for that of demonstrations."""
     cfg = settings(ensemble={"members": 2, "aggregate": "pessimistic"}, epochs=1)
     groups = toy_groups(40, seed=1)
-    state = train(cfg, make_state(cfg), groups)
+    state = train(cfg, make_reward_state(cfg), groups)
     ensemble = ensemble_of(cfg, state.modules)
     batch, _, _ = collate_groups(groups, PAD)
     with torch.no_grad():
