@@ -22,6 +22,12 @@ from rlhf_core.rollout.packed_weight import GRAIN
 DROP_SHARE = 0.2
 """Finished rows leave a batch together once this share of it can: leaving costs a copy of the cache."""
 
+NEAR_BYTES = 2**24
+"""Keys and values that stay near a processor from one step to the next, beside the weights of a small model."""
+
+FEWEST_ROWS = 16
+"""Batches are not cut to fewer rows for that: products of so few rows cost more than it spares."""
+
 STEPS_BETWEEN_LOOKS = {"cpu": 1, "cuda": 8}
 """How often finished rows are counted: each count waits until the device has computed all that was asked of it."""
 
@@ -96,7 +102,7 @@ def sample_rows(
         temperature: one for all, or one a row; 0 takes the likeliest token each time.
         eos_ids: tokens that end a response.
         pad_id: fills prompts of unequal length; may be an end token.
-        batch_size: most rows decoded at once.
+        batch_size: most rows decoded at once; fewer where they then go faster (`NEAR_BYTES`).
         cut_off: which tokens may be drawn.
 
     Raises:
@@ -109,7 +115,7 @@ def sample_rows(
     end_V = torch.zeros(model.get_output_embeddings().weight.shape[0], dtype=torch.bool, device=model.device)
     end_V[list(eos_ids)] = True
     found: dict[int, tuple[list[int], list[float], list[float], bool]] = {}
-    for rows in _batches(prompts, batch_size):
+    for rows in _batches(prompts, _most_rows(decoder, prompts, uniform_NT.shape[1], batch_size, model.device)):
         growing = _Growing(uniform_NT[rows].to(model.device), [temperatures[row] for row in rows])
         _decode(decoder, growing, [prompts[row] for row in rows], pad_id, end_V, cut_off)
         for row, response in zip(rows, growing.responses(eos_ids), strict=True):
@@ -123,13 +129,23 @@ def sample_rows(
     )
 
 
+def _most_rows(
+    decoder: Decoder, prompts: Sequence[list[int]], max_new_tokens: int, batch_size: int, device: torch.device
+) -> int:
+    """Rows of a batch: on a CPU no more than those whose keys and values stay near, where these are not too few."""
+    row_bytes = decoder.row_bytes(max(map(len, prompts), default=0) + max_new_tokens)
+    if device.type != "cpu" or not row_bytes or NEAR_BYTES // row_bytes < FEWEST_ROWS:
+        return batch_size
+    return min(batch_size, NEAR_BYTES // row_bytes)
+
+
 def _batches(prompts: Sequence[list[int]], batch_size: int) -> Iterator[list[int]]:
     """Rows that are decoded together: of similar length, equal prompts side by side, batches of nearly equal size.
 
-    Sizes are multiples of `GRAIN` but for the last, where that makes no more batches: other numbers of rows cost as
-    much as the next multiple.
+    The longest come first: later batches find room in the memory of the first. Sizes are multiples of `GRAIN` but for
+    the last, where that makes no more batches: other numbers of rows cost as much as the next multiple.
     """
-    order = sorted(range(len(prompts)), key=lambda row: (len(prompts[row]), prompts[row]))
+    order = sorted(range(len(prompts)), key=lambda row: (-len(prompts[row]), prompts[row]))
     num_batches = -(-len(order) // max(1, batch_size))
     size = -(-len(order) // max(1, num_batches))
     rounded = -(-size // GRAIN) * GRAIN

@@ -4,6 +4,7 @@ Shape suffixes: B = rows, P = prompt tokens, T = cache places (P + new tokens), 
 N = B K, G = heads that share a key-value head, E = head size, D = hidden size, V = vocabulary.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -59,6 +60,7 @@ class StaticDecoder:
         self.eps = torch.tensor(config.rms_norm_eps, device=self.embedding.device)
         self.layers = [self._layer(layer) for layer in body.layers]
         self.output = _joined([model.get_output_embeddings()], self.dtype, body.norm.weight)
+        self.room: list[Tensor] = []
 
     @staticmethod
     def supports(model: PreTrainedModel) -> bool:
@@ -73,13 +75,16 @@ class StaticDecoder:
         linears = [part for layer in body.layers for part in _linears(layer)] + [model.get_output_embeddings()]
         return type(body.embed_tokens) is nn.Embedding and all(effective_linear(part) is not None for part in linears)
 
+    def row_bytes(self, places: int) -> int:
+        """See `Decoder`."""
+        return 2 * len(self.layers) * self.num_kv_heads * self.head_size * places * self.dtype.itemsize
+
     def prefill(self, prompts: SequenceBatch, max_new_tokens: int) -> Tensor:
         """See `Decoder`."""
         mask_BP, device = prompts.mask_BS.bool(), prompts.mask_BS.device
         rows, self.filled = mask_BP.shape
         self.places = self.filled + max_new_tokens
-        self.keys = [self._room(rows, self.head_size, self.places) for _ in self.layers]
-        self.values = [self._room(rows, self.places, self.head_size) for _ in self.layers]
+        self._make_room(rows)
         self.next_position_B = mask_BP.sum(1)
         cos, sin = self.rotary(self.eps, torch.arange(self.places, device=device)[None])
         half = self.head_size // 2
@@ -95,27 +100,35 @@ class StaticDecoder:
         x_BD = F.embedding(tokens_B, self.embedding)
         turn_B1E = self.turn_TE.index_select(0, self.next_position_B)[:, None]
         place, self.filled = self.filled, self.filled + 1
+        hidden_N1T = self.hidden_N1T[..., : self.filled]
         for number, layer in enumerate(self.layers):
             queries_BHE, keys_BKE, values_BKE = self._split(self._turned(layer, x_BD, turn_B1E))
-            self.keys[number][..., place] = keys_BKE
-            self.values[number][:, :, place] = values_BKE
-            x_BD = self._mlp(layer, layer.out(self._attend(number, queries_BHE), plus=x_BD))
+            self.keys[number].select(-1, place).copy_(keys_BKE)
+            self.values[number].select(2, place).copy_(values_BKE)
+            x_BD = self._mlp(layer, layer.out(self._attend(number, queries_BHE, hidden_N1T), plus=x_BD))
         self.next_position_B = self.next_position_B + 1
         return self.output(self._norm(x_BD))
 
     def select(self, rows: Tensor) -> None:
         """See `Decoder`."""
         for number, (keys_BKET, values_BKTE) in enumerate(zip(self.keys, self.values, strict=True)):
-            self.keys[number] = self._room(len(rows), self.head_size, self.places)
+            self.keys[number] = keys_BKET.new_empty(len(rows), *keys_BKET.shape[1:])
             self.keys[number][..., : self.filled] = keys_BKET[..., : self.filled][rows]
-            self.values[number] = self._room(len(rows), self.places, self.head_size)
+            self.values[number] = values_BKTE.new_empty(len(rows), *values_BKTE.shape[1:])
             self.values[number][:, :, : self.filled] = values_BKTE[:, :, : self.filled][rows]
         self.hidden_N1T = self.hidden_N1T.unflatten(0, (-1, self.num_kv_heads))[rows].flatten(0, 1)
         self.next_position_B = self.next_position_B[rows]
 
-    def _room(self, rows: int, *shape: int) -> Tensor:
-        """Cache of one layer; what is not written is never read."""
-        return torch.empty(rows, self.num_kv_heads, *shape, dtype=self.dtype, device=self.embedding.device)
+    def _make_room(self, rows: int) -> None:
+        """Cache for a batch, in the memory of the one before where that suffices; what is not written is never read."""
+        shape = (rows, self.num_kv_heads, self.places, self.head_size)
+        size = math.prod(shape)
+        if not self.room or len(self.room[0]) < size:
+            device = self.embedding.device
+            self.room = [torch.empty(size, dtype=self.dtype, device=device) for _ in range(2 * len(self.layers))]
+        room = [flat[:size].view(shape) for flat in self.room]
+        self.keys = [one.view(rows, self.num_kv_heads, self.head_size, self.places) for one in room[::2]]
+        self.values = room[1::2]
 
     def _norm(self, x_ND: Tensor) -> Tensor:
         """Divide by the root of the mean square; the norm's weight is in the product that follows."""
@@ -135,12 +148,11 @@ class StaticDecoder:
         queries, keys, values = heads.split([self.num_heads, self.num_kv_heads, self.num_kv_heads], -2)
         return queries, keys, values
 
-    def _attend(self, number: int, queries_BHE: Tensor) -> Tensor:
+    def _attend(self, number: int, queries_BHE: Tensor, hidden_N1T: Tensor) -> Tensor:
         """What one query a row reads in a layer's cache, its heads side by side, attended_BD."""
         keys_NET = self.keys[number].flatten(0, 1)[..., : self.filled]
         values_NTE = self.values[number].flatten(0, 1)[:, : self.filled]
         queries_NGE = queries_BHE.reshape(len(keys_NET), -1, self.head_size)
-        hidden_N1T = self.hidden_N1T[..., : self.filled]
         scores_NGT = torch.baddbmm(hidden_N1T, queries_NGE, keys_NET, alpha=self.head_size**-0.5)
         probs_NGT = torch.softmax(scores_NGT, -1, dtype=torch.float32).to(self.dtype)
         return torch.bmm(probs_NGT, values_NTE).view(len(queries_BHE), -1)
@@ -160,16 +172,17 @@ class StaticDecoder:
         place_T, last_B = row_T * width + positions_T, self.next_position_B.cumsum(0) - 1
         x_TD, turn_T1E = self.embedding[ids_T], self.turn_TE[positions_T][:, None]
         grouped, cuts = self.num_heads != self.num_kv_heads, pieces(len(x_TD), x_TD)
+        size = (self.num_heads + 2 * self.num_kv_heads) * self.head_size
+        padded = x_TD.new_zeros(rows * width, size, dtype=self.dtype)  # padding stays 0 in every layer
         for number, layer in enumerate(self.layers):
-            joined = [self._turned(layer, x_TD[cut], turn_T1E[cut]) for cut in cuts]
-            padded = joined[0].new_zeros(rows * width, joined[0].shape[1])
-            for cut, part in zip(cuts, joined, strict=True):
-                padded[place_T[cut]] = part
+            for cut in cuts:
+                padded[place_T[cut]] = self._turned(layer, x_TD[cut], turn_T1E[cut])
             queries, keys, values = self._split(padded.view(rows, width, -1))
             self.keys[number][..., :width] = keys.permute(0, 2, 3, 1)
             self.values[number][:, :, :width] = values.transpose(1, 2)
             if number == len(self.layers) - 1:
-                x_TD, attended = x_TD[last_B], self._attend(number, queries.flatten(0, 1)[place_T[last_B]])
+                hidden_N1T, queries = self.hidden_N1T[..., :width], queries.flatten(0, 1)[place_T[last_B]]
+                x_TD, attended = x_TD[last_B], self._attend(number, queries, hidden_N1T)
                 return self.output(self._norm(self._mlp(layer, layer.out(attended, plus=x_TD))))
             queries, keys, values = (part.transpose(1, 2) for part in (queries, keys, values))
             attended = F.scaled_dot_product_attention(queries, keys, values, is_causal=True, enable_gqa=grouped)

@@ -1,0 +1,129 @@
+"""Which rows are decoded together, and where their keys and values lie."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
+
+from rlhf_core.config import ModelConfig
+from rlhf_core.data.batches import SequenceBatch, collate
+from rlhf_core.models.mixture import PolicyMixture
+from rlhf_core.models.policy import build_policy
+from rlhf_core.rollout import sampler
+from rlhf_core.rollout.decoders import make_decoder
+from rlhf_core.rollout.sampler import Samples, sample_responses
+from rlhf_core.rollout.static_decoder import StaticDecoder
+
+VOCABULARY, PAD, NEW = 40, 0, 8
+PROMPTS = [[5 + i % 30] * (1 + i % 12) for i in range(96)]
+LAYERS, HIDDEN = 2, 32
+ROW_BYTES = 2 * LAYERS * HIDDEN * (12 + NEW) * 4  # keys and values, 12 prompt tokens and NEW others, float32
+
+
+def llama() -> PreTrainedModel:
+    cfg = ModelConfig(hidden_size=HIDDEN, heads=2, layers=LAYERS, intermediate_size=32, init_std=0.3)
+    return build_policy(cfg, VOCABULARY, PAD, 1, seed=0)
+
+
+def gpt2() -> PreTrainedModel:
+    return GPT2LMHeadModel(GPT2Config(vocab_size=VOCABULARY, n_embd=16, n_layer=1, n_head=2, n_positions=32)).eval()
+
+
+def sample(model: PreTrainedModel, batch_size: int = 96) -> Samples:
+    return sample_responses(
+        model,
+        PROMPTS,
+        max_new_tokens=NEW,
+        temperature=1.0,
+        generator=torch.Generator().manual_seed(0),
+        eos_ids=(),
+        pad_id=PAD,
+        batch_size=batch_size,
+    )
+
+
+@pytest.fixture
+def decoded(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
+    """Lengths of the prompts of each batch that is decoded."""
+    seen, prefill = [], sampler._prefill
+
+    def watched(decoder: object, prompts: list[list[int]], *more: object) -> Tensor:
+        seen.append(list(map(len, prompts)))
+        return prefill(decoder, prompts, *more)
+
+    monkeypatch.setattr(sampler, "_prefill", watched)
+    return seen
+
+
+@pytest.mark.parametrize(
+    ("near_rows", "rows"),
+    [(96, [96]), (95, [48, 48]), (40, [32, 32, 32]), (16, [16] * 6), (15, [96])],
+)
+def test_a_batch_holds_what_stays_near_unless_that_is_too_little(
+    monkeypatch: pytest.MonkeyPatch, decoded: list[list[int]], near_rows: int, rows: list[int]
+) -> None:
+    model = llama()
+    whole = sample(model)
+    decoded.clear()
+    monkeypatch.setattr(sampler, "NEAR_BYTES", near_rows * ROW_BYTES)
+    cut = sample(model)
+    assert list(map(len, decoded)) == rows
+    lengths = [length for batch in decoded for length in batch]
+    assert lengths == sorted(lengths, reverse=True)
+    assert cut.response_ids == whole.response_ids
+
+
+@pytest.mark.parametrize(
+    ("make", "rows"), [(lambda: PolicyMixture([llama(), llama()], [0.5, 0.5]), [24] * 4), (gpt2, [96])]
+)
+def test_a_mixture_holds_twice_as_much_and_of_other_models_it_is_not_known(
+    monkeypatch: pytest.MonkeyPatch, decoded: list[list[int]], make: Callable[[], PreTrainedModel], rows: list[int]
+) -> None:
+    monkeypatch.setattr(sampler, "NEAR_BYTES", 48 * ROW_BYTES)
+    sample(make())
+    assert list(map(len, decoded)) == rows
+
+
+def test_no_more_rows_than_were_asked_for(monkeypatch: pytest.MonkeyPatch, decoded: list[list[int]]) -> None:
+    monkeypatch.setattr(sampler, "NEAR_BYTES", 48 * ROW_BYTES)
+    sample(llama(), batch_size=20)
+    assert list(map(len, decoded)) == [20] * 4 + [16]
+
+
+def prompts(rows: int, length: int) -> SequenceBatch:
+    return collate([[5 + row] * length for row in range(rows)], [[]] * rows, PAD)
+
+
+def test_keys_and_values_take_what_is_said_and_lie_where_those_before_lay() -> None:
+    decoder = make_decoder(llama())
+    assert isinstance(decoder, StaticDecoder)
+
+    def room() -> dict[int, int]:
+        return {tensor.data_ptr(): tensor.nbytes for tensor in (*decoder.keys, *decoder.values)}
+
+    decoder.prefill(prompts(6, 12), NEW)
+    first = room()
+    assert len(first) == 2 * LAYERS
+    assert sum(first.values()) == 6 * ROW_BYTES == 6 * decoder.row_bytes(12 + NEW)
+    decoder.select(torch.tensor([0, 3]))
+    assert room().keys().isdisjoint(first), "rows that go on are copied, not moved within their own memory"
+    decoder.prefill(prompts(5, 7), NEW)
+    assert room().keys() == first.keys()
+    decoder.prefill(prompts(7, 12), NEW)
+    assert sum(room().values()) == 7 * ROW_BYTES
+
+
+@torch.inference_mode()
+def test_what_an_earlier_batch_left_behind_is_never_read() -> None:
+    model = llama()
+    used, fresh = make_decoder(model), make_decoder(model)
+    used.prefill(prompts(6, 12), NEW)
+    for tensor in (*used.keys, *used.values):
+        tensor.fill_(float("nan"))
+    for decoder in (used, fresh):
+        decoder.logits = [decoder.prefill(prompts(4, 5), NEW)]
+        decoder.logits += [decoder.step(torch.tensor([7, 8, 9, 10])) for _ in range(NEW)]
+    for one, other in zip(used.logits, fresh.logits, strict=True):
+        assert torch.equal(one, other)
