@@ -20,7 +20,13 @@ HEADLINES: Mapping[str, tuple[tuple[str, str], ...]] = {
         ("steps", "steps"),
         ("ended by the guard, back to step", "guard_best_step"),
     ),
-    "combine": (("share of the second", "second_share"), ("value", "value"), ("gain", "gain_over_better_member")),
+    "combine": (
+        ("PPO", "shares.ppo"),
+        ("DPO", "shares.dpo"),
+        ("chain", "shares.chain"),
+        ("value", "value"),
+        ("gain", "gain_over_best_member"),
+    ),
     "evaluate": (("win rate", "verdict.win_rate"), ("KL to SFT", "verdict.kl_to_sft")),
 }
 FALLBACK_FIGURES = 3

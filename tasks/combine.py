@@ -1,25 +1,27 @@
-"""Stage `combine@weights` and `combine@probabilities`: two aligned policies made into one.
+"""Stage `combine@weights` and `combine@probabilities`: two or more aligned policies made into one.
 
-How much each counts is chosen on held-out preference pairs, which neither trained on and which are not the prompts of
-the A/B comparison. Both members are measured in the same way, so that the figures say whether the combination is
+How much each counts is chosen on held-out preference pairs, which none trained on and which are not the prompts of
+the A/B comparison. Each member alone is measured in the same way, so that the figures say whether the combination is
 worth it. Reads artifacts/sft/model, artifacts/align/<member>/model, artifacts/preferences/heldout.parquet and, to
-choose by score, artifacts/reward/model. Writes model/: a plain folder for `weights`, a mixture (both members and
+choose by score, artifacts/reward/model. Writes model/: a plain folder for `weights`, a mixture (all members and
 mixture.json) for `probabilities`.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from statistics import fmean
 from typing import Any, TypeAlias
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from rlhf_core.config import CombineConfig
 from rlhf_core.data.pairs import PreferencePair
 from rlhf_core.errors import ConfigError, DataError
-from rlhf_core.evaluation.drift import drift_figures, summed_logprobs
+from rlhf_core.evaluation.drift import drift_figures, summed_logprobs, token_logprobs
 from rlhf_core.evaluation.judges import reward_scores
 from rlhf_core.evaluation.response_set import sample_response_set
+from rlhf_core.evaluation.shares import best_parts, likelihood_to_gain, mixture_likelihood, part_lattice
 from rlhf_core.models.mixture import PolicyMixture, averaged_weights
 from rlhf_core.models.policy import load_policy, save_policy
 from rlhf_core.models.reward_ensemble import load_reward_model
@@ -31,7 +33,8 @@ from tasks.stage import Stage
 
 BATCH_SIZE = 64
 Policy: TypeAlias = PreTrainedModel | PolicyMixture
-Measure = Callable[[Policy], dict[str, float]]
+Shares: TypeAlias = tuple[float, ...]
+Measure: TypeAlias = Callable[[Shares], dict[str, float]]
 
 
 def run(stage: Stage) -> dict[str, Any]:
@@ -46,38 +49,42 @@ def run(stage: Stage) -> dict[str, Any]:
     members = [load_policy(stage.root / paths.ALIGN / name / "model").to(stage.device) for name in cfg.members]
     _check_vocabulary(members)
     pairs = _heldout_pairs(stage, tokenizer)
-    measure = _by_likelihood(pairs, tokenizer) if cfg.choose_by == "likelihood" else _by_score(stage, pairs, tokenizer)
+    combine = partial(_combined, stage.item, members)
+    measure = _measure(stage, combine, members, pairs, tokenizer)
 
-    def combine(share: float) -> Policy:
-        shares = (1.0 - share, share)
-        if stage.item == "weights":
-            return averaged_weights(members, shares)
-        return PolicyMixture(members, shares).eval()
+    alone = [measure(tuple(float(one is other) for other in members)) for one in members]
+    lattice = part_lattice(len(members), cfg.parts)
+    candidates: list[tuple[Shares, dict[str, float]]] = []
+    for number, parts in enumerate(lattice, start=1):
+        shares = tuple(part / cfg.parts for part in parts)
+        candidates.append((shares, measure(shares)))
+        stage.log(number, len(lattice), {"eval/value": candidates[-1][1]["value"]}, 0)
 
-    measured = [{"share": 0.0, **measure(members[0])}]
-    for number, share in enumerate(cfg.shares, start=1):
-        measured.append({"share": share, **measure(combine(share))})
-        stage.log(number, len(cfg.shares), {"eval/value": measured[-1]["value"]}, 0)
-    measured.append({"share": 1.0, **measure(members[1])})
-    chosen = max(measured[1:-1], key=lambda row: row["value"])  # the first of equals
-    policy = combine(chosen["share"])
+    def named(values: Sequence[Any]) -> dict[str, Any]:
+        return dict(zip(cfg.members, values, strict=True))
+
+    shares, chosen = candidates[best_parts(lattice, [figures["value"] for _, figures in candidates])]
+    policy = combine(shares)
     if isinstance(policy, PolicyMixture):
         policy.save(tokenizer, stage.out / "model")
     else:
         save_policy(policy, tokenizer, stage.out / "model")
-    return _figures(cfg, measured, chosen) | {"num_pairs": len(pairs)}
-
-
-def _figures(cfg: CombineConfig, measured: list[dict[str, float]], chosen: dict[str, float]) -> dict[str, Any]:
-    best_member = max(measured[0]["value"], measured[-1]["value"])
     return {
         "members": list(cfg.members),
         "choose_by": cfg.choose_by,
-        "second_share": chosen["share"],
-        **{name: value for name, value in chosen.items() if name != "share"},
-        "gain_over_better_member": chosen["value"] - best_member,
-        "measured": measured,
+        "shares": named(shares),
+        **chosen,
+        "gain_over_best_member": chosen["value"] - max(figures["value"] for figures in alone),
+        "alone": named(alone),
+        "measured": [{"shares": named(shares), **figures} for shares, figures in candidates],
+        "num_pairs": len(pairs),
     }
+
+
+def _combined(method: str, members: Sequence[PreTrainedModel], shares: Shares) -> Policy:
+    if 1.0 in shares:
+        return members[shares.index(1.0)]
+    return averaged_weights(members, shares) if method == "weights" else PolicyMixture(members, shares).eval()
 
 
 def _check_vocabulary(members: Sequence[PreTrainedModel]) -> None:
@@ -99,19 +106,42 @@ def _rng(stage: Stage) -> StepRng:
     return StepRng(stage.params.seed, "combine")
 
 
-def _by_likelihood(pairs: Sequence[PreferencePair], tokenizer: PreTrainedTokenizerBase) -> Measure:
-    """Log-likelihood of the chosen responses, per token: how well a policy speaks for what people chose."""
-    rows = ([pair.prompt for pair in pairs], [pair.chosen for pair in pairs])
-    tokens = sum(map(len, rows[1]))
+def _measure(
+    stage: Stage,
+    combine: Callable[[Shares], Policy],
+    members: Sequence[PreTrainedModel],
+    pairs: Sequence[PreferencePair],
+    tokenizer: PreTrainedTokenizerBase,
+) -> Measure:
+    """What says how good a combination with some shares is: its `value`, and what that is made of."""
+    if stage.params.combine.choose_by == "score":
+        score = _by_score(stage, pairs, tokenizer)
+        return lambda shares: score(combine(shares))
+    say = partial(
+        token_logprobs,
+        prompts=[pair.prompt for pair in pairs],
+        responses=[pair.chosen for pair in pairs],
+        pad_id=tokenizer.pad_token_id,
+        batch_size=BATCH_SIZE,
+    )
+    if stage.item == "weights":
+        return lambda shares: {"value": say(combine(shares)).mean().item()}
+    return _of_mixtures(torch.stack([say(member) for member in members]))
 
-    def measure(policy: Policy) -> dict[str, float]:
-        sums = summed_logprobs(policy, *rows, pad_id=tokenizer.pad_token_id, batch_size=BATCH_SIZE)
-        return {"value": float(sums.sum()) / tokens}
+
+def _of_mixtures(logprobs_MT: Tensor) -> Measure:
+    """Log-likelihood a token of any mixture, from one pass of each member over the chosen responses."""
+
+    def measure(shares: Shares) -> dict[str, float]:
+        value = {"value": mixture_likelihood(logprobs_MT, shares)}
+        return value if 1.0 in shares else value | {"likelihood_to_gain": likelihood_to_gain(logprobs_MT, shares)}
 
     return measure
 
 
-def _by_score(stage: Stage, pairs: Sequence[PreferencePair], tokenizer: PreTrainedTokenizerBase) -> Measure:
+def _by_score(
+    stage: Stage, pairs: Sequence[PreferencePair], tokenizer: PreTrainedTokenizerBase
+) -> Callable[[Policy], dict[str, float]]:
     """The reward model's mean score less `kl_coef` times the KL to SFT, on own samples: what PPO maximises.
 
     The same prompts and random numbers for every policy.

@@ -13,7 +13,7 @@ from rlhf_core.state.atomic import file_digest, tree_digest
 from tasks import paths
 
 DVC_FILE = Path("dvc.yaml")
-_PARAMETER = re.compile(r"\$\{([\w.\[\]]+)\}")
+_PARAMETER = re.compile(r"\$\{([\w.\[\]-]+)\}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,7 +52,7 @@ def stage_definition(root: Path, stage: str) -> StageDefinition:
 
     return StageDefinition(
         name=stage,
-        deps=tuple(fill(dep) for dep in body.get("deps", [])),
+        deps=tuple(dict.fromkeys(fill(dep) for dep in body.get("deps", []))),
         params=tuple(fill(key) for key in body.get("params", [])),
         outs=tuple(fill(_path(out)) for key in ("outs", "metrics", "plots") for out in body.get(key, [])),
     )
@@ -64,8 +64,8 @@ def _parameter(root: Path, key: str) -> Any:
     given = YAML(typ="safe").load(path.read_text()) if path.is_file() else None
     found: Any = given or {}
     default: Any = Params().model_dump(mode="json", by_alias=True)
-    for part in re.findall(r"\w+", key):  # `combine.members[0]`: names and places
-        if part.isdecimal():
+    for part in re.findall(r"-?\w+", key):  # `combine.members[0]`: names and places, -1 the last
+        if part.lstrip("-").isdecimal():
             return found[int(part)]
         default = default[part]
         found = found.get(part, default) if isinstance(found, dict) else default

@@ -1,6 +1,6 @@
-"""Two policies as one: their weights averaged, or their next-token distributions mixed.
+"""Several policies as one: their weights averaged, or their next-token distributions mixed.
 
-Averaged weights are a model like any other. A mixture needs both models at every token; it is a folder with both of
+Averaged weights are a model like any other. A mixture needs every member at every token; it is a folder with all of
 them and a description, and it answers to what sampling and scoring ask of a model.
 """
 
@@ -19,7 +19,6 @@ from rlhf_core.models.policy import load_policy, save_policy
 from rlhf_core.state.atomic import write_json
 
 DESCRIPTION = "mixture.json"
-MEMBER_FOLDERS = ("member-1", "member-2")
 
 
 class PolicyMixture(nn.Module):
@@ -31,7 +30,7 @@ class PolicyMixture(nn.Module):
     Its logits are log p, and a temperature T divides them as it divides any policy's: softmax(log p / T), mixed first
     and tempered then. So 0 takes the token that the mixture holds likeliest, top-k and top-p cut the mixture, and 1 is
     the mixture itself. Tempering the members before would mix other policies: towards 0 it comes to one member's
-    favourite or the other's, drawn by share, and greedy decoding would always be the heavier member's alone.
+    favourite or another's, drawn by share, and greedy decoding would always be the heaviest member's alone.
 
     Args:
         members: policies on one device.
@@ -59,9 +58,15 @@ class PolicyMixture(nn.Module):
     def save(self, tokenizer: PreTrainedTokenizerBase, folder: Path | str) -> None:
         """Write members that each load by themselves, and the description."""
         folder = Path(folder)
-        for member, name in zip(self.members, MEMBER_FOLDERS, strict=True):
+        names = member_folders(len(self.members))
+        for member, name in zip(self.members, names, strict=True):
             save_policy(member, tokenizer, folder / name)
-        write_json(folder / DESCRIPTION, {"members": list(MEMBER_FOLDERS), "shares": list(self.shares)})
+        write_json(folder / DESCRIPTION, {"members": names, "shares": list(self.shares)})
+
+
+def member_folders(count: int) -> list[str]:
+    """Names of the members' folders in a mixture's: `member-1`, `member-2` and so on."""
+    return [f"member-{number}" for number in range(1, count + 1)]
 
 
 def mixed_logprobs(logprobs: Sequence[Tensor], shares: Sequence[float]) -> Tensor:
@@ -109,10 +114,11 @@ def load_any_policy(folder: Path | str) -> PreTrainedModel | PolicyMixture:
         return load_policy(folder)
     described = read_json(folder / DESCRIPTION)
     try:
-        if described["members"] != list(MEMBER_FOLDERS):
-            raise ValueError(f"members {described['members']}")
         shares = [float(share) for share in described["shares"]]
-        return PolicyMixture([load_policy(folder / name) for name in MEMBER_FOLDERS], shares).eval()
+        names = member_folders(len(shares))
+        if described["members"] != names:
+            raise ValueError(f"members {described['members']} with {len(shares)} shares")
+        return PolicyMixture([load_policy(folder / name) for name in names], shares).eval()
     except (KeyError, TypeError, ValueError) as error:
         raise ConfigError(
             f"{folder / DESCRIPTION}: not a mixture that can be read ({error}). Fix: write it again"
@@ -121,4 +127,4 @@ def load_any_policy(folder: Path | str) -> PreTrainedModel | PolicyMixture:
 
 def tokenizer_folder(folder: Path | str) -> Path:
     """Where the tokenizer of a policy's folder lies: with a mixture's first member, else in the folder itself."""
-    return Path(folder) / MEMBER_FOLDERS[0] if is_mixture(folder) else Path(folder)
+    return Path(folder) / member_folders(1)[0] if is_mixture(folder) else Path(folder)

@@ -167,6 +167,12 @@ def test_numbers_are_short() -> None:
     assert [number(value) for value in (1234567, 0.123456, 1e-9)] == ["1,234,567", "0.1235", "1e-09"]
 
 
+def test_a_combined_policy_shows_each_share() -> None:
+    metrics = {"shares": {"chain": 0.25, "ppo": 0.75}, "value": -1.5, "gain_over_best_member": -0.01}
+    stage = StageSummary(name="combine@weights", status="done", metrics=metrics)
+    assert headline(stage) == "PPO 0.75 · chain 0.25 · value -1.5 · gain -0.01"
+
+
 def test_a_failed_stage_shows_why() -> None:
     assert headline(StageSummary(name="sft", status="failed", message="no data", metrics={"steps": 1})) == "no data"
     assert headline(StageSummary(name="unknown", status="done", metrics={"b": True, "c": 2, "d": "x"})) == "c 2"

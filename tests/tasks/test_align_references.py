@@ -94,13 +94,12 @@ def test_a_member_that_is_the_sft_model_has_no_divergence_from_it(project: Path)
     """What `choose_by: score` charges is measured from the SFT model, and on the policy's own responses."""
     shutil.rmtree(project / "artifacts/align/ppo/model")
     shutil.copytree(project / "artifacts/sft/model", project / "artifacts/align/ppo/model")
-    more = {"methods": ["probabilities"], "members": ["ppo", "dpo"], "pairs": 8, "choose_by": "score", "shares": [0.5]}
+    more = {"methods": ["probabilities"], "members": ["ppo", "dpo"], "pairs": 8, "choose_by": "score", "parts": 2}
     told = run(project, "combine@probabilities", combine=more)
     assert told["num_pairs"] == 8
-    measured = told["measured"]
-    assert measured[0]["kl_to_sft"] == 0.0
-    assert measured[-1]["kl_to_sft"] != 0.0
-    assert measured[1]["kl_to_sft"] != measured[-1]["kl_to_sft"]
+    assert told["alone"]["ppo"]["kl_to_sft"] == 0.0
+    assert told["alone"]["dpo"]["kl_to_sft"] != 0.0
+    assert told["measured"][0]["kl_to_sft"] != told["alone"]["dpo"]["kl_to_sft"]
 
 
 def test_members_with_other_vocabularies_are_refused(project: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""Two policies as one: averaged weights, mixed distributions, in sampling and in scoring alike."""
+"""Several policies as one: averaged weights, mixed distributions, in sampling and in scoring alike."""
 
 import math
 from pathlib import Path
@@ -43,6 +43,11 @@ def members() -> list[PreTrainedModel]:
     return [build_policy(CONFIG, VOCABULARY, 0, 1, seed) for seed in (1, 2)]
 
 
+@pytest.fixture
+def three(members: list[PreTrainedModel]) -> list[PreTrainedModel]:
+    return [*members, build_policy(CONFIG, VOCABULARY, 0, 1, 3)]
+
+
 def next_probs(model: PreTrainedModel, ids: list[int]) -> torch.Tensor:
     """Through the model's own forward."""
     with torch.no_grad():
@@ -57,9 +62,20 @@ def test_mixed_logprobs_are_the_logarithm_of_the_mean_probability() -> None:
     assert mixed[2].item() == pytest.approx(0.0, abs=1e-12)
 
 
-def test_a_mixture_samples_and_scores_the_same_distribution(members: list[PreTrainedModel]) -> None:
+def test_three_logprobs_mixed_by_hand() -> None:
+    rows = [torch.tensor([-1.0, -300.0]).double(), torch.tensor([-2.0, -301.0]).double(), torch.zeros(2).double()]
+    mixed = mixed_logprobs(rows, (0.5, 0.3, 0.2))
+    by_hand = math.log(0.5 * math.exp(-1) + 0.3 * math.exp(-2) + 0.2)
+    assert mixed.tolist() == pytest.approx([by_hand, math.log(0.2)], abs=1e-14)
+
+
+@pytest.mark.parametrize("shares", [(0.3, 0.7), (0.2, 0.5, 0.3)])
+def test_a_mixture_samples_and_scores_the_same_distribution(
+    three: list[PreTrainedModel], shares: tuple[float, ...]
+) -> None:
     """Token by token, against probabilities mixed by hand; what the sampler reports is what scoring gives."""
-    mixture = PolicyMixture(members, (0.3, 0.7))
+    members = three[: len(shares)]
+    mixture = PolicyMixture(members, shares)
     prompts = [[5, 6, 7], [8, 9], [8, 9], [10]]
     samples = sample_responses(
         mixture,
@@ -78,7 +94,7 @@ def test_a_mixture_samples_and_scores_the_same_distribution(members: list[PreTra
     ):
         for place, token in enumerate(response):
             probs = [next_probs(member, prompt + response[:place])[token].item() for member in members]
-            by_hand = math.log(0.3 * probs[0] + 0.7 * probs[1])
+            by_hand = math.log(sum(share * prob for share, prob in zip(shares, probs, strict=True)))
             assert reported[place] == pytest.approx(by_hand, abs=1e-4)
             assert scored_BR[row, place].item() == pytest.approx(by_hand, abs=1e-4)
         assert not scored_BR[row, len(response) :].any()
@@ -128,13 +144,13 @@ def tempered(probs: list[torch.Tensor], shares: tuple[float, ...], temperature: 
     return powered / powered.sum()
 
 
-@pytest.mark.parametrize("temperature", [0.4, 2.5])
+@pytest.mark.parametrize(("temperature", "shares"), [(0.4, (0.3, 0.7)), (2.5, (0.3, 0.7)), (0.4, (0.2, 0.5, 0.3))])
 def test_a_tempered_mixture_samples_and_scores_what_is_computed_directly(
-    members: list[PreTrainedModel], temperature: float, monkeypatch: pytest.MonkeyPatch
+    three: list[PreTrainedModel], temperature: float, shares: tuple[float, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Scored in pieces of two tokens; members that are tempered before they are mixed give something else."""
     monkeypatch.setattr(logprobs, "MIXED_LOGITS_AT_ONCE", 2 * VOCABULARY)
-    shares, prompts = (0.3, 0.7), [[5, 6, 7], [8, 9], [10]]
+    members, prompts = three[: len(shares)], [[5, 6, 7], [8, 9], [10]]
     mixture = PolicyMixture(members, shares)
     samples = sample_responses(
         mixture,
@@ -194,7 +210,7 @@ def test_pieces_other_output_layers_and_gradients_of_a_tempered_mixture(
     assert response_logprobs(mixture, collate([[5, 6]], [[]], 0), 0.7).shape == (1, 0)
 
 
-@pytest.mark.parametrize("shares", [(0.5, 0.6), (1.0, 0.0), (1.0,)])
+@pytest.mark.parametrize("shares", [(0.5, 0.6), (1.0, 0.0), (1.0,), (0.25, 0.5, 0.25)])
 def test_shares_that_are_no_distribution_are_refused(members: list[PreTrainedModel], shares: tuple[float, ...]) -> None:
     with pytest.raises(ValueError, match="one each, positive, 1 in sum"):
         PolicyMixture(members, shares)
@@ -210,13 +226,28 @@ def test_averaged_weights_are_the_means_by_share(members: list[PreTrainedModel])
     assert all(torch.equal(one, two) for one, two in zip(same.parameters(), members[0].parameters(), strict=True))
 
 
+def test_weights_of_three_are_averaged_by_hand(three: list[PreTrainedModel]) -> None:
+    """Every number, summed in Python's floats; float32 keeps 24 bits of it."""
+    made = averaged_weights(three, (0.5, 0.2, 0.3))
+    for name, tensor in made.named_parameters():
+        rows = [dict(member.named_parameters())[name].flatten().tolist() for member in three]
+        by_hand = [0.5 * one + 0.2 * two + 0.3 * other for one, two, other in zip(*rows, strict=True)]
+        assert torch.equal(tensor.flatten(), torch.tensor(by_hand, dtype=torch.float64).float()), name
+
+
 def test_other_shapes_cannot_be_averaged(members: list[PreTrainedModel]) -> None:
     wider = build_policy(CONFIG.model_copy(update={"intermediate_size": 24}), VOCABULARY, 0, 1, 3)
     with pytest.raises(ConfigError, match=r"other weights by name or shape\. Fix: methods: \[probabilities\]"):
         averaged_weights([members[0], wider], (0.5, 0.5))
 
 
-def test_a_saved_mixture_loads_whole_and_its_members_alone(members: list[PreTrainedModel], tmp_path: Path) -> None:
+def saved_three(three: list[PreTrainedModel], folder: Path) -> Path:
+    PolicyMixture(three, (0.2, 0.5, 0.3)).save(train_tokenizer(["words"], VOCABULARY), folder)
+    return folder
+
+
+def test_a_saved_mixture_loads_whole_and_its_members_alone(three: list[PreTrainedModel], tmp_path: Path) -> None:
+    members = three[:2]
     tokenizer = train_tokenizer(["some words to learn from"], VOCABULARY)
     mixture = PolicyMixture(members, (0.25, 0.75))
     mixture.save(tokenizer, tmp_path / "model")
@@ -231,12 +262,27 @@ def test_a_saved_mixture_loads_whole_and_its_members_alone(members: list[PreTrai
     assert load_tokenizer(tokenizer_folder(tmp_path / "model")).eos_token_id == tokenizer.eos_token_id
     assert eos_token_ids(loaded, tokenizer) == (1,)
 
+    again = load_any_policy(saved_three(three, tmp_path / "three"))
+    assert isinstance(again, PolicyMixture)
+    assert again.shares == (0.2, 0.5, 0.3)
+    for one, member in zip(again.members, three, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(one.parameters(), member.parameters(), strict=True))
+
     save_policy(members[0], tokenizer, tmp_path / "plain")
     assert isinstance(load_any_policy(tmp_path / "plain"), PreTrainedModel)
     assert tokenizer_folder(tmp_path / "plain") == tmp_path / "plain"
 
 
-@pytest.mark.parametrize("text", ['{"shares": [0.5, 0.5]}', '{"members": ["../x", "y"], "shares": [0.5, 0.5]}', "[]"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"shares": [0.5, 0.5]}',
+        '{"members": ["../x", "y"], "shares": [0.5, 0.5]}',
+        '{"members": ["member-1", "member-2"], "shares": [0.5, 0.25, 0.25]}',
+        '{"members": [], "shares": []}',
+        "[]",
+    ],
+)
 def test_a_description_that_says_something_else_is_refused(
     members: list[PreTrainedModel], tmp_path: Path, text: str
 ) -> None:
