@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, Protocol
 
-from rlhf_core.data.rankings import RANKINGS
+from rlhf_core.data.rankings import ranking_source
 from rlhf_core.data.records import OVERALL
 from rlhf_core.errors import DataError
 from rlhf_core.feedback.annotators import gold_agreement, simulated_ballots
@@ -108,5 +108,5 @@ def _pair_rows(ballots: Sequence[Ballot], verdicts: Sequence[Verdict], source: s
 
 
 def _source(ballot: Ballot, source: str) -> str:
-    """Where the votes come from: the label source, or `rankings`, whose pairs belong together."""
-    return RANKINGS if ballot.ranked else source
+    """Where the votes come from: the label source, or the rankings, whose pairs belong together."""
+    return ranking_source(ballot.rankings) if ballot.rankings else source

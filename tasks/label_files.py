@@ -3,8 +3,8 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-from rlhf_core.data.rankings import ranked_choices
-from rlhf_core.data.records import UNNAMED
+from rlhf_core.data.rankings import RANKINGS, ranked_choices
+from rlhf_core.data.records import UNNAMED, content_id
 from rlhf_core.data.splits import prompt_group, split_of
 from rlhf_core.errors import DataError
 from rlhf_core.feedback.labelling import Ballot, Pair, Vote, pair_id
@@ -39,30 +39,32 @@ class BallotBox:
 
     def __init__(self) -> None:
         self._pairs: dict[tuple[str, str], Pair] = {}
-        self._votes: dict[tuple[str, str], dict[tuple[str, int], Vote]] = {}
-        self._ranked: set[tuple[str, str]] = set()
+        self._votes: dict[tuple[str, str], dict[tuple[str, str | int], Vote]] = {}
+        self._rankings: dict[tuple[str, str], dict[str, None]] = {}
 
     def pair(self, pair: Pair) -> Pair:
         """The pair as it was first seen, whose order of responses all its votes must have."""
         return self._pairs.setdefault((pair.pair_id, pair.criterion), pair)
 
-    def add(self, pair: Pair, vote: Vote, *, named: bool, ranked: bool = False) -> None:
+    def add(self, pair: Pair, vote: Vote, *, named: bool, ranking: str = "") -> None:
         """Count a vote on a pair that `pair` has given out.
 
         Args:
-            named: the last vote of the annotator on the pair counts; else all do, for the unnamed may be many.
-            ranked: the vote comes from a ranking.
+            named: the last vote of the annotator on the pair in the same ranking, or in none, counts; else all do, for
+                the unnamed may be many.
+            ranking: identity of the ranking that the vote comes from.
         """
         key = pair.pair_id, pair.criterion
         votes = self._votes.setdefault(key, {})
-        votes[vote.annotator, 0 if named else len(votes) + 1] = vote
-        if ranked:
-            self._ranked.add(key)
+        votes[vote.annotator, ranking if named else len(votes)] = vote
+        if ranking:
+            self._rankings.setdefault(key, {})[ranking] = None
 
     def ballots(self) -> Iterator[Ballot]:
         """Every pair with its votes."""
         for key, pair in self._pairs.items():
-            yield Ballot(pair=pair, votes=tuple(self._votes[key].values()), ranked=key in self._ranked)
+            rankings = tuple(self._rankings.get(key, ()))
+            yield Ballot(pair=pair, votes=tuple(self._votes[key].values()), rankings=rankings)
 
 
 def _split_rule(stage: Stage) -> Callable[[str], str]:
@@ -100,16 +102,20 @@ def _compare(box: BallotBox, row: Row) -> None:
 
 
 def _rank(box: BallotBox, row: Row) -> None:
-    """One vote a pair of the ranked responses. A ranking says which is better and not by how much: strength 1."""
+    """One vote a pair of the ranked responses. A ranking says which is better and not by how much: strength 1.
+
+    Its identity is what was ranked: orders of the same responses are votes on one ranking, other responses are another.
+    """
+    identity = content_id(RANKINGS, row["prompt_id"], row["criterion"], *sorted(row["responses"]))
     for one, other, choice in ranked_choices(row["responses"], row["ranking"]):
-        _add(box, row, one, other, Vote(annotator=row["annotator"], choice=choice), ranked=True)
+        _add(box, row, one, other, Vote(annotator=row["annotator"], choice=choice), identity)
 
 
-def _add(box: BallotBox, row: Row, one: str, other: str, vote: Vote, *, ranked: bool = False) -> None:
+def _add(box: BallotBox, row: Row, one: str, other: str, vote: Vote, ranking: str = "") -> None:
     identity = pair_id(row["prompt_id"], one, other)
     pair = box.pair(_pair(row, one, other, identity, row["split"]))
     turned = vote if pair.response_a == one else Vote.from_signed(vote.annotator, -vote.signed)
-    box.add(pair, turned, named=vote.annotator != UNNAMED, ranked=ranked)
+    box.add(pair, turned, named=vote.annotator != UNNAMED, ranking=ranking)
 
 
 def _pair(row: Row, response_a: str, response_b: str, identity: str, split: str) -> Pair:

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rlhf_core.config import RewardConfig
-from rlhf_core.data.pair_table import pair_table
+from rlhf_core.data.pair_table import pair_table, rankings_apart
 from rlhf_core.data.pairs import PreferenceGroup
 from rlhf_core.data.records import OVERALL
 from rlhf_core.evaluation.readings import Reading
@@ -102,12 +102,14 @@ def criterion_figures(cfg: RewardConfig, rows: Sequence[Row], chosen: Readings, 
 
 
 def ranking_figures(cfg: RewardConfig, groups: Sequence[PreferenceGroup]) -> dict[str, Any]:
-    """`rankings`, under `plackett_luce`: how many were read off the training pairs, and how many prompts gave none.
+    """`rankings`, under `plackett_luce`: how many were read off the training pairs, and how many were not.
 
-    A prompt counts once a criterion; one whose pairs are no single order was trained on as pairs.
+    Those whose pairs are no single order were trained on as pairs. Pairs of no ranking count as one a prompt and
+    criterion.
     """
     if cfg.loss.name != "plackett_luce":
         return {}
-    tables = [table for group in groups for name in cfg.criteria if len(table := pair_table([group], [name]))]
-    read = sum(len(split_rankings(table)[0]) for table in tables)
-    return {"rankings": {"num_read": read, "num_as_pairs": len(tables) - read}}
+    tables = [table for name in cfg.criteria if len(table := pair_table(groups, [name]))]
+    apart = [rankings_apart(table)[0] for table in tables]
+    read = sum(len(split_rankings(table)[0]) for table in apart)
+    return {"rankings": {"num_read": read, "num_as_pairs": sum(len(table.group_N.unique()) for table in apart) - read}}

@@ -4,7 +4,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 
 from rlhf_core.data.labelled import Preference
-from rlhf_core.data.rankings import RANKINGS
+from rlhf_core.data.rankings import is_ranked
 from rlhf_core.data.records import content_id
 from rlhf_core.errors import DataError
 
@@ -17,8 +17,8 @@ def cap_per_prompt(pairs: Iterable[Preference], most: int) -> list[Preference]:
     counts: Counter[str] = Counter()
     kept = []
     for pair in sorted(pairs, key=lambda pair: pair.strength_first):
-        counts[pair.group] += pair.source != RANKINGS
-        if pair.source == RANKINGS or counts[pair.group] <= most:
+        counts[pair.group] += not is_ranked(pair.source)
+        if is_ranked(pair.source) or counts[pair.group] <= most:
             kept.append(pair)
     return kept
 

@@ -15,7 +15,7 @@ from datasketch import MinHash, MinHashLSH
 
 from rlhf_core.data.labelled import Preference
 from rlhf_core.data.normal import normal_form
-from rlhf_core.data.rankings import RANKINGS
+from rlhf_core.data.rankings import is_ranked
 
 Key = TypeVar("Key", bound=Hashable)
 
@@ -146,7 +146,7 @@ def without_near(pairs: Iterable[Preference], threshold: float) -> list[Preferen
 
 
 def _ranked_together(one: Preference, other: Preference) -> bool:
-    return one.source == other.source == RANKINGS and one.group == other.group
+    return is_ranked(one.source) and is_ranked(other.source) and one.group == other.group
 
 
 def leaking_prompts(train: Iterable[str], heldout: Iterable[str], threshold: float) -> set[str]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from rlhf_core.data.labelled import Preference
 from rlhf_core.data.normal import normal_form
-from rlhf_core.data.rankings import RANKINGS
+from rlhf_core.data.rankings import is_ranked
 from rlhf_core.data.records import content_id, prompt_id
 from rlhf_core.data.splits import prompt_group
 
@@ -86,7 +86,7 @@ def cap_by_criterion(rows: Iterable[Row], most: int) -> list[Row]:
     counts: defaultdict[tuple[str, str], int] = defaultdict(int)
     kept = []
     for row in sorted(rows, key=lambda row: (-row["margin"], row["pair_id"])):
-        if row["split"] == "train" and row["source"] != RANKINGS:
+        if row["split"] == "train" and not is_ranked(row["source"]):
             key = (prompt_group(row["prompt"]), row["criterion"])
             counts[key] += 1
             if counts[key] > most:

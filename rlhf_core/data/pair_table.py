@@ -1,10 +1,11 @@
 """The pairs of several prompt groups as tensors, and the rankings that they imply.
 
-Shape suffixes: N = pairs, K = responses of a group. Responses are counted over all groups, in order.
+Shape suffixes: N = pairs, M = pairs by ranking, L = rankings of a pair, U = rankings, G = groups, K = responses of a
+group. Responses are counted over all groups, in order.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 
 import torch
@@ -23,6 +24,7 @@ class PairTable:
         criterion_N: number of the criterion.
         agreement_N, margin_N: see `PairLabel`.
         tie_N: the pair has no preference.
+        rankings_NL: numbers of the rankings that the pair comes from; -1 for none, and after the last.
     """
 
     chosen_N: Tensor
@@ -32,12 +34,13 @@ class PairTable:
     agreement_N: Tensor
     margin_N: Tensor
     tie_N: Tensor
+    rankings_NL: Tensor
 
     def __len__(self) -> int:
         return len(self.chosen_N)
 
     def rows(self, keep_N: Tensor) -> "PairTable":
-        """The pairs where `keep_N` is true."""
+        """The pairs where `keep_N` is true, or those at the places that it holds."""
         return PairTable(**{name: getattr(self, name)[keep_N] for name in self.__slots__})
 
     def to(self, device: torch.device | str) -> "PairTable":
@@ -60,6 +63,9 @@ def pair_table(groups: Sequence[PreferenceGroup], criteria: Sequence[str]) -> Pa
         return torch.tensor([row[place] for row in rows], dtype=torch.long)
 
     labels = [row[4] for row in rows]
+    known = {name: number for number, name in enumerate(dict.fromkeys(one for la in labels for one in la.rankings))}
+    most = max([1, *(len(label.rankings) for label in labels)])
+    rankings = [[known[one] for one in label.rankings] + [-1] * (most - len(label.rankings)) for label in labels]
     return PairTable(
         chosen_N=column(0),
         rejected_N=column(1),
@@ -68,7 +74,22 @@ def pair_table(groups: Sequence[PreferenceGroup], criteria: Sequence[str]) -> Pa
         agreement_N=torch.tensor([label.agreement for label in labels], dtype=torch.float32),
         margin_N=torch.tensor([label.margin for label in labels], dtype=torch.float32),
         tie_N=torch.tensor([label.tie for label in labels], dtype=torch.bool),
+        rankings_NL=torch.tensor(rankings, dtype=torch.long).view(-1, most),
     )
+
+
+def rankings_apart(pairs: PairTable) -> tuple[PairTable, Tensor]:
+    """The pairs with every ranking of a group as a group of its own, and each one's share of its old group, share_U.
+
+    A pair of several rankings stands in each of them. Pairs of a group that come from none are one more.
+    """
+    in_NL = pairs.rankings_NL >= 0
+    in_NL[:, 0] |= ~in_NL.any(1)
+    rows_M = in_NL.nonzero()[:, 0]
+    named_M2 = torch.stack([pairs.group_N[rows_M], pairs.rankings_NL[in_NL]], 1)
+    named_U2, number_M = named_M2.unique(dim=0, return_inverse=True)
+    _, group_U, count_G = named_U2[:, 0].unique(return_inverse=True, return_counts=True)
+    return replace(pairs.rows(rows_M), group_N=number_M), 1.0 / count_G[group_U]
 
 
 def implied_ranking(pairs: Sequence[tuple[int, int]]) -> list[int] | None:

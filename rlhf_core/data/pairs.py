@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_core.data.batches import SequenceBatch, collate, length_buckets
+from rlhf_core.data.rankings import rankings_of
 from rlhf_core.models.tokenizer import encode_prompts, encode_responses
 
 
@@ -25,12 +26,14 @@ class PairLabel:
         margin: mean signed vote strength toward the label; 0 for a tie.
         criterion: what was judged.
         tie: neither response is better; which of the two stands as chosen means nothing.
+        rankings: identities of the rankings that the pair comes from.
     """
 
     agreement: float = 1.0
     margin: float = 1.0
     criterion: str = "overall"
     tie: bool = False
+    rankings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,7 +75,7 @@ def encode_pairs(
 ) -> list[PreferencePair]:
     """Turn rows with `prompt`, `chosen` and `rejected` into tokens, in the order given.
 
-    The columns `agreement`, `margin`, `criterion` and `tie`, where a row has them, become the pair's label.
+    The columns `agreement`, `margin`, `criterion`, `tie` and `source`, where a row has them, become the pair's label.
     Pairs whose two responses are the same tokens once they are cut to `max_response_tokens` prefer nothing and are
     left out.
     """
@@ -88,7 +91,8 @@ def encode_pairs(
 
 
 def _label(row: Mapping[str, Any]) -> PairLabel:
-    return PairLabel(**{name: row[name] for name in ("agreement", "margin", "criterion", "tie") if name in row})
+    given = {name: row[name] for name in ("agreement", "margin", "criterion", "tie") if name in row}
+    return PairLabel(**given, rankings=rankings_of(row.get("source", "")))
 
 
 def group_pairs(pairs: Sequence[PreferencePair]) -> list[PreferenceGroup]:

@@ -10,7 +10,23 @@ from itertools import combinations
 from typing import Literal
 
 RANKINGS = "rankings"
-"""The `source` of a pair that a ranking gave."""
+"""How the `source` of a pair begins that a ranking gave."""
+
+
+def ranking_source(rankings: Sequence[str]) -> str:
+    """The `source` of a pair that rankings gave: `rankings:` and their identities, a blank between."""
+    return f"{RANKINGS}:{' '.join(rankings)}"
+
+
+def rankings_of(source: str) -> tuple[str, ...]:
+    """The identities of the rankings that a pair with this `source` comes from; none for any other pair."""
+    kind, _, identities = source.partition(":")
+    return tuple(identities.split()) if kind == RANKINGS else ()
+
+
+def is_ranked(source: str) -> bool:
+    """Whether a pair with this `source` comes from a ranking."""
+    return source.partition(":")[0] == RANKINGS
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -9,7 +9,7 @@ from itertools import combinations
 from typing import Any, Literal, Self
 
 from rlhf_core.data.agreement import fleiss_kappa, krippendorff_alpha
-from rlhf_core.data.records import OVERALL
+from rlhf_core.data.records import OVERALL, UNNAMED
 
 Choice = Literal["a", "b", "tie"]
 AddressedRandom = Callable[[str], random.Random]
@@ -56,11 +56,11 @@ class Vote:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Ballot:
-    """A pair with all its votes; `ranked`: some come from a ranking of more responses."""
+    """A pair with all its votes; `rankings`: identities of those that some of the votes come from."""
 
     pair: Pair
     votes: tuple[Vote, ...]
-    ranked: bool = False
+    rankings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -131,7 +131,8 @@ def annotator_table(ballots: Iterable[Ballot]) -> dict[str, dict[str, Any]]:
     for ballot in ballots:
         for place, vote in enumerate(ballot.votes):
             votes[vote.annotator].append(vote)
-            others = [*ballot.votes[:place], *ballot.votes[place + 1 :]]
+            around = [*ballot.votes[:place], *ballot.votes[place + 1 :]]
+            others = [one for one in around if one.annotator != vote.annotator or one.annotator == UNNAMED]
             if others:
                 agrees[vote.annotator].append(vote.choice == aggregate(others).label)
     return {

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from rlhf_core.config.reward import RewardConfig, RewardLossConfig
-from rlhf_core.data.pair_table import PairTable, implied_ranking
+from rlhf_core.data.pair_table import PairTable, implied_ranking, rankings_apart
 from rlhf_core.objectives.ranking import (
     all_pairs_weights,
     bradley_terry_losses,
@@ -112,28 +112,31 @@ def pair_weights(cfg: RewardLossConfig, scores_B: Tensor, pairs: PairTable) -> T
 
 
 def plackett_luce_loss(scores_B: Tensor, pairs: PairTable) -> Tensor:
-    """Mean over prompts of a ranking's negative log-likelihood a choice, that is over K - 1.
+    """Mean over prompts of the mean over their rankings of the negative log-likelihood a choice, that is over K - 1.
 
-    A prompt whose pairs imply no full ranking (a circle, a tie, too few comparisons) counts as the mean of its pairs'
-    Bradley-Terry losses, which is the same where K = 2.
+    A ranking that its pairs do not imply (a circle, a tie, too few comparisons) counts as the mean of its pairs'
+    Bradley-Terry losses, which is the same where K = 2. Pairs that come from no ranking are read as one of the prompt.
     """
-    rankings, rest = split_rankings(pairs)
+    apart, share_U = rankings_apart(pairs)
+    rankings, rest = split_rankings(apart)
     total = scores_B.new_zeros(())
     if rankings:
-        places = max(map(len, rankings))
-        rows_GK = torch.tensor([order + [0] * (places - len(order)) for order in rankings], device=scores_B.device)
-        sizes_G = torch.tensor([len(order) for order in rankings], device=scores_B.device)
+        orders, share_G = list(rankings.values()), share_U[list(rankings)]
+        places = max(map(len, orders))
+        rows_GK = torch.tensor([order + [0] * (places - len(order)) for order in orders], device=scores_B.device)
+        sizes_G = torch.tensor([len(order) for order in orders], device=scores_B.device)
         mask_GK = (torch.arange(places, device=scores_B.device) < sizes_G[:, None]).float()
-        total = total + (plackett_luce_losses(scores_B[rows_GK], mask_GK) / (sizes_G - 1)).sum()
+        total = total + (share_G * plackett_luce_losses(scores_B[rows_GK], mask_GK) / (sizes_G - 1)).sum()
     if len(rest):
         plain = RewardLossConfig()
-        total = total + (all_pairs_weights(rest.group_N) * pair_losses(plain, scores_B, None, rest)).sum()
+        weights_N = share_U[rest.group_N] * all_pairs_weights(rest.group_N)
+        total = total + (weights_N * pair_losses(plain, scores_B, None, rest)).sum()
     return total / len(pairs.group_N.unique())
 
 
-def split_rankings(pairs: PairTable) -> tuple[list[list[int]], PairTable]:
-    """The rankings of the groups whose pairs imply one, best response first, and the pairs of the other groups."""
-    rankings: list[list[int]] = []
+def split_rankings(pairs: PairTable) -> tuple[dict[int, list[int]], PairTable]:
+    """By group the ranking that its pairs imply, best response first, and the pairs of the groups that imply none."""
+    rankings: dict[int, list[int]] = {}
     rest_N = torch.ones_like(pairs.tie_N)
     for group in pairs.group_N.unique().tolist():
         own_N = pairs.group_N == group
@@ -141,7 +144,7 @@ def split_rankings(pairs: PairTable) -> tuple[list[list[int]], PairTable]:
         better_worse = list(zip(own.chosen_N.tolist(), own.rejected_N.tolist(), strict=True))
         ranking = None if own.tie_N.any() else implied_ranking(better_worse)
         if ranking:
-            rankings.append(ranking)
+            rankings[group] = ranking
             rest_N &= ~own_N
     return rankings, pairs.rows(rest_N)
 

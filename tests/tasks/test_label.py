@@ -1,6 +1,7 @@
 """The label stage on small tables: every source ends in the same two tables, and metrics that are true of them."""
 
 import json
+import re
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -8,6 +9,7 @@ import pytest
 
 from rlhf_core.config import Params
 from rlhf_core.data.demo.scene import read_scene
+from rlhf_core.data.rankings import rankings_of
 from rlhf_core.errors import DataError
 from tasks import label, paths
 from tasks.definition import StageDefinition
@@ -267,12 +269,14 @@ def test_a_ranking_gives_all_its_pairs_and_belongs_together(project: Path) -> No
         (RUDE, "?", "overall", "b"),
     ]
     assert [pair["margin"] for pair in pairs] == [1.0, 1.0, 1.0, 0.0, 1.0, 1.0]
-    assert {row["source"] for row in pairs + votes} == {"rankings"}
+    (source,) = {row["source"] for row in pairs + votes}
+    assert re.fullmatch("rankings:[0-9a-f]{16}", source)
     assert (metrics["num_pairs"], metrics["num_annotators"]) == (6, 1)
 
 
 def test_several_rankings_of_a_prompt_are_votes_on_its_pairs(project: Path) -> None:
-    """A second ranking by the same annotator replaces the first; one without a name counts beside all others."""
+    """A second order of the same responses by the same annotator replaces the first, whole; one without a name counts
+    beside all others."""
     texts = [RIGHT, WRONG, RUDE]
     write_rankings(
         ranking(texts, [3, 2, 1], "ann"),
@@ -287,6 +291,43 @@ def test_several_rankings_of_a_prompt_are_votes_on_its_pairs(project: Path) -> N
     assert sorted(row["annotator"] for row in votes) == ["ann"] * 3 + ["bob"] * 3 + ["file"] * 6
 
 
+@pytest.mark.parametrize("annotator", ["ann", "file"])
+def test_rankings_of_other_responses_by_one_annotator_stay_two(project: Path, annotator: str) -> None:
+    """They share two responses and disagree on them: both votes count, and the pair belongs to both rankings."""
+    write_rankings(
+        ranking([RIGHT, WRONG, RUDE], [1, 2, 3], annotator),
+        ranking([WRONG, RIGHT, "?"], [1, 2, 3], annotator),
+    )
+    _, pairs, votes = run(project, source="file")
+    assert labels(pairs) == [
+        (RIGHT, WRONG, "overall", "tie"),
+        (RIGHT, RUDE, "overall", "a"),
+        (WRONG, RUDE, "overall", "a"),
+        (WRONG, "?", "overall", "a"),
+        (RIGHT, "?", "overall", "a"),
+    ]
+    first, second = rankings_of(pairs[0]["source"])
+    assert first != second
+    assert [rankings_of(pair["source"]) for pair in pairs[1:]] == [(first,), (first,), (second,), (second,)]
+    assert [row["choice"] for row in votes[:2]] == ["a", "b"]
+    assert pairs[0]["num_votes"] == 2
+
+
+def test_an_annotator_is_not_judged_by_their_own_other_ranking(project: Path) -> None:
+    write_rankings(ranking([RIGHT, WRONG, RUDE], [1, 2, 3], "ann"), ranking([RIGHT, WRONG], [2, 1], "ann"))
+    run(project, source="file")
+    told = json.loads((project / "out/annotators.json").read_text())["annotators"]
+    assert (told["ann"]["num_votes"], told["ann"]["agreement"]) == (4, None)
+    write_rankings(
+        ranking([RIGHT, WRONG, RUDE], [1, 2, 3], "ann"),
+        ranking([RIGHT, WRONG], [2, 1], "ann"),
+        ranking([RIGHT, WRONG], [1, 2], "bob"),
+    )
+    run(project, out="again", source="file")
+    told = json.loads((project / "again/annotators.json").read_text())["annotators"]
+    assert told["ann"]["agreement"] == 0.5
+
+
 def test_comparisons_and_rankings_of_a_pair_add_up(project: Path) -> None:
     write_comparisons(comparison(WRONG, RIGHT), comparison(WRONG, RIGHT), comparison(WRONG, "?"))
     write_rankings(ranking([RIGHT, WRONG, RUDE], [1, 2, 3]))
@@ -294,7 +335,8 @@ def test_comparisons_and_rankings_of_a_pair_add_up(project: Path) -> None:
     assert labels(pairs)[0] == (WRONG, RIGHT, "overall", "a")
     assert [pair["num_votes"] for pair in pairs] == [3, 1, 1, 1]
     assert pairs[0]["margin"] == pytest.approx(1 / 3)
-    assert [pair["source"] for pair in pairs] == ["rankings", "file", "rankings", "rankings"]
+    ranked = pairs[0]["source"]
+    assert [pair["source"] for pair in pairs] == [ranked, "file", ranked, ranked]
 
 
 def test_votes_take_precedence_on_their_own_criterion_only(project: Path) -> None:

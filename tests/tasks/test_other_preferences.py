@@ -6,6 +6,7 @@ from functools import partial
 import pytest
 from preference_stage_support import pair, read, run_preferences
 
+from rlhf_core.data.rankings import ranking_source
 from rlhf_core.data.records import content_id
 from rlhf_core.data.splits import is_heldout, prompt_group
 from rlhf_core.errors import DataError
@@ -175,7 +176,7 @@ def test_training_pairs_of_a_criterion_are_capped_and_held_out_ones_are_not(run,
 def test_the_cap_leaves_rankings_whole(run, tmp_path, criterion):
     texts = ["one", "two", "three", "four"]
     ranked = [
-        on(criterion, "Ranked?", better, worse, source="rankings")
+        on(criterion, "Ranked?", better, worse, source=ranking_source(["r1"]))
         for place, better in enumerate(texts)
         for worse in texts[place + 1 :]
     ]
@@ -184,6 +185,7 @@ def test_the_cap_leaves_rankings_whole(run, tmp_path, criterion):
     rows = train if criterion == "overall" else read(tmp_path, "other_pairs")
     kept = [(row["chosen"], row["rejected"]) for row in rows if row["prompt"] == "Ranked?"]
     assert sorted(kept) == sorted([*((row["response_a"], row["response_b"]) for row in ranked), ("good 3", "bad 3")])
+    assert sum(row["source"] == ranking_source(["r1"]) for row in rows) == len(ranked)
 
 
 def test_labels_on_a_criterion_do_not_replace_those_on_the_whole(run):

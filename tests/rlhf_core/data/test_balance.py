@@ -15,6 +15,7 @@ from rlhf_core.data.balance import (
     share_longer_chosen,
 )
 from rlhf_core.data.labelled import Preference, to_preference, without_contradictions, without_equal
+from rlhf_core.data.rankings import ranking_source
 from rlhf_core.data.splits import prompt_group
 from rlhf_core.errors import DataError
 
@@ -98,7 +99,7 @@ def test_the_cap_keeps_the_surest_pairs_of_a_prompt_group():
 
 
 def test_the_cap_leaves_rankings_whole():
-    ranked = [preference(i, source="rankings") for i in range(4)]
+    ranked = [preference(i, source=ranking_source(["r1"])) for i in range(4)]
     loose = [preference(i, margin=i / 10) for i in range(5, 8)]
     assert {pair.pair_id for pair in cap_per_prompt([*ranked, *loose], 1)} == {"0", "1", "2", "3", "7"}
 

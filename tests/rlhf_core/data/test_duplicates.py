@@ -20,6 +20,7 @@ from rlhf_core.data.duplicates import (
     without_near,
 )
 from rlhf_core.data.labelled import Preference
+from rlhf_core.data.rankings import ranking_source
 from rlhf_core.data.splits import prompt_group
 
 LONG = " ".join(f"word{chr(97 + i // 10)}{chr(97 + i % 10)}" for i in range(80))
@@ -112,7 +113,7 @@ def test_pairs_that_were_ranked_together_are_no_near_duplicates_of_each_other():
     ranked = [
         preference(chosen=LONG, rejected=f"{LONG} {ending}", pair_id=ending) for ending in ("one", "two", "three")
     ]
-    ranked = [dataclasses.replace(pair, source="rankings") for pair in ranked]
+    ranked = [dataclasses.replace(pair, source=ranking_source(["r1"])) for pair in ranked]
     assert set(without_near(ranked, 0.9)) == set(ranked)
     elsewhere = [dataclasses.replace(pair, prompt=LONG, group=prompt_group(LONG)) for pair in ranked[:1]]
     near = [dataclasses.replace(pair, prompt=LONG + " end", group=prompt_group(LONG + " end")) for pair in elsewhere]

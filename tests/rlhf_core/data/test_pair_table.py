@@ -6,8 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlhf_core.data.pair_table import implied_ranking, pair_table
-from rlhf_core.data.pairs import PairLabel, PreferenceGroup, PreferencePair, group_pairs
+from rlhf_core.data.pair_table import implied_ranking, pair_table, rankings_apart
+from rlhf_core.data.pairs import PairLabel, PreferenceGroup, PreferencePair, encode_pairs, group_pairs
+from rlhf_core.data.rankings import ranking_source
+from rlhf_core.models.tokenizer import train_tokenizer
 
 
 def test_pairs_of_all_groups_stand_in_one_table() -> None:
@@ -34,6 +36,33 @@ def test_pairs_of_all_groups_stand_in_one_table() -> None:
 def test_pairs_without_labels_count_as_plain_ones() -> None:
     group = PreferenceGroup(prompt=[7], responses=[[1], [2], [3]], pairs=[(0, 1), (0, 2)])
     assert group.labels == [PairLabel(), PairLabel()]
+
+
+def test_rankings_of_one_prompt_are_kept_apart_from_rows_to_tensors() -> None:
+    """x > y stands in both rankings of the first prompt, u > v in none; the second prompt has none either."""
+    rows = [
+        {"prompt": prompt, "chosen": better, "rejected": worse, "source": source}
+        for prompt, better, worse, source in [
+            ("ask", "x", "y", ranking_source(["r1", "r2"])),
+            ("ask", "y", "z", ranking_source(["r1"])),
+            ("ask", "u", "v", "file"),
+            ("ask", "y", "w", ranking_source(["r2"])),
+            ("tell", "x", "y", "simulated"),
+        ]
+    ]
+    tokenizer = train_tokenizer(["ask tell"], 300)
+    pairs = encode_pairs(tokenizer, rows, max_prompt_tokens=9, max_response_tokens=9)
+    assert [pair.label.rankings for pair in pairs] == [("r1", "r2"), ("r1",), (), ("r2",), ()]
+    table = pair_table(group_pairs(pairs), ["overall"])
+    assert table.rankings_NL.tolist() == [[0, 1], [0, -1], [-1, -1], [1, -1], [-1, -1]]
+    apart, share_U = rankings_apart(table)
+    found = [
+        list(zip(own.chosen_N.tolist(), own.rejected_N.tolist(), strict=True))
+        for own in (apart.rows(apart.group_N == number) for number in range(4))
+    ]
+    assert found == [[(3, 4)], [(0, 1), (1, 2)], [(0, 1), (1, 5)], [(6, 7)]]
+    assert share_U.tolist() == pytest.approx([1 / 3, 1 / 3, 1 / 3, 1.0])
+    assert table.rankings_NL.tolist()[2] == [-1, -1], "the table itself stays as it was"
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rlhf_core.data.pair_table import implied_ranking
-from rlhf_core.data.rankings import ranked_choices, ranking_bounds
+from rlhf_core.data.rankings import is_ranked, ranked_choices, ranking_bounds, ranking_source, rankings_of
 
 
 def test_every_pair_is_decided_by_the_ranks() -> None:
@@ -19,6 +19,15 @@ def test_only_the_order_of_the_ranks_counts() -> None:
     texts = ["x", "y", "z", "w"]
     wanted = list(ranked_choices(texts, [1, 2, 2, 4]))
     assert list(ranked_choices(texts, [1, 2, 2, 3])) == wanted == list(ranked_choices(texts, [2, 5, 5, 9]))
+
+
+def test_the_source_of_a_pair_names_its_rankings() -> None:
+    source = ranking_source(["0a", "1b"])
+    assert rankings_of(source) == ("0a", "1b")
+    assert is_ranked(source)
+    for other in ("file", "simulated", "graded", ""):
+        assert rankings_of(other) == ()
+        assert not is_ranked(other)
 
 
 def test_lengths_must_agree() -> None:

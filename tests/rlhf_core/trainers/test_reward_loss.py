@@ -139,6 +139,38 @@ def test_plackett_luce_is_a_likelihood_of_rankings() -> None:
     assert loss(name="plackett_luce", average="prompt") == pytest.approx(expected)
 
 
+def test_two_rankings_of_a_prompt_are_two() -> None:
+    """No pair joins the two: together they are no single order. Each is one, and the prompt is their mean."""
+    one, two = PairLabel(rankings=("one",)), PairLabel(rankings=("two",))
+    places = [(0, 1), (0, 2), (1, 2), (3, 4)]
+    both = table(group(5, places, one, one, one, two), group(2, [(1, 0)]))
+    scores = torch.tensor([2.0, 0.5, -1.0, 1.0, 0.0, 3.0, 1.0])
+    first = math.log(sum(math.exp(s) for s in (2.0, 0.5, -1.0))) - 2.0
+    second = math.log(math.exp(0.5) + math.exp(-1.0)) - 0.5
+    expected = (((first + second) / 2 + nll(1.0)) / 2 + nll(-2.0)) / 2
+    assert loss(scores, both, name="plackett_luce", average="prompt") == pytest.approx(expected)
+
+
+def test_a_pair_of_two_rankings_counts_in_both() -> None:
+    """0 > 1 > 2 and 0 > 1 > 3 share their first pair; a third, of 2 and 3 alone in a circle's place, stays a pair."""
+    one, two, shared = PairLabel(rankings=("one",)), PairLabel(rankings=("two",)), PairLabel(rankings=("one", "two"))
+    pairs = table(group(4, [(0, 1), (0, 2), (1, 2), (0, 3), (1, 3), (2, 3)], shared, one, one, two, two, PairLabel()))
+
+    def order(*scores: float) -> float:
+        left = [scores[place:] for place in range(len(scores) - 1)]
+        return sum(math.log(sum(map(math.exp, some))) - some[0] for some in left) / len(left)
+
+    expected = (order(2.0, 0.5, -1.0) + order(2.0, 0.5, 1.0) + nll(-2.0)) / 3
+    assert loss(SCORES[:4], pairs, name="plackett_luce", average="prompt") == pytest.approx(expected)
+
+
+def test_a_ranking_that_is_none_does_not_spoil_the_other() -> None:
+    one, two = PairLabel(rankings=("one",)), PairLabel(rankings=("two",))
+    pairs = table(group(5, [(0, 1), (1, 2), (2, 0), (3, 4)], two, two, two, one))
+    expected = ((nll(1.5) + nll(1.5) + nll(-3.0)) / 3 + nll(1.0)) / 2
+    assert loss(pairs=pairs, name="plackett_luce", average="prompt") == pytest.approx(expected)
+
+
 def test_pairs_that_imply_no_ranking_stay_pairs() -> None:
     circle = table(group(3, [(0, 1), (1, 2), (2, 0)]), group(2, [(1, 0)]))
     expected = ((nll(1.5) + nll(1.5) + nll(-3.0)) / 3 + nll(-1.0)) / 2
