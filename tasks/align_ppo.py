@@ -6,13 +6,11 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_core.config import PPOConfig
-from rlhf_core.errors import ConfigError
 from rlhf_core.models.adapters import add_adapters
 from rlhf_core.models.policy import eos_token_ids
 from rlhf_core.models.reward import RewardModel
 from rlhf_core.models.reward_ensemble import RewardEnsemble
 from rlhf_core.models.value import ValueHead, ValueModel
-from rlhf_core.rollout.logprobs import PLAIN_HEADS
 from rlhf_core.state.train_state import TrainState
 from rlhf_core.trainers.guard import STOPPED
 from rlhf_core.trainers.optimisation import make_optimizer
@@ -55,7 +53,7 @@ def run_ppo(
     reference = trained if reference is policy else reference
     modules: dict[str, nn.Module] = {"policy": trained}
     if cfg.has_value_model:
-        modules["value"] = value_model(stage, cfg, key, policy, reward_model)
+        modules["value"] = value_model(stage, cfg, policy, reward_model)
     rates = {"policy": cfg.learning_rate, "value": cfg.value_learning_rate}
     optimizers = {
         name: make_optimizer(module, rates[name], 0.0, betas=ADAM_BETAS, eps=cfg.adam_eps)
@@ -86,19 +84,11 @@ def run_ppo(
 
 
 def value_model(
-    stage: Stage, cfg: PPOConfig, key: str, policy: PreTrainedModel, reward_model: RewardModel | RewardEnsemble
+    stage: Stage, cfg: PPOConfig, policy: PreTrainedModel, reward_model: RewardModel | RewardEnsemble
 ) -> nn.Module:
-    """A value model from the reward model, with adapters of its own where the policy has some; or a shared head.
-
-    Raises:
-        ConfigError: the policy's architecture does more to its states than multiply them by the output embedding.
-    """
+    """A value model from the reward model, with adapters of its own where the policy has some; or a shared head."""
     if cfg.value.model == "shared":
-        if policy.config.model_type not in PLAIN_HEADS:
-            raise ConfigError(
-                f"params.yaml: {key}.value.model: shared: not with a {policy.config.model_type} model. Fix: separate"
-            )
-        return ValueHead(policy.config.hidden_size).to(stage.device)
+        return ValueHead(policy.get_output_embeddings().in_features).to(stage.device)
     value = ValueModel.from_reward_model(reward_model).to(stage.device)
     add_adapters(value.body, stage.params.model.lora_at("align"), stage.rng().integer("value adapters"))
     return stage.shard(value)

@@ -7,7 +7,6 @@ Shape suffixes: T = packed tokens, N = tokens whose state is wanted, D = hidden 
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -32,6 +31,7 @@ from rlhf_core.models.blocks import AttentionIn, AttentionOut, FeedForward, inte
 from rlhf_core.models.kernels import Gather, RMSNorm, Spread, SwiGLU, Take, at_least_float32
 from rlhf_core.models.layout import Layout
 from rlhf_core.state.compute_mode import compute_mode
+from rlhf_core.state.sharding import has_foreign_hooks, run_gathered, undivided_type
 
 KNOWN = {
     LlamaModel: (LlamaDecoderLayer, LlamaAttention, LlamaMLP),
@@ -46,7 +46,8 @@ def can_pack(body: nn.Module) -> bool:
     """Whether `packed_states` computes what the decoder's own forward does.
 
     It does for a `LlamaModel` or `Qwen2Model` as transformers builds it, with adapters or not: full attention,
-    positions by a fixed rotation, no dropout, no hooks, nothing wrapped or replaced (as FSDP does).
+    positions by a fixed rotation, no dropout, no hooks, nothing wrapped or replaced. Its layers may be divided by
+    `rlhf_core.state.sharding.shard`.
     """
     if type(body) not in KNOWN:
         return False
@@ -59,10 +60,10 @@ def can_pack(body: nn.Module) -> bool:
         and not getattr(body, "has_sliding_layers", False)
     )
     built_so = all(
-        type(layer) is layer_type and type(layer.self_attn) is attention_type and type(layer.mlp) is mlp_type
+        undivided_type(layer) is layer_type and type(layer.self_attn) is attention_type and type(layer.mlp) is mlp_type
         for layer in body.layers
     )
-    return plain and built_so and not any(_has_hooks(module) for module in body.modules())
+    return plain and built_so and not any(map(has_foreign_hooks, body.modules()))
 
 
 def packed_states(body: nn.Module, ids_T: Tensor, layout: Layout, wanted_N: Tensor | None) -> Tensor:
@@ -82,9 +83,9 @@ def packed_states(body: nn.Module, ids_T: Tensor, layout: Layout, wanted_N: Tens
     for number, layer in enumerate(layers):
         wanted = wanted_N if number == len(layers) - 1 else None
         if compute_mode().activation_checkpointing and torch.is_grad_enabled():
-            x_TD = checkpoint(_layer, layer, x_TD, turns_T1E, layout, wanted, use_reentrant=False)
+            x_TD = checkpoint(run_gathered, layer, _layer, x_TD, turns_T1E, layout, wanted, use_reentrant=False)
         else:
-            x_TD = _layer(layer, x_TD, turns_T1E, layout, wanted)
+            x_TD = run_gathered(layer, _layer, x_TD, turns_T1E, layout, wanted)
     return _norm(body.norm, x_TD)
 
 
@@ -154,9 +155,3 @@ def _is_norm(norm: nn.Module) -> bool:
 
 def _norm(norm: nn.Module, x_TD: Tensor) -> Tensor:
     return RMSNorm.apply(x_TD, norm.weight, norm.variance_epsilon) if _is_norm(norm) else norm(x_TD)
-
-
-def _has_hooks(module: Any) -> bool:
-    return bool(
-        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
-    )

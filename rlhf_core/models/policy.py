@@ -81,7 +81,6 @@ def load_pretrained(auto_class: Any, folder: Path | str) -> PreTrainedModel:
         folder,
         config=config,
         dtype=torch.float32,
-        attn_implementation="sdpa",
         local_files_only=True,
         use_safetensors=True,
         trust_remote_code=False,

@@ -1,7 +1,7 @@
 """Log-probabilities of response tokens under a model.
 
 Logits exist only for the positions that predict a response token, a limited number of them at a time, and always in
-at least float32 (see `output_layer`).
+at least float32: `output_layer` where they are a plain product of states, `own_output` where a model does more.
 Shape suffixes: B = rows, R = response tokens, N = all rows' response tokens without padding, D = hidden,
 V = vocabulary.
 """
@@ -19,6 +19,7 @@ from rlhf_core.models.kernels import at_least_float32
 from rlhf_core.models.mixture import PolicyMixture, mixed_logprobs
 from rlhf_core.models.states import predicting_states
 from rlhf_core.rollout.output_layer import token_logprobs
+from rlhf_core.rollout.own_output import chosen_and_entropy, own_logits, own_token_logprobs, takes_states
 from rlhf_core.state.sharding import run_gathered
 
 PLAIN_HEADS = frozenset({"gpt2", "gpt_neox", "llama", "mistral", "qwen2", "qwen3"})
@@ -56,7 +57,7 @@ def response_logprobs_and_states(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Log-probabilities, entropies (or zeros), and the states they are read from, states_ND, for a head beside.
 
-    One forward pass where logits are a plain product of these states; two where the model does more with them.
+    One forward pass, but for a model whose logits are not of these states alone (see `own_output`): two there.
     """
     return run_gathered(model, _logprobs_and_states, batch, temperature, with_entropy=with_entropy)
 
@@ -65,7 +66,7 @@ def _logprobs_and_states(
     model: PreTrainedModel, batch: SequenceBatch, temperature: float, *, with_entropy: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     states_ND = predicting_states(model.get_decoder(), batch)
-    if _has_plain_head(model):
+    if _reads_states(model):
         return *_from_states(model, states_ND, batch, temperature, with_entropy), states_ND
     return *_logprobs_and_entropy(model, batch, temperature, with_entropy=with_entropy), states_ND
 
@@ -73,12 +74,12 @@ def _logprobs_and_states(
 def _logprobs_and_entropy(
     model: PreTrainedModel, batch: SequenceBatch, temperature: float, *, with_entropy: bool
 ) -> tuple[Tensor, Tensor]:
-    if _has_plain_head(model):
+    if _reads_states(model):
         states_ND = predicting_states(model.get_decoder(), batch)
         return _from_states(model, states_ND, batch, temperature, with_entropy)
     real_BR = batch.mask_BS[:, batch.prompt_width :].bool()
-    logits_NV = _logits(model, batch)[real_BR]
-    values_N, entropy_N = _from_logits(logits_NV, batch.response_ids_BR[real_BR], temperature, with_entropy)
+    logits_NV, targets_N = _logits(model, batch)[real_BR], batch.response_ids_BR[real_BR]
+    values_N, entropy_N = chosen_and_entropy(logits_NV, targets_N, temperature, with_entropy)
     return _scatter(values_N, real_BR), _scatter(entropy_N, real_BR)
 
 
@@ -86,9 +87,18 @@ def _from_states(
     model: PreTrainedModel, states_ND: Tensor, batch: SequenceBatch, temperature: float, with_entropy: bool
 ) -> tuple[Tensor, Tensor]:
     real_BR = batch.mask_BS[:, batch.prompt_width :].bool()
-    weight_VD, targets_N = model.get_output_embeddings().weight, batch.response_ids_BR[real_BR]
-    values_N, entropy_N = token_logprobs(states_ND, weight_VD, targets_N, temperature, with_entropy=with_entropy)
+    targets_N = batch.response_ids_BR[real_BR]
+    if _has_plain_head(model):
+        weight_VD = model.get_output_embeddings().weight
+        values_N, entropy_N = token_logprobs(states_ND, weight_VD, targets_N, temperature, with_entropy=with_entropy)
+    else:
+        values_N, entropy_N = own_token_logprobs(model, states_ND, targets_N, temperature, with_entropy=with_entropy)
     return _scatter(values_N, real_BR), _scatter(entropy_N, real_BR)
+
+
+def _reads_states(model: PreTrainedModel) -> bool:
+    """Whether logits can be made of states a few at a time; for hardly any architecture they cannot."""
+    return _has_plain_head(model) or takes_states(model)
 
 
 def _has_plain_head(model: PreTrainedModel) -> bool:
@@ -110,16 +120,19 @@ def _mixed(mixture: PolicyMixture, batch: SequenceBatch, temperature: float) -> 
     for start in range(0, max(1, len(targets_N)), longest):
         piece = slice(start, start + longest)
         mixed_NV = mixed_logprobs([distribution(piece) for distribution in distributions], mixture.shares)
-        values.append(_from_logits(mixed_NV, targets_N[piece], temperature, with_entropy=False)[0])
+        values.append(chosen_and_entropy(mixed_NV, targets_N[piece], temperature, with_entropy=False)[0])
     return _scatter(torch.cat(values), real_BR)
 
 
 def _distributions(model: PreTrainedModel, batch: SequenceBatch, real_BR: Tensor) -> Callable[[slice], Tensor]:
     """Gives logprobs_NV of every token of the vocabulary for a piece of the response tokens."""
-    if not _has_plain_head(model):
+    if not _reads_states(model):
         logits_NV = _logits(model, batch)[real_BR]
         return lambda piece: torch.log_softmax(at_least_float32(logits_NV[piece]), -1)
-    states_ND, weight_VD = predicting_states(model.get_decoder(), batch), model.get_output_embeddings().weight
+    states_ND = predicting_states(model.get_decoder(), batch)
+    if not _has_plain_head(model):
+        return lambda piece: torch.log_softmax(own_logits(model, states_ND[piece]), -1)
+    weight_VD = model.get_output_embeddings().weight
 
     def logprobs(piece: slice) -> Tensor:
         with torch.autocast(states_ND.device.type, enabled=False):
@@ -144,9 +157,3 @@ def _logits(model: PreTrainedModel, batch: SequenceBatch) -> Tensor:
             use_cache=False,
             logits_to_keep=room + 1,
         ).logits[:, :-1]
-
-
-def _from_logits(logits_NV: Tensor, targets_N: Tensor, temperature: float, with_entropy: bool) -> tuple[Tensor, Tensor]:
-    logprobs_NV = torch.log_softmax(at_least_float32(logits_NV) / temperature, -1)
-    chosen_N = logprobs_NV.gather(1, targets_N[:, None])[:, 0]
-    return chosen_N, -(logprobs_NV.exp() * logprobs_NV).sum(-1) if with_entropy else torch.zeros_like(chosen_N)

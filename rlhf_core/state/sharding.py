@@ -33,10 +33,10 @@ def shard(module: Module) -> Module:
     for layer in _decoder_layers(divided):
         fully_shard(layer)
     fully_shard(divided, reshard_after_forward=True)  # else its weights stay whole, and stale, after a bare forward
-    divided.run_gathered = MethodType(_run, divided)
-    register_fsdp_forward_method(divided, "run_gathered")
     for part in divided.modules():
         if isinstance(part, FSDPModule):
+            part.run_gathered = MethodType(_run, part)
+            register_fsdp_forward_method(part, "run_gathered")
             part.set_gradient_divide_factor(1.0)  # sums, not means, over the processes
             part.set_force_sum_reduction_for_comms(True)
     divided.__dict__[ORIGIN] = module  # beside its parts, not among them
@@ -50,9 +50,10 @@ def _empty(module: nn.Module) -> None:
 
 
 def run_gathered(module: nn.Module, function: Callable[..., Result], *args: Any, **kwargs: Any) -> Result:
-    """`function(module, ...)`; a sharded module's weights outside its layers are at hand meanwhile.
+    """`function(module, ...)`; the weights of a sharded module, but for those of its layers, are at hand meanwhile.
 
-    For what computes with a module otherwise than by calling it. Returns a tensor or a tuple of tensors.
+    For what computes with a module, or with a layer of one, otherwise than by calling it. Returns a tensor or a tuple
+    of tensors.
     """
     if isinstance(module, FSDPModule):
         return module.run_gathered(function, *args, **kwargs)
@@ -93,6 +94,20 @@ def restore_whole(module: nn.Module, divided: nn.Module) -> None:
 def is_sharded(module: nn.Module) -> bool:
     """Whether `module` or its layers belong to FSDP: their weights are at hand only inside their own forward."""
     return any(isinstance(part, FSDPModule) for part in module.modules())
+
+
+def undivided_type(module: nn.Module) -> type[nn.Module]:
+    """The class of a module before `shard`, which gives what it divides a class of its own."""
+    kind = type(module)
+    return kind.__bases__[1] if isinstance(module, FSDPModule) else kind
+
+
+def has_foreign_hooks(module: nn.Module) -> bool:
+    """Whether calling a module would run anything of others; FSDP has one hook before and one after a forward."""
+    own = int(isinstance(module, FSDPModule))
+    forward = (module._forward_hooks, module._forward_pre_hooks)
+    backward = (module._backward_hooks, module._backward_pre_hooks)
+    return any(len(hooks) > own for hooks in forward) or any(map(len, backward))
 
 
 def whole(tensor: Tensor) -> Tensor:

@@ -1,47 +1,17 @@
 """How much memory log-probabilities take, counted in tensors and not in time."""
 
-import weakref
 from typing import Any
 
 import pytest
 import torch
+from memory_support import Memory
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from rlhf_core.rollout import output_layer
 from rlhf_core.rollout.output_layer import token_logprobs
 
 TOKENS, WIDTH, VOCABULARY = 512, 64, 4096
 LOGITS = 4 * TOKENS * VOCABULARY  # bytes
-
-
-class Memory(TorchDispatchMode):
-    """Bytes alive in storages that operations made, at most, and the largest of them."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.alive = self.peak = self.largest = 0
-        self._seen: set[int] = set()
-
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = function(*args, **(kwargs or {}))
-        for tensor in result if isinstance(result, tuple | list) else [result]:
-            if isinstance(tensor, Tensor):
-                self._note(tensor.untyped_storage())
-        return result
-
-    def _note(self, storage: torch.UntypedStorage) -> None:
-        if storage._cdata in self._seen:
-            return
-        size, key = storage.nbytes(), storage._cdata
-        self._seen.add(key)
-        self.alive += size
-        self.peak, self.largest = max(self.peak, self.alive), max(self.largest, size)
-        weakref.finalize(storage, self._forget, key, size)
-
-    def _forget(self, key: int, size: int) -> None:
-        self._seen.discard(key)
-        self.alive -= size
 
 
 def inputs() -> tuple[Tensor, Tensor, Tensor]:
