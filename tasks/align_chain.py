@@ -15,7 +15,6 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_core.config import ChainConfig
-from rlhf_core.errors import ConfigError
 from rlhf_core.evaluation.drift import drift_figures, summed_logprobs
 from rlhf_core.evaluation.judges import reward_scores
 from rlhf_core.evaluation.response_set import sample_response_set
@@ -23,6 +22,7 @@ from rlhf_core.models.adapters import has_adapters, merged, without_adapters
 from rlhf_core.models.reward import RewardModel
 from rlhf_core.models.reward_ensemble import RewardEnsemble
 from rlhf_core.state.checkpoint import Checkpointer
+from rlhf_core.state.sharding import lend_whole
 from rlhf_core.state.train_state import TrainState
 from rlhf_core.trainers.guard import STOPPED
 from tasks.align_dpo import run_dpo
@@ -48,12 +48,9 @@ def run_chain(
     """Train `policy` link by link; returns a state with the steps and curves of all links, and figures of each.
 
     Raises:
-        ConfigError: weights divided among processes; a chain does not go on from these.
-        DataError, Diverged: as the algorithms do.
+        ConfigError, DataError, Diverged: as the algorithms do.
     """
     cfg = stage.params.align.chain
-    if stage.params.compute.sharding != "none" and stage.world.size > 1:
-        raise ConfigError("params.yaml: compute.sharding: a chain runs without. Fix: sharding: none for this run")
     yardstick = Yardstick(stage, tokenizer, reference, reward_model)
     whole, figures = TrainState(modules={"policy": policy}), []
     for number, algorithm in enumerate(cfg.links):
@@ -71,6 +68,7 @@ def run_chain(
         except LinkOver:
             pass
         state = keeper.end()
+        stage.make_whole(state)
         figures.append({"algorithm": algorithm, "steps": state.step, **state.extra[ENDED]})
         whole.history += [
             row | {"step": row["step"] + whole.step, "chain/link": float(number + 1)} for row in state.history
@@ -183,13 +181,14 @@ class LinkKeeper:
         """Mark the link as ended, with what is measured at its end; returns its state."""
         if ENDED not in self._state.extra:
             reason = "guard" if STOPPED in self._state.extra else self._passed() or "last step"
-            self._state.extra[ENDED] = {"ended_by": reason, **self.yardstick(self._policy)}
+            self._state.extra[ENDED] = {"ended_by": reason, **self._ask()}
             self._ended.save(self._state)
         return self._state
 
-    @property
-    def _policy(self) -> PreTrainedModel:
-        return self._state.modules["policy"]
+    def _ask(self) -> dict[str, float]:
+        """What the yardstick says of the policy; each process asks it by itself, and all hear the same."""
+        with lend_whole(self._state.modules["policy"]) as policy:
+            return self.yardstick(policy)
 
     def _measure(self) -> None:
         """Take a measurement where one is due and none was kept; judge by it."""
@@ -198,7 +197,7 @@ class LinkKeeper:
             return
         measured = self._state.extra.setdefault(MEASURED, [])
         if not measured or measured[-1]["step"] != step:
-            measured.append({"step": step, **self.yardstick(self._policy)})
+            measured.append({"step": step, **self._ask()})
         if self._passed():
             raise LinkOver
 

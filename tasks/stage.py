@@ -166,7 +166,7 @@ class Stage:
     def shard(self, module: "Module") -> "Module":
         """The module to train: `module`, or with `compute.sharding: fsdp` a copy divided among the processes.
 
-        A module that was divided is empty until `finish` gives it the trained weights.
+        A module that was divided is empty until `make_whole` or `finish` gives it the trained weights.
         """
         if self.params.compute.sharding == "none" or self.world.size == 1:
             return module
@@ -176,6 +176,15 @@ class Stage:
         self._divided.append((module, divided))
         return divided
 
+    def make_whole(self, state: "TrainState") -> None:
+        """Give modules that were divided the trained weights back, and put them into `state`; all processes call."""
+        from rlhf_core.state.sharding import restore_whole
+
+        for module, divided in self._divided:
+            restore_whole(module, divided)
+            state.modules = {name: module if other is divided else other for name, other in state.modules.items()}
+        self._divided.clear()
+
     def finish(self, state: "TrainState") -> None:
         """End what the processes do together: `state` has whole modules; the first goes on alone, the others end.
 
@@ -184,11 +193,7 @@ class Stage:
         """
         if self._world is None:
             return
-        from rlhf_core.state.sharding import restore_whole
-
-        for module, divided in self._divided:
-            restore_whole(module, divided)
-            state.modules = {name: module if other is divided else other for name, other in state.modules.items()}
+        self.make_whole(state)
         self._world.leave()
         self._world = None
         if self.place.rank:

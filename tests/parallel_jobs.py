@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from transformers import Gemma2Config, Gemma2ForCausalLM
 
 from rlhf_core.config import DPOConfig, ModelConfig, PPOConfig, RewardConfig, SFTConfig
 from rlhf_core.config.lora import LoraConfig
@@ -38,6 +39,7 @@ from rlhf_core.trainers.reward_terms import diversity_term
 from rlhf_core.trainers.sft import train_sft
 
 PAD, EOS, GOOD = 0, 1, 5
+PROMPTS = [[7 + i % 17, 7 + i % 5][: 1 + i % 2] for i in range(23)]
 TINY = ModelConfig(
     hidden_size=32,
     layers=2,
@@ -110,9 +112,27 @@ def adapted_policy() -> Any:
     return model
 
 
-def dpo(state: TrainState, world: World, more: dict[str, Any]) -> TrainState:
+def dpo(state: TrainState, world: World, more: dict[str, Any], reference: Callable[[], Any] = policy) -> TrainState:
     cfg = DPOConfig(prompts_per_step=3, epochs=1, nll_coef=0.3, learning_rate=RATE, warmup_steps=2, save_every=2)
-    return train_dpo(cfg, state, policy(), groups(13), seed=0, pad_id=PAD, world=world, **more)
+    return train_dpo(cfg, state, reference(), groups(13), seed=0, pad_id=PAD, world=world, **more)
+
+
+def capped_policy() -> Any:
+    """One that goes through transformers' own forward and through an output layer with a cap."""
+    sizes = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "head_dim": 16,
+    }
+    config = Gemma2Config(vocab_size=24, num_key_value_heads=2, **sizes, final_logit_softcapping=2.0, pad_token_id=PAD)
+    torch.manual_seed(1)
+    return Gemma2ForCausalLM(config).eval()
+
+
+def dpo_capped(state: TrainState, world: World, more: dict[str, Any]) -> TrainState:
+    return dpo(state, world, more, capped_policy)
 
 
 LOSSES: dict[str, dict[str, Any]] = {
@@ -157,8 +177,16 @@ def ppo(state: TrainState, world: World, more: dict[str, Any]) -> TrainState:
         save_every=1,
     )
     sampling = Sampling(eos_ids=(EOS,), pad_id=PAD, max_new_tokens=8)
-    prompts = [[7 + i % 17, 7 + i % 5][: 1 + i % 2] for i in range(23)]
-    return train_ppo(cfg, state, policy(), share_of_good, prompts, seed=0, sampling=sampling, world=world, **more)
+    return train_ppo(cfg, state, policy(), share_of_good, PROMPTS, seed=0, sampling=sampling, world=world, **more)
+
+
+def ppo_once(state: TrainState, world: World, more: dict[str, Any]) -> TrainState:
+    """One update and no more: what is reported of it was seen before anything was learned."""
+    cfg = PPOConfig(
+        steps=1, rollout_batch=16, minibatch=16, epochs=1, microbatch=4, learning_rate=RATE, entropy_coef=0.1
+    )
+    sampling = Sampling(eos_ids=(EOS,), pad_id=PAD, max_new_tokens=8)
+    return train_ppo(cfg, state, policy(), share_of_good, PROMPTS, seed=0, sampling=sampling, world=world, **more)
 
 
 def ppo_remembering(state: TrainState, world: World, more: dict[str, Any]) -> TrainState:
@@ -181,10 +209,9 @@ def ppo_remembering(state: TrainState, world: World, more: dict[str, Any]) -> Tr
         }
     )
     sampling = Sampling(eos_ids=(EOS,), pad_id=PAD, max_new_tokens=8)
-    prompts = [[7 + i % 17, 7 + i % 5][: 1 + i % 2] for i in range(23)]
-    watch = Watch(prompts=prompts[:4], rate=lambda rows: [-float(len(row.response_ids)) for row in rows])
+    watch = Watch(prompts=PROMPTS[:4], rate=lambda rows: [-float(len(row.response_ids)) for row in rows])
     more = {**more, "watch": watch, "terms": [diversity_term(0.1)]}
-    return train_ppo(cfg, state, policy(), share_of_good, prompts, seed=0, sampling=sampling, world=world, **more)
+    return train_ppo(cfg, state, policy(), share_of_good, PROMPTS, seed=0, sampling=sampling, world=world, **more)
 
 
 def reward_model() -> RewardModel:
@@ -199,15 +226,18 @@ NETWORKS: dict[str, Callable[[], dict[str, nn.Module]]] = {
     "reward": lambda: {"reward": reward_model()},
     "ppo": lambda: {"policy": policy(), "value": ValueModel.from_reward_model(reward_model())},
 }
-NETWORKS["ppo_remembering"] = NETWORKS["ppo"]
+NETWORKS["ppo_remembering"] = NETWORKS["ppo_once"] = NETWORKS["ppo"]
+NETWORKS["dpo_capped"] = lambda: {"policy": capped_policy()}
 NETWORKS |= dict.fromkeys(LOSSES, NETWORKS["dpo"])
 TRAIN: dict[str, Train] = {
     "sft": sft,
     "sft_lonely": sft_lonely,
     "sft_lora": sft_lora,
     "dpo": dpo,
+    "dpo_capped": dpo_capped,
     "reward": reward,
     "ppo": ppo,
+    "ppo_once": ppo_once,
     "ppo_remembering": ppo_remembering,
     **{loss: preference(loss) for loss in LOSSES},
 }

@@ -4,19 +4,15 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from project_support import change_sections
 
-from rlhf_core.config import AlignConfig, ComputeConfig, Params
-from rlhf_core.errors import ConfigError
 from rlhf_core.models.policy import load_policy
 from rlhf_core.state import faults
 from tasks import align, align_dpo, combine
-from tasks.align_chain import run_chain
 from tasks.align_dpo import reference_cache
 from tasks.definition import stage_definition
 from tasks.frame import run_stage
@@ -78,16 +74,6 @@ def test_links_that_have_ended_are_not_trained_again(project: Path, monkeypatch:
     steps = [event["step"] for event in events if event["event"] == "progress"]
     assert steps[0] > first
     assert steps == list(range(steps[0], steps[0] + len(steps)))
-
-
-def test_a_chain_refuses_divided_weights() -> None:
-    params = Params(
-        compute=ComputeConfig(processes=2, sharding="fsdp"), align=AlignConfig.model_validate({"chain": ["dpo", "ppo"]})
-    )
-    stage: Any = SimpleNamespace(params=params, world=SimpleNamespace(size=2))
-    nothing: Any = None
-    with pytest.raises(ConfigError, match=r"compute.sharding: a chain runs without. Fix: sharding: none"):
-        run_chain(stage, nothing, nothing, nothing, nothing)
 
 
 def test_a_member_that_is_the_sft_model_has_no_divergence_from_it(project: Path) -> None:

@@ -200,6 +200,35 @@ def test_ppo_killed_in_the_first_process_resumes_to_the_same_bytes(finished_proj
 
 
 @pytest.mark.integration
+def test_a_chain_goes_on_from_weights_that_were_divided(finished_project: Path, tmp_path: Path) -> None:
+    """Each link takes up whole weights, divides them anew and measures the policy: the numbers of one process.
+
+    It is killed in the second link, after the first has been gathered, and resumes.
+    """
+    project, stage = Path(shutil.copytree(finished_project, tmp_path / "project", symlinks=True)), "align@chain"
+    dpo, switch = {"epochs": 1, "prompts_per_step": 5, "save_every": 2}, {"every": 3, "prompts": 8, "max_kl": 100.0}
+    ppo = {"steps": 2, "rollout_batch": 8, "minibatch": 4, "save_every": 1}
+    chain = {"links": ["ppo", "dpo"], "ppo": ppo, "dpo": dpo, "reference": "previous", "switch": switch}
+    change_sections(project, align={"algorithms": ["ppo", "dpo", "chain"], "chain": chain})
+    model, told = paths.stage_output(stage) / "model/model.safetensors", []
+    for compute, fault in (({"processes": 1}, ""), ({"processes": 2, "sharding": "fsdp"}, "train.step@5#0:kill")):
+        change_sections(project, compute=compute)
+        if fault:
+            assert run_stage(project, stage, RLHF_FAULT=fault).returncode == 7
+        done = run_stage(project, stage)
+        assert done.returncode == 0, done.stderr
+        told.append((load_file(project / model), json.loads((project / paths.metrics_file(stage)).read_text())))
+    assert "link 2 resumed at step 2" in done.stdout
+    (alone, figures), (divided, others) = told
+    assert max((divided[name] - tensor).abs().max().item() for name, tensor in alone.items()) < 1e-5
+    for link, other in zip(figures["links"], others["links"], strict=True):
+        assert other == pytest.approx(link, abs=1e-4)
+    rows = (project / paths.plots_file(stage)).read_text().splitlines()
+    margin = rows[0].split(",").index("reward/margin")
+    assert float(rows[1 + ppo["steps"]].split(",")[margin]) == 0.0, "the second link is its own reference at first"
+
+
+@pytest.mark.integration
 def test_a_failure_of_all_is_told_once(project: Path) -> None:
     file = project / paths.PARAMS
     file.write_text(file.read_text().replace("device: cpu", "device: cuda"))

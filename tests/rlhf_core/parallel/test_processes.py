@@ -21,6 +21,7 @@ pytestmark = pytest.mark.integration
 
 ROOT = Path(__file__).parents[3]
 PLAIN = ("sft", "sft_lora", "dpo", "reward", "ppo")
+DIVIDED = (*PLAIN, "sft_lonely", "dpo_capped")
 MORE = ("ppo_remembering", *jobs.LOSSES)
 ORDERS = (
     *PLAIN,
@@ -29,6 +30,8 @@ ORDERS = (
     *(f"{name}+sharded+broken" for name in PLAIN),
     "sft_lonely",
     "sft_lonely+sharded",
+    "dpo_capped+sharded",
+    "ppo_once+sharded",
     *MORE,
     *(f"{name}+broken" for name in MORE),
 )
@@ -99,9 +102,22 @@ def test_n25_two_processes_with_half_the_rows_equal_one_with_all(
     assert_same_training(one_process(name), outcome(two_processes, name))
 
 
-@pytest.mark.parametrize("name", [*PLAIN, "sft_lonely"])
+@pytest.mark.parametrize("name", DIVIDED)
 def test_divided_weights_train_as_whole_ones(two_processes: Path, one_process: Any, name: str) -> None:
     assert_same_training(one_process(name), outcome(two_processes, f"{name}+sharded"))
+
+
+@pytest.mark.parametrize("name", ["dpo", "dpo_capped"])
+def test_n32_divided_weights_begin_at_exactly_ln_2(two_processes: Path, name: str) -> None:
+    """Policy and frozen reference take the same way through the same kernels, packed or transformers' own."""
+    first = outcome(two_processes, f"{name}+sharded")[1][0]
+    assert first["loss/dpo"] == torch.tensor(2.0).log().item()
+    assert first["reward/margin"] == 0.0
+
+
+def test_n04_divided_weights_begin_at_a_log_ratio_of_exactly_0(two_processes: Path) -> None:
+    first = outcome(two_processes, "ppo_once+sharded")[1][0]
+    assert (first["policy/ratio_max"], first["policy/approx_kl"], first["policy/updates"]) == (1.0, 0.0, 1)
 
 
 @pytest.mark.parametrize(
