@@ -5,6 +5,8 @@ compression, rows in the order they came, no time or path inside.
 """
 
 import hashlib
+import secrets
+import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
@@ -184,7 +186,7 @@ def _to_arrow(batch: list[Mapping[str, Any]], schema: pa.Schema, path: Path, fir
 
 def _make_arrow(source: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = target.with_suffix(".tmp")
+    unfinished = target.with_suffix(f".{secrets.token_hex(4)}.tmp")  # the processes of a stage all begin with this
     with pq.ParquetFile(source) as parquet, pa.OSFile(str(unfinished), "wb") as sink:
         # `datasets` knows nullable columns only, and cannot open a stream without a batch.
         schema = pa.schema([field.with_nullable(True) for field in parquet.schema_arrow])
@@ -199,6 +201,4 @@ def _drop_older(kept: Path, prefix: str) -> None:
     """Remove the mapped forms of earlier versions; a process that still maps one keeps its pages (POSIX)."""
     for folder in CACHE.glob(f"{prefix}*"):
         if folder != kept:
-            for file in folder.iterdir():
-                file.unlink(missing_ok=True)
-            folder.rmdir()
+            shutil.rmtree(folder, ignore_errors=True)  # another process may be at it too

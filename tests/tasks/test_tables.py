@@ -2,6 +2,7 @@
 
 import pytest
 
+from tasks import tables
 from tasks.tables import CACHE, SCHEMAS, read_table, write_table
 
 
@@ -61,6 +62,24 @@ def test_a_table_is_mapped_from_the_run_folder_and_older_versions_go(tmp_path):
     assert len(read_table(path)) == 3
     assert len(list(CACHE.iterdir())) == 1
     assert old["prompt"][1] == "Where is item 1?"
+
+
+def test_processes_that_read_a_new_table_at_the_same_time_all_can(tmp_path, monkeypatch):
+    """While this one makes the mapped form, another does so too and is done first."""
+    path = tmp_path / "p.parquet"
+    write_table(path, prompts(2), SCHEMAS["prompts"])
+    plain, others = tables.pa.ipc.new_stream, []
+
+    def new_stream(*arguments):
+        if not others:
+            others.append(None)
+            others[0] = read_table(path)
+        return plain(*arguments)
+
+    monkeypatch.setattr(tables.pa.ipc, "new_stream", new_stream)
+    assert len(read_table(path)) == 2
+    assert others[0]["prompt"][1] == "Where is item 1?"
+    assert [file.name for file in CACHE.glob("*/*")] == ["table.arrow"]
 
 
 @pytest.mark.parametrize(
