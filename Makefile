@@ -11,7 +11,7 @@ demo: $(STAMP) data ## the whole pipeline on this machine, with the result at th
 
 test: $(STAMP) data ## style, types, layers, tests
 	$(MAKE) --no-print-directory check
-	$(VENV)/bin/python -m pytest
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadfile
 
 check: $(STAMP)
 	$(VENV)/bin/ruff check .

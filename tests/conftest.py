@@ -7,34 +7,29 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: two threads on ti
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from filelock import FileLock
+from warm_processes import stage_environment
+from xdist.scheduler import LoadFileScheduling
 
 from tasks.params import resolve_params
 
 ROOT = Path(__file__).parents[1]
 CODE = ("rlhf_core", "tasks", "flows", "mlflow", "models", "profiles")
 FILES = ("dvc.yaml", "params.yaml", "pyproject.toml", "constraints.txt", ".gitignore", ".dvcignore")
+SERVED = "tests/flows/"
 KEPT_LINES = {"demonstrations": 400, "prompts": 70, "heldout_prompts": 60, "graded": 100, "votes": 100}
 
 
-def stage_environment(**more: str) -> dict[str, str]:
-    """Environment of a stage process in a test; plain, and with one thread for the libraries underneath."""
-    kept = {key: value for key, value in os.environ.items() if not key.startswith(("RLHF_", "PREFECT_", "MLFLOW_"))}
-    return {**kept, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", **more}
-
-
-def run_stage(project: Path, stage: str, **more: str) -> subprocess.CompletedProcess[str]:
-    """Run one stage as DVC would, without DVC."""
+def run_stage_afresh(project: Path, stage: str) -> subprocess.CompletedProcess[str]:
+    """Run one stage in an interpreter of its own."""
+    command = [sys.executable, "-m", "tasks", stage]
     return subprocess.run(
-        [sys.executable, "-m", "tasks", stage],
-        cwd=project,
-        env=stage_environment(**more),
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
+        command, cwd=project, env=stage_environment(), capture_output=True, text=True, timeout=300, check=False
     )
 
 
@@ -53,13 +48,57 @@ def make_project(folder: Path) -> Path:
     return folder
 
 
-@pytest.fixture(scope="session")
-def finished_project(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small project in which every stage has run once without a break. Copy it; do not write to it."""
-    project = make_project(tmp_path_factory.mktemp("finished") / "project")
+def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
+    """A folder that the first of pytest's workers to need it makes, and all read."""
+    base = factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
+    done = folder.with_suffix(".done")
+    with FileLock(folder.with_suffix(".lock")):
+        if not done.exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            make(folder)
+            done.touch()
+    return folder
+
+
+def finish_project(folder: Path) -> None:
+    """Make a project and run all its stages, each in a fresh interpreter."""
+    make_project(folder)
     for stage in (
         "validate", "sft", "generate", "label", "preferences", "reward", "align@ppo", "align@dpo", "evaluate", "report",
     ):  # fmt: skip
-        done = run_stage(project, stage)
+        done = run_stage_afresh(folder, stage)
         assert done.returncode == 0, f"{stage} failed:\n{done.stdout}\n{done.stderr}"
-    return project
+
+
+@pytest.fixture(scope="session")
+def finished_project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small project in which every stage has run once without a break. Copy it; do not write to it."""
+    return made_once(tmp_path_factory, "finished", finish_project)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
+    """For several workers: files that run stages or start servers come first, so that none is left alone with one."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        slow = {
+            item.path
+            for item in items
+            if item.get_closest_marker("integration") or "finished_project" in item.fixturenames
+        }
+        items.sort(key=lambda item: item.path not in slow)
+
+
+class OneServer(LoadFileScheduling):
+    """A file's tests go to one worker, and those of all files that share the Prefect server too."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = super()._split_scope(nodeid)
+        return SERVED if file.startswith(SERVED) else file
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> OneServer | None:
+    """With `--dist loadfile`; files keep their order, by default those with most tests come first."""
+    if config.getoption("dist") != "loadfile":
+        return None
+    config.option.loadscopereorder = False
+    return OneServer(config, log)

@@ -126,7 +126,8 @@ with get_client(sync_client=True) as client:
 def test_cancelling_a_run_of_the_worker_ends_its_stage(served_project: Path) -> None:
     key = json.loads(rlhf(served_project, "deploy", "--name", "by-hand", "--json"))["id"]
     environment = plain_environment(
-        **prefect_settings(served_project, known_servers(served_project)["prefect"].port), PYTHONPATH=str(ROOT)
+        **prefect_settings(served_project, known_servers(served_project)["prefect"].port),
+        PYTHONPATH=f"{ROOT}:{ROOT / 'tests'}",
     )
     command = [sys.executable, "-c", CANCEL_A_RUN, key]
     done = subprocess.run(command, cwd=served_project, env=environment, capture_output=True, text=True, check=False)

@@ -9,6 +9,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+from timing_support import patience
 
 from flows import servers
 from flows.prefect_server import OwnPageOnly
@@ -23,7 +24,7 @@ def ask(url: str, *, method: str = "GET", body: object = None, headers: dict[str
     data = None if body is None else json.dumps(body).encode()
     request = urllib.request.Request(url, data=data, method=method, headers=headers or {})
     try:
-        with urllib.request.urlopen(request, timeout=10) as answer:
+        with urllib.request.urlopen(request, timeout=patience(10)) as answer:
             return answer.status, dict(answer.headers), answer.read()
     except urllib.error.HTTPError as error:
         return error.code, dict(error.headers), error.read()
@@ -136,7 +137,7 @@ def note(home: Path, process: subprocess.Popen[bytes], **change: str) -> None:
 def test_own_processes_are_ended(tmp_path: Path, sleeper: subprocess.Popen[bytes]) -> None:
     note(tmp_path, sleeper)
     assert stop_servers(tmp_path) == ["mlflow"]
-    assert sleeper.wait(timeout=5) != 0
+    assert sleeper.wait(timeout=patience(5)) != 0
     assert known_servers(tmp_path) == {}
 
 

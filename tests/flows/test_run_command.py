@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from timing_support import costs_at_most, patience
 
 from flows.servers import known_servers
 from flows.settings import prefect_settings
@@ -115,7 +116,7 @@ def test_a_run_and_its_repetition(served_project: Path) -> None:
     assert [(stage["name"], stage["status"]) for stage in run["stages"]] == [
         ("first", "done"), ("second@ppo", "done"), ("second@dpo", "done"),
     ]  # fmt: skip
-    assert all(stage["overhead_s"] < 8 for stage in run["stages"])
+    assert all(stage["overhead_s"] < patience(8) for stage in run["stages"])
     assert "first: done" in err
     assert "\x1b" not in err, "no terminal, so no colours and no redrawing"
 
@@ -131,7 +132,7 @@ def test_a_run_and_its_repetition(served_project: Path) -> None:
     started = time.monotonic()
     code, out, err = finish(rlhf(served_project, "run"))
     assert code == 0, err
-    assert time.monotonic() - started < 30
+    assert time.monotonic() - started < patience(30)
     again = live(served_project)
     assert {stage["status"] for stage in again["stages"]} == {"unchanged"}
     assert "nothing had changed" in out
@@ -145,7 +146,7 @@ def test_cancelling_through_the_api_ends_the_stage(served_project: Path) -> None
         run = live(served_project)
         on_server(served_project, CANCEL, flow_run_id(run))
         wait_for(lambda: not processes_in(served_project), 5, "the stage's processes end")
-        code, _, err = finish(process, 20)
+        code, _, err = finish(process, patience(20))
         assert code == 143
         assert "rlhf resume" in err
         assert state_of(served_project, run)["state"] == "CANCELLED"
@@ -159,7 +160,7 @@ def test_a_signal_ends_in_time_and_resume_goes_on(served_project: Path, number: 
         key = live(served_project)["run_key"]
         os.kill(process.pid, number)
         wait_for(lambda: not processes_in(served_project), 5, "the stage's processes end")
-        found, _, err = finish(process, 20)
+        found, _, err = finish(process, patience(20))
         assert found == code
         assert "rlhf resume" in err
         assert processes_in(served_project) == []
@@ -173,13 +174,12 @@ def test_a_signal_ends_in_time_and_resume_goes_on(served_project: Path, number: 
 def test_a_second_run_is_refused_by_name(served_project: Path) -> None:
     with long_run(served_project) as process:
         name = live(served_project)["run"]
-        code, _, err = finish(rlhf(served_project, "run"), 30)
+        code, _, err = finish(rlhf(served_project, "run"), patience(30))
         assert code == 7
         assert name in err
         assert f"process {process.pid}" in err
-        started = time.monotonic()
-        code, out, _ = finish(rlhf(served_project, "status", "--json"))
-        assert time.monotonic() - started < 3
+        with costs_at_most(3):
+            code, out, _ = finish(rlhf(served_project, "status", "--json"))
         status = json.loads(out)["runs"][0]
         assert (status["status"], status["pid"]) == ("running", process.pid)
         first = status["stages"][0]

@@ -78,9 +78,9 @@ def test_status_is_quick_with_long_curves(tmp_path: Path) -> None:
     stream = tmp_path / paths.progress_file("align@ppo")
     stream.parent.mkdir(parents=True)
     stream.write_text("".join(json.dumps(progress(step % 20, step, step)) + "\n" for step in range(20_000)))
-    started = time.monotonic()
+    started = time.process_time()
     read_status(tmp_path)
-    assert time.monotonic() - started < 1
+    assert time.process_time() - started < 1
 
 
 def test_rates_come_from_the_last_seconds_only() -> None:

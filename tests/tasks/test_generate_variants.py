@@ -10,9 +10,9 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import run_stage
 from project_support import edited_yaml
 from transformers import TopKLogitsWarper, TopPLogitsWarper
+from warm_processes import run_stage
 
 from rlhf_core.evaluation.judges import reward_scores
 from rlhf_core.models.policy import build_policy, load_policy, save_policy

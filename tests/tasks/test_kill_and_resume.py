@@ -6,7 +6,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from conftest import run_stage
+from warm_processes import run_stage
 
 from rlhf_core.state.atomic import file_digest, tree_digest
 from tasks import paths

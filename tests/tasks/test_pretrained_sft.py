@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import make_project, run_stage
+from conftest import make_project
 from project_support import change_sections, edited_yaml
 from safetensors.torch import load_file
 from tokenizer_support import CHATML, byte_level
 from tracking_support import git
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
+from warm_processes import run_stage
 
 from rlhf_core.errors import ConfigError
 from rlhf_core.models.policy import load_policy

@@ -10,10 +10,12 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import make_project, run_stage, stage_environment
+from conftest import make_project
 from project_support import change_sections
 from safetensors.torch import load_file
+from timing_support import patience
 from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
+from warm_processes import run_stage, stage_environment
 
 from rlhf_core.config import ComputeConfig, Params
 from rlhf_core.state.atomic import file_digest, tree_digest
@@ -67,10 +69,11 @@ def processes_in(project: Path) -> list[int]:
 
 
 def wait_until_empty(project: Path, seconds: float) -> None:
+    seconds = patience(seconds)
     end = time.monotonic() + seconds
     while processes_in(project) and time.monotonic() < end:
         time.sleep(0.05)
-    assert not processes_in(project), f"processes are left after {seconds} s"
+    assert not processes_in(project), f"processes are left after {seconds:.1f} s"
 
 
 def wait_for_step(project: Path, process: subprocess.Popen[str], step: int) -> None:
@@ -115,21 +118,13 @@ def test_sft_killed_in_one_process_goes_on_by_hand_to_the_same_bytes(trained_pro
     ]
     last = events(project, "sft")[-1]
     assert (last["event"], last["exit_code"]) == ("failed", 7)
-    assert last["time"] - events(project, "sft")[-3]["time"] < SLOW, "seconds from the last step to the end"
-    assert time.monotonic() - started < 120
+    assert last["time"] - events(project, "sft")[-3]["time"] < patience(SLOW), "seconds from the last step to the end"
+    assert time.monotonic() - started < patience(120)
     wait_until_empty(project, 2.0)
     assert not (project / paths.stage_output("sft")).exists()
 
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node=2",
-        "-m",
-        "tasks",
-        "sft",
-    ]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command = [*torchrun, "-m", "tasks", "sft"]
     environment = stage_environment()
     done = subprocess.run(
         command, cwd=project, env=environment, capture_output=True, text=True, timeout=300, check=False
@@ -153,7 +148,7 @@ def test_processes_end_with_the_one_that_started_them(project: Path, number: sig
             wait_for_step(project, process, 3)
             assert len(processes_in(project)) == 3
             process.send_signal(number)
-            _, errors = process.communicate(timeout=SLOW)
+            _, errors = process.communicate(timeout=patience(SLOW))
         finally:
             process.kill()  # the others follow
     assert process.returncode == code
@@ -326,4 +321,4 @@ def test_a_process_that_cannot_follow_sigterm_is_ended(where: str, code: int) ->
     assert process.stdout is not None
     process.stdout.readline()
     process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=SLOW) == code
+    assert process.wait(timeout=patience(SLOW)) == code

@@ -10,10 +10,10 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import run_stage
 from project_support import edited_yaml
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+from warm_processes import run_stage
 
 from rlhf_core.data.batches import collate
 from rlhf_core.models.policy import load_policy

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from timing_support import patience
 
 from tasks.definition import input_digests, stage_definition
 from tasks.stage import curves_csv
@@ -29,9 +30,11 @@ import sys, time
 from pathlib import Path
 from rlhf_core import errors
 from rlhf_core.config import Params
-from tasks.frame import run_stage
+from tasks import frame
 from tasks.watchdog import end_with_ancestors
 import os
+
+frame.LOCK_WAIT_SECONDS = 1.0
 
 def body(stage):
     (stage.out / "first.txt").write_text("a")
@@ -51,7 +54,7 @@ def body(stage):
     return {"figure": 0.1}
 
 end_with_ancestors(os.environ.get("RLHF_SUPERVISOR"))
-sys.exit(run_stage("toy", body, Params(), Path.cwd()))
+sys.exit(frame.run_stage("toy", body, Params(), Path.cwd()))
 """
 
 
@@ -142,7 +145,7 @@ def sleeping(project: Path, **more: str) -> subprocess.Popen[str]:
 def test_sigterm_ends_it_cleanly_with_143(project: Path) -> None:
     process = sleeping(project)
     process.terminate()
-    assert process.wait(timeout=10) == 143
+    assert process.wait(timeout=patience(10)) == 143
     assert published(project) == []
     assert not list((project / ".rlhf/staging").iterdir())
 
@@ -154,7 +157,7 @@ def test_a_second_one_is_refused(project: Path, monkeypatch: pytest.MonkeyPatch)
         second = run(project)
         assert second.returncode == 7
         assert "already running" in second.stderr
-        assert time.monotonic() - started < 30
+        assert time.monotonic() - started < patience(30)
     finally:
         process.kill()
         process.wait()
@@ -166,7 +169,7 @@ def test_it_dies_with_its_supervisor(project: Path) -> None:
     process = sleeping(project, RLHF_SUPERVISOR=f"{supervisor.pid}:{start}")
     supervisor.kill()
     supervisor.wait()
-    assert process.wait(timeout=5) == -signal.SIGKILL
+    assert process.wait(timeout=patience(5)) == -signal.SIGKILL
 
 
 def test_it_dies_with_the_process_that_started_its_shell(project: Path) -> None:
@@ -180,7 +183,7 @@ def test_it_dies_with_the_process_that_started_its_shell(project: Path) -> None:
     assert process_start(pid) is not None
     parent.kill()
     parent.wait()
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + patience(5)
     while process_start(pid) is not None and time.monotonic() < deadline:
         time.sleep(0.1)
     assert process_start(pid) is None

@@ -1,19 +1,12 @@
-import json
-import multiprocessing
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 from tracking_support import gated, git, record_policy
+from warm_processes import forking
 
 from rlhf_core.errors import ConfigError, EnvironmentProblem, GateRefused
-from tasks.tracking import compare_versions, promote, promotion, read_audit, resolve_version, rollback
+from tasks.tracking import compare_versions, open_store, promote, promotion, read_audit, resolve_version, rollback
 from tasks.tracking.registry import aliases_of
 
 PARAMS = gated(min_pairwise_accuracy=0.8, min_spearman=0.7, max_kl_to_sft=6.0)
-CODE = Path(__file__).parents[3]
 GOOD, BETTER = [0.0] * 40, [1.0] * 40
 
 
@@ -166,7 +159,6 @@ def test_a_lock_that_grew_during_a_run_is_no_difference_and_uncommitted_code_is(
 
 
 def _promote_when_all_are_ready(root, barrier, answers):
-    os.environ.pop("MLFLOW_TRACKING_URI", None)
     barrier.wait()
     try:
         promote(root, "rlhf-policy@candidate", params=PARAMS)
@@ -178,9 +170,8 @@ def _promote_when_all_are_ready(root, barrier, answers):
 @pytest.mark.integration
 def test_of_eight_at_once_one_wins(two, store):
     promote(two, "rlhf-policy/1", params=PARAMS)
-    spawn = multiprocessing.get_context("spawn")
-    barrier, answers = spawn.Barrier(8), spawn.Queue()
-    racers = [spawn.Process(target=_promote_when_all_are_ready, args=(two, barrier, answers)) for _ in range(8)]
+    barrier, answers = forking().Barrier(8), forking().Queue()
+    racers = [forking().Process(target=_promote_when_all_are_ready, args=(two, barrier, answers)) for _ in range(8)]
     for racer in racers:
         racer.start()
     heard = [answers.get(timeout=120) for _ in racers]
@@ -194,19 +185,18 @@ def test_of_eight_at_once_one_wins(two, store):
     assert len([row for row in rows if row.action == "refuse"]) == 7
 
 
+def _open_when_all_are_ready(root, barrier, answers):
+    barrier.wait()
+    answers.put(open_store(root).experiment_id)
+
+
 @pytest.mark.integration
 def test_eight_processes_make_a_fresh_store_together(tmp_path):
-    program = (
-        "import sys; from pathlib import Path; from tasks.tracking import open_store;"
-        "print(open_store(Path(sys.argv[1])).experiment_id)"
-    )
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("MLFLOW_")}
-    openers = [
-        subprocess.Popen(
-            [sys.executable, "-c", program, str(tmp_path)], cwd=CODE, env=environment, stdout=subprocess.PIPE, text=True
-        )
-        for _ in range(8)
-    ]
-    answers = {opener.communicate(timeout=180)[0].strip() for opener in openers}
-    assert len(answers) == 1
-    assert json.loads(answers.pop()) == 1
+    barrier, answers = forking().Barrier(8), forking().Queue()
+    openers = [forking().Process(target=_open_when_all_are_ready, args=(tmp_path, barrier, answers)) for _ in range(8)]
+    for opener in openers:
+        opener.start()
+    heard = {answers.get(timeout=180) for _ in openers}
+    for opener in openers:
+        opener.join()
+    assert heard == {"1"}
