@@ -9,7 +9,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 demo: $(STAMP) data ## the whole pipeline on this machine, with the result at the end
 	$(VENV)/bin/rlhf run
 
-test: $(STAMP) data ## style, types, layers, tests
+test: $(STAMP) data ## style, types, layers, and all tests in two workers (one file: python -m pytest tests/...)
 	$(MAKE) --no-print-directory check
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadfile
 

@@ -14,14 +14,13 @@ from typing import Any
 import pytest
 from filelock import FileLock
 from warm_processes import stage_environment
-from xdist.scheduler import LoadFileScheduling
 
+from rlhf_core.state import faults
 from tasks.params import resolve_params
 
 ROOT = Path(__file__).parents[1]
 CODE = ("rlhf_core", "tasks", "flows", "mlflow", "models", "profiles")
 FILES = ("dvc.yaml", "params.yaml", "pyproject.toml", "constraints.txt", ".gitignore", ".dvcignore")
-SERVED = "tests/flows/"
 KEPT_LINES = {"demonstrations": 400, "prompts": 70, "heldout_prompts": 60, "graded": 100, "votes": 100}
 
 
@@ -77,6 +76,12 @@ def finished_project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made_once(tmp_path_factory, "finished", finish_project)
 
 
+@pytest.fixture(autouse=True)
+def no_fault_counted() -> None:
+    """How often a named point was passed counts within one test, whatever ran before it in this process."""
+    faults._hits.clear()
+
+
 def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
     """For several workers: files that run stages or start servers come first, so that none is left alone with one."""
     if "PYTEST_XDIST_WORKER" in os.environ:
@@ -88,17 +93,11 @@ def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
         items.sort(key=lambda item: item.path not in slow)
 
 
-class OneServer(LoadFileScheduling):
-    """A file's tests go to one worker, and those of all files that share the Prefect server too."""
-
-    def _split_scope(self, nodeid: str) -> str:
-        file = super()._split_scope(nodeid)
-        return SERVED if file.startswith(SERVED) else file
-
-
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> OneServer | None:
-    """With `--dist loadfile`; files keep their order, by default those with most tests come first."""
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """With `--dist loadfile`."""
     if config.getoption("dist") != "loadfile":
         return None
-    config.option.loadscopereorder = False
+    from workers import OneServer
+
     return OneServer(config, log)

@@ -18,7 +18,6 @@ from pathlib import Path
 from unittest import mock
 
 from tasks.__main__ import STAGES, main
-from tasks.tracking.store import SAFE_ENVIRONMENT
 
 ROOT = Path(__file__).parents[1]
 PATIENCE_SECONDS = 300
@@ -36,6 +35,8 @@ def forking() -> ForkServerContext:
 
     They have the environment of the first call, less what points at stores and servers.
     """
+    from tasks.tracking.store import SAFE_ENVIRONMENT
+
     context = multiprocessing.get_context("forkserver")
     modules = [f"tasks.{stage}" for stage in STAGES]
     context.set_forkserver_preload([*modules, "tasks.frame", "tasks.ranks", "torch.distributed.run", "mlflow"])

@@ -11,7 +11,6 @@ import torch
 from project_support import change_sections
 
 from rlhf_core.models.policy import load_policy
-from rlhf_core.state import faults
 from tasks import align, align_dpo, combine
 from tasks.align_dpo import reference_cache
 from tasks.definition import stage_definition
@@ -64,7 +63,6 @@ def test_a_link_that_the_guard_ends_says_so(project: Path) -> None:
 
 def test_links_that_have_ended_are_not_trained_again(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = run(project, "align@chain", align=chain())["links"][0]["steps"]
-    faults._hits.clear()
     monkeypatch.setenv("RLHF_FAULT", f"train.step@{first + 2}:raise")
     with pytest.raises(RuntimeError, match="fault ordered"):
         run(project, "align@chain")
