@@ -1,7 +1,8 @@
-"""Ours beside a peer, in one go: `python -m benchmarks trl --size S`.
+"""Ours beside a peer, in one go: `python -m benchmarks trl --size S`, on a GPU `... --size L XL --device cuda`.
 
 Each side of each task runs in a process of its own, ours and the peer's in turn, with the same rows, model, thread
-count and number of steps; warm-up is left out. The table has the ratio of each pair's figures, and their median.
+count and number of steps; warm-up is left out. The table has the ratio of each pair's figures, and their median. Where
+the peer is not installed ours is measured alone, and that is said.
 """
 
 import argparse
@@ -9,16 +10,19 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from benchmarks.table import page
+from benchmarks.table import page, rate
 from benchmarks.worker import TASKS, Setting
 from benchmarks.workload import SIZES, save_json
 
 ROOT = Path(__file__).parents[1]
 CACHE = ROOT / "runs/benchmarks"
+ROWS = {"cpu": 16, "cuda": 128}
+"""Examples a step, where nothing else is asked for."""
 
 
 def run_worker(setting: Setting) -> dict[str, Any]:
@@ -37,53 +41,73 @@ def run_worker(setting: Setting) -> dict[str, Any]:
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
-def compare(task: str, options: argparse.Namespace) -> list[dict[str, dict[str, Any]]]:
+def compare(task: str, size: str, options: argparse.Namespace) -> list[dict[str, dict[str, Any]]]:
     """Figures of both sides, pair by pair; which side goes first changes from pair to pair."""
-    pairs = []
     steps, warmup = TASKS[task].rounds or (options.steps, options.warmup)
+    reason, pairs = TASKS[task].no_peer(), []
+    if reason:
+        print(f"{task}: ours alone, {reason}", file=sys.stderr)
     for number in range(options.pairs):
         found: dict[str, dict[str, Any]] = {}
-        for side in ("ours", "trl") if number % 2 else ("trl", "ours"):
+        both = ("ours", "trl") if number % 2 else ("trl", "ours")
+        for side in ("ours",) if reason else both:
             setting = Setting(
                 task=task,
                 side=side,
-                size=options.size,
+                size=size,
                 steps=steps,
                 warmup=warmup,
                 rows=options.rows,
                 threads=options.threads,
                 seed=number,
                 cache=str(options.cache),
+                device=options.device,
             )
             found[side] = run_worker(setting)
-            rate = found[side]["tokens"] / found[side]["cpu_s"]
-            print(f"{task} {options.size} pair {number + 1} {side}: {rate:,.0f} tokens a CPU-second", file=sys.stderr)
+            unit = "CPU-second" if options.device == "cpu" else "second"
+            tokens = rate(found[side], options.device)
+            print(f"{task} {size} pair {number + 1} {side}: {tokens:,.0f} tokens a {unit}", file=sys.stderr)
         pairs.append(found)
     return pairs
 
 
-def main() -> None:
-    """Measure what was asked for, write the figures as JSON and print the table."""
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure what was asked for, write the figures as JSON and print the tables."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("peer", choices=["trl"])
-    parser.add_argument("--size", choices=sorted(SIZES), default="S")
+    parser.add_argument("--size", nargs="+", choices=list(SIZES), default=["S"])
+    parser.add_argument("--device", choices=list(ROWS), default="cpu", help="cpu: float32; cuda: bfloat16")
     parser.add_argument("--tasks", nargs="+", choices=list(TASKS), default=list(TASKS))
     parser.add_argument("--pairs", type=int, default=3, help="runs of each side")
     parser.add_argument("--steps", type=int, default=12, help="counted steps of a run")
     parser.add_argument("--warmup", type=int, default=3, help="steps before them")
-    parser.add_argument("--rows", type=int, default=16, help="examples a step")
+    parser.add_argument("--rows", type=int, help="examples a step; 16, on a GPU 128")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--cache", type=Path, default=CACHE, help="folder for models and results")
-    options = parser.parse_args()
-    left_out = [task for task in options.tasks if (needs := TASKS[task].needs) and needs not in os.environ]
-    for task in left_out:
-        print(f"{task} left out: {TASKS[task].needs} does not say where TRL 1.12 lies", file=sys.stderr)
-    found = {task: compare(task, options) for task in options.tasks if task not in left_out}
-    setting = {"size": options.size, "rows": options.rows, "steps": options.steps, "threads": options.threads}
-    save_json(options.cache / f"trl-{options.size}.json", {"setting": setting, "tasks": found})
-    text = page(setting, found)
-    (options.cache / f"trl-{options.size}.md").write_text(text, encoding="utf-8")
-    print(text)
+    options = parser.parse_args(arguments)
+    options.rows = options.rows or ROWS[options.device]
+    machine = None if options.device == "cpu" else _gpu()
+    for size in options.size:
+        found = {task: compare(task, size, options) for task in options.tasks}
+        setting = {key: getattr(options, key) for key in ("rows", "steps", "threads", "device")} | {"size": size}
+        name = f"trl-{size}" if machine is None else f"trl-{size}-{options.device}"
+        save_json(options.cache / f"{name}.json", {"setting": setting, "machine": machine, "tasks": found})
+        text = page(setting, found, machine)
+        (options.cache / f"{name}.md").write_text(text, encoding="utf-8")
+        print(text)
+
+
+def _gpu() -> str:
+    """Name of the GPU and version of torch.
+
+    Raises:
+        SystemExit: torch sees none.
+    """
+    import torch
+
+    if not torch.cuda.is_available():
+        raise SystemExit("--device cuda: torch sees no GPU. Fix: a build of torch for this GPU, or --device cpu")
+    return f"{torch.cuda.get_device_name()}, torch {torch.__version__}"
 
 
 if __name__ == "__main__":

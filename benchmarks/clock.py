@@ -4,24 +4,35 @@ import resource
 import time
 from pathlib import Path
 
+import torch
+
 HIGH_WATER = "VmHWM"
+
+
+def synchronise(device: str) -> None:
+    """Wait until the device has done what it was asked to do; a CPU always has."""
+    if device != "cpu":
+        torch.cuda.synchronize()
 
 
 class Clock:
     """Counts tokens, CPU-seconds and wall seconds of the steps after the warm-up.
 
-    A worker calls `begin` when everything is loaded, and `tick` after each step. Peak memory is of the whole process
-    from `begin` on, warm-up included.
+    A worker calls `begin` when everything is loaded, and `tick` after each step. Peak memory is from `begin` on,
+    warm-up included: of the whole process, or on a GPU of its tensors there.
     """
 
-    def __init__(self, warmup: int) -> None:
-        self.warmup, self.steps, self.tokens = warmup, 0, 0
+    def __init__(self, warmup: int, device: str = "cpu") -> None:
+        self.warmup, self.device, self.steps, self.tokens = warmup, device, 0, 0
         self._ticks = 0
 
     def begin(self) -> None:
         """Start: what came before (imports, loading, reference log-probabilities) is not counted."""
-        self._held_mb = _status_mb("VmRSS")
-        _forget_peak()
+        self._held_mb = self._memory_mb("VmRSS")
+        if self.device == "cpu":
+            _forget_peak()
+        else:
+            torch.cuda.reset_peak_memory_stats()
         self._mark()
 
     def tick(self, tokens: int) -> None:
@@ -32,8 +43,9 @@ class Clock:
             return
         self.steps += 1
         self.tokens += tokens
+        synchronise(self.device)
         self._cpu_end, self._wall_end = time.process_time(), time.perf_counter()
-        self._peak_mb = _status_mb(HIGH_WATER)
+        self._peak_mb = self._memory_mb(HIGH_WATER)
 
     def figures(self) -> dict[str, float]:
         """What was counted.
@@ -52,7 +64,14 @@ class Clock:
             "peak_mb": self._peak_mb,
         }
 
+    def _memory_mb(self, key: str) -> float:
+        if self.device == "cpu":
+            return _status_mb(key)
+        read = torch.cuda.max_memory_allocated if key == HIGH_WATER else torch.cuda.memory_allocated
+        return read() / 2**20
+
     def _mark(self) -> None:
+        synchronise(self.device)
         self._cpu, self._wall = time.process_time(), time.perf_counter()
 
 

@@ -1,24 +1,19 @@
-"""Operations that a training step needs, by formula, and the rate at which this machine multiplies matrices.
+"""By formula: operations that a training step needs, and bytes that decoding must read.
 
 Counted are the matrix products whose results are used, two operations (multiply, add) a term, on tokens that are not
 padding: a prompt that two responses share counts once, causal attention counts the half that is not masked, the last
 layer's output and feed-forward parts and the output layer count where a response is predicted (or, for a reward
 model, where it ends). The backward pass counts twice the forward pass. Norms, activations, softmax and the optimiser
-count nothing.
+count nothing. `model_flop` is the common measure beside it, blind to such savings.
 """
 
-import time
 from collections.abc import Sequence
 from typing import Literal
-
-import torch
 
 from benchmarks.workload import Pair, Size
 
 Reads = Literal["chosen", "both", "ends"]
 """`chosen`: one response, each of its tokens predicted; `both`: two of them; `ends`: two, read at their ends."""
-
-TOKENS, TIMED_S = 1536, 0.5
 
 
 def training_flop(size: Size, rows: Sequence[Pair], reads: Reads) -> float:
@@ -49,26 +44,28 @@ def _forward(size: Size, row: Pair, reads: Reads) -> float:
     return products + attention + output
 
 
-def matmul_rate(size: Size, *, with_output: bool) -> float:
-    """Operations a CPU-second of `torch.mm` in float32, in the shapes and proportions of a training step.
+def num_weights(size: Size) -> int:
+    """Weights that products read: all but the norms and the input embedding."""
+    return size.layers * (4 * size.hidden**2 + 3 * size.hidden * size.intermediate) + size.hidden * size.vocabulary
 
-    Each product of a layer with its two gradients, at 1,536 tokens; the output layer at half of them.
+
+def model_flop(size: Size, rows: Sequence[Pair], reads: Reads) -> float:
+    """Operations by which model-FLOP utilisation is counted (Chowdhery et al. 2022, appendix B).
+
+    6 a weight and token, and 12 * layers * hidden * length a token for attention, of every response with a prompt of
+    its own; without the output layer where nothing reads it.
     """
-    hidden, intermediate = size.hidden, size.intermediate
-    shapes = [(TOKENS, hidden, 3 * hidden), (TOKENS, hidden, hidden), (TOKENS, intermediate, hidden)]
-    shapes = [*shapes, (TOKENS, hidden, 2 * intermediate)] * size.layers
-    if with_output:
-        shapes.append((TOKENS // 2, hidden, size.vocabulary))
-    pieces = [(torch.randn(n, k), torch.randn(m, k), torch.randn(n, m)) for n, k, m in set(shapes)]
-    counts = [shapes.count((len(x), x.shape[1], len(weight))) for x, weight, _ in pieces]
-    flop, spent = 0.0, 0.0
-    while spent < TIMED_S:
-        for (x, weight, grad), count in zip(pieces, counts, strict=True):
-            start = time.process_time()
-            for _ in range(count):
-                torch.mm(x, weight.t())
-                torch.mm(grad, weight)
-                torch.mm(grad.t(), x)
-            spent += time.process_time() - start
-            flop += count * 6.0 * x.numel() * len(weight)
-    return flop / spent
+    weights = num_weights(size) - (size.hidden * size.vocabulary if reads == "ends" else 0)
+    lengths = [len(row.prompt) + len(response) for row in rows for response in _responses(row, reads)]
+    return sum(6.0 * weights * length + 12.0 * size.layers * size.hidden * length**2 for length in lengths)
+
+
+def decode_bytes(size: Size, prompts: Sequence[int], new_tokens: int, at_once: int, width: int) -> float:
+    """Bytes that writing `new_tokens` tokens after prompts of these lengths must read, `width` bytes a number.
+
+    The first token comes with the reading of the prompt, which counts nothing. Every later one reads all weights once
+    for the rows decoded together, and the keys and values of all tokens before it and of its own place.
+    """
+    groups, steps = -(-len(prompts) // at_once), range(1, new_tokens)
+    places = sum(length + step for length in prompts for step in steps)
+    return float(width) * (groups * len(steps) * num_weights(size) + 2 * size.layers * size.hidden * places)

@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.clock import Clock
-from benchmarks.flops import Reads, data_tokens, matmul_rate, training_flop
+from benchmarks.flops import Reads, data_tokens, model_flop, training_flop
+from benchmarks.rates import matmul_rate
 from benchmarks.worker import Setting
 from benchmarks.workload import PAD, SIZES, make_pairs, model_folder
 from rlhf_core.config import DPOConfig, RewardConfig, SFTConfig
@@ -13,6 +14,7 @@ from rlhf_core.data.examples import Example
 from rlhf_core.data.pairs import PreferencePair, group_pairs
 from rlhf_core.models.policy import load_policy
 from rlhf_core.models.reward import RewardModel
+from rlhf_core.state.compute_mode import ComputeMode, set_compute_mode
 from rlhf_core.state.train_state import TrainState
 from rlhf_core.trainers.optimisation import make_optimizer
 from rlhf_core.trainers.preference import train_dpo
@@ -40,8 +42,14 @@ def _no_checkpoint(state: TrainState) -> None:
     """Checkpoints are not what is measured here."""
 
 
+def compute_as(setting: Setting) -> None:
+    """Matrix products in the number format of the device."""
+    set_compute_mode(ComputeMode(precision="float32" if setting.device == "cpu" else "bfloat16"))
+
+
 def _policy(setting: Setting) -> Any:
-    return load_policy(model_folder(setting.size, Path(setting.cache)))
+    compute_as(setting)
+    return load_policy(model_folder(setting.size, Path(setting.cache))).to(setting.device)
 
 
 def sft(setting: Setting, clock: Clock) -> dict[str, Any]:
@@ -88,14 +96,15 @@ def dpo(setting: Setting, clock: Clock) -> dict[str, Any]:
 
 
 def _extra(setting: Setting, ticks: Ticks, reads: Reads) -> dict[str, Any]:
-    """First and last loss; operations a token by formula; operations a CPU-second of matrix products, measured now."""
+    """First and last loss; operations a token by formula; operations a second of matrix products, measured now."""
     size = SIZES[setting.size]
     rows = make_pairs(setting.num_rows, size.vocabulary, setting.seed)
     return {
         "loss_first": ticks.losses[0],
         "loss_last": ticks.losses[-1],
         "flop_per_token": training_flop(size, rows, reads) / data_tokens(rows, reads),
-        "matmul_flop_per_s": matmul_rate(size, with_output=reads != "ends"),
+        "model_flop_per_token": model_flop(size, rows, reads) / data_tokens(rows, reads),
+        "matmul_flop_per_s": matmul_rate(size, with_output=reads != "ends", device=setting.device),
     }
 
 

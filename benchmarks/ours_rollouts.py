@@ -7,9 +7,12 @@ from typing import Any
 import torch
 
 from benchmarks.clock import Clock
+from benchmarks.flops import decode_bytes
+from benchmarks.ours import compute_as
+from benchmarks.rates import bandwidth
 from benchmarks.rollouts import EPOCHS, MINIBATCH, NEW_TOKENS, RATE, RESPONSES, load, make_prompts
 from benchmarks.worker import Setting
-from benchmarks.workload import END, PAD
+from benchmarks.workload import END, PAD, SIZES
 from rlhf_core.config import PPOConfig
 from rlhf_core.models.reward import RewardModel
 from rlhf_core.models.value import ValueHead, ValueModel
@@ -22,8 +25,10 @@ NEVER = 10**9
 
 
 def sampling(setting: Setting, clock: Clock) -> dict[str, Any]:
-    """64 responses of 64 tokens a step, with their log-probabilities, half of them at once: their cache stays near."""
-    model = load(setting.size, Path(setting.cache), ends=False)
+    """64 responses of 64 tokens a step, with their log-probabilities; on a CPU half at once: their cache stays near."""
+    compute_as(setting)
+    model = load(setting.size, Path(setting.cache), ends=False).to(setting.device)
+    at_once = RESPONSES // 2 if setting.device == "cpu" else RESPONSES
     batches = [make_prompts(RESPONSES, setting.size, setting.seed * 1000 + step) for step in range(setting.num_steps)]
     clock.begin()
     for step, prompts in enumerate(batches):
@@ -35,10 +40,15 @@ def sampling(setting: Setting, clock: Clock) -> dict[str, Any]:
             generator=torch.Generator().manual_seed(step),
             eos_ids=(),
             pad_id=PAD,
-            batch_size=RESPONSES // 2,
+            batch_size=at_once,
         )
         clock.tick(sum(map(len, samples.response_ids)))
-    return {}
+    counted, width = batches[setting.warmup :], 4 if setting.device == "cpu" else 2
+    read = [
+        decode_bytes(SIZES[setting.size], list(map(len, prompts)), NEW_TOKENS, at_once, width) for prompts in counted
+    ]
+    tokens = RESPONSES * NEW_TOKENS * len(counted)
+    return {"bytes_per_token": sum(read) / tokens, "bytes_per_s": bandwidth(setting.device)}
 
 
 def ppo_fixed(setting: Setting, clock: Clock) -> dict[str, Any]:
@@ -70,9 +80,11 @@ class _Ticks:
 
 
 def _ppo(setting: Setting, clock: Clock, *, ends: bool, value: str) -> dict[str, Any]:
-    policy, reference = (load(setting.size, Path(setting.cache), ends=ends) for _ in range(2))
+    compute_as(setting)
+    policy, reference = (load(setting.size, Path(setting.cache), ends=ends).to(setting.device) for _ in range(2))
     scorer = RewardModel.from_policy(policy, "last", seed=1)
     head = ValueModel.from_reward_model(scorer) if value == "separate" else ValueHead(policy.config.hidden_size)
+    head.to(setting.device)
     modules = {"policy": policy, "value": head}
     state = TrainState(
         modules=modules, optimizers={name: make_optimizer(module, RATE) for name, module in modules.items()}

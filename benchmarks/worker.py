@@ -5,7 +5,9 @@ is one line there.
 """
 
 import importlib
+import importlib.util
 import json
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,6 +30,7 @@ class Setting:
         threads: CPU threads of torch.
         seed: of the data.
         cache: folder for models.
+        device: cpu, in float32, or cuda, in bfloat16.
     """
 
     task: str
@@ -39,6 +42,7 @@ class Setting:
     threads: int
     seed: int
     cache: str
+    device: str = "cpu"
 
     @property
     def num_steps(self) -> int:
@@ -65,7 +69,8 @@ class Task:
         memory_bar: largest ratio of peak memory.
         matmul_bars: least share of the measured matmul rate, by size; empty where the formula of `flops` has none.
         rounds: counted steps and warm-up of a run where these are whole rollouts and not what was asked for.
-        needs: environment variable without which the peer cannot run; the row is then left out.
+        needs: environment variable without which the peer cannot run.
+        modules: what the peer imports; where one is not installed ours is measured alone.
     """
 
     title: str
@@ -76,6 +81,19 @@ class Task:
     matmul_bars: dict[str, float]
     rounds: tuple[int, int] | None = None
     needs: str | None = None
+    modules: tuple[str, ...] = ("trl", "datasets")
+
+    def no_peer(self) -> str | None:
+        """Why the peer cannot run here; None where it can."""
+        if self.needs and self.needs not in os.environ:
+            return f"{self.needs} does not say where TRL 1.12 lies"
+        missing = [name for name in self.modules if not installed(name)]
+        return f"{' and '.join(missing)} not installed" if missing else None
+
+
+def installed(module: str) -> bool:
+    """Whether a module could be imported."""
+    return importlib.util.find_spec(module) is not None
 
 
 TRL_PPO = "BENCHMARK_TRL_PPO"
@@ -128,6 +146,7 @@ TASKS = {
         memory_bar=1.0,
         matmul_bars={},
         rounds=(4, 1),
+        modules=("transformers",),
     ),
     "ppo-fixed": _ppo("PPO, 64 tokens each", "ppo_fixed", "fixed", {"S": 1.4, "M": 1.3}),
     "ppo-ending": _ppo("PPO, responses end by themselves", "ppo_ending", "ending", {"S": 2.0, "M": 2.0}),
@@ -147,7 +166,7 @@ def measure(setting: Setting) -> dict[str, Any]:
 
     torch.set_num_threads(setting.threads)
     Path(setting.cache).mkdir(parents=True, exist_ok=True)
-    task, clock = TASKS[setting.task], Clock(setting.warmup)
+    task, clock = TASKS[setting.task], Clock(setting.warmup, setting.device)
     extra = function_of(task.ours if setting.side == "ours" else task.trl)(setting, clock)
     return clock.figures() | extra
 

@@ -22,8 +22,11 @@ class Size:
 
 
 SIZES = {
+    "tiny": Size(hidden=32, layers=2, heads=2, intermediate=64, vocabulary=64),  # for the tests of the benchmarks
     "S": Size(hidden=128, layers=4, heads=4, intermediate=512, vocabulary=2048),
     "M": Size(hidden=256, layers=6, heads=8, intermediate=1024, vocabulary=8192),
+    "L": Size(hidden=768, layers=12, heads=12, intermediate=2048, vocabulary=32000),  # 0.13 B parameters
+    "XL": Size(hidden=1280, layers=20, heads=20, intermediate=3456, vocabulary=32000),  # 0.48 B
 }
 
 PROMPT_TOKENS = (16, 64)  # uniform, both included

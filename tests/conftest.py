@@ -16,7 +16,6 @@ from filelock import FileLock
 from warm_processes import stage_environment
 
 from rlhf_core.state import faults
-from tasks.params import resolve_params
 
 ROOT = Path(__file__).parents[1]
 CODE = ("rlhf_core", "tasks", "flows", "mlflow", "models", "profiles")
@@ -34,6 +33,8 @@ def run_stage_afresh(project: Path, stage: str) -> subprocess.CompletedProcess[s
 
 def make_project(folder: Path) -> Path:
     """Copy the code as it stands and the head of every data file into `folder`, with the tiny profile's parameters."""
+    from tasks.params import resolve_params  # here: the tests of rlhf_core need nothing of tasks
+
     ignore = shutil.ignore_patterns("__pycache__")
     for name in CODE:
         shutil.copytree(ROOT / name, folder / name, ignore=ignore)

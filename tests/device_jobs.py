@@ -7,6 +7,7 @@ jobs on a pretend GPU, `gpu/` on a real one.
 import math
 import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, get_args
@@ -57,6 +58,7 @@ SAMPLING = Sampling(eos_ids=ENDS, pad_id=PAD, max_new_tokens=8)
 PROMPTS = [[5, 6, 7], [8], [9, 10, 11, 12, 13], [14, 15], [16] * 8, [17, 18, 19], [8], [20, 21]]
 LABELS = (PairLabel(agreement=0.8), PairLabel(agreement=0.6, margin=0.5), PairLabel(margin=0.0, tie=True))
 GROUPS = toy_groups(8, labels=LABELS[:2])
+RANKED = [replace(one, responses=one.responses[:3], pairs=[(0, 1), (0, 2), (1, 2)], labels=[]) for one in GROUPS]
 RATE: dict[str, Any] = {"learning_rate": 1e-3, "warmup_steps": 0}
 MODES = {
     "bfloat16": ComputeMode(precision="bfloat16"),
@@ -127,7 +129,7 @@ def sft(device: torch.device, kind: str = "llama", rank: int = 0) -> list[float]
 def reward(device: torch.device, kind: str = "llama", tied: bool = False, **settings: Any) -> list[float]:
     """Two steps a model; then what it says of responses, one model or several."""
     cfg = RewardConfig.model_validate({"epochs": 1, "prompts_per_step": 4, **RATE, **settings})
-    groups = toy_groups(8, labels=LABELS if tied else LABELS[:2])
+    groups = toy_groups(8, labels=LABELS) if tied else RANKED if cfg.loss.name == "plackett_luce" else GROUPS
     models = make_models(cfg, policy(device, kind), StepRng(0, "reward"))
     state = state_of(**models)
     train_reward(cfg, state, groups, seed=0, pad_id=PAD, log=_quiet, checkpoint=_quiet)

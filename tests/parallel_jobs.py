@@ -5,6 +5,7 @@
 """
 
 import json
+import os
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -55,8 +56,12 @@ TINY = ModelConfig(
 RATE = 1e-4
 
 
+DEVICE_VARIABLE = "PARALLEL_JOBS_DEVICE"
+"""Environment variable: `cuda` for a GPU a process and NCCL; else CPUs and gloo."""
+
+
 def policy() -> Any:
-    return build_policy(TINY, 24, PAD, EOS, seed=1)
+    return build_policy(TINY, 24, PAD, EOS, seed=1).to(os.environ.get(DEVICE_VARIABLE, "cpu"))
 
 
 def draw(generator: torch.Generator, most: int) -> list[int]:
@@ -288,7 +293,7 @@ def begin(name: str, sharded: bool) -> tuple[TrainState, dict[str, nn.Module]]:
 def weights(state: TrainState) -> dict[str, Tensor]:
     """All weights of all networks, in one namespace."""
     return {
-        f"{name}/{key}": parameter.detach().clone()
+        f"{name}/{key}": parameter.detach().cpu().clone()
         for name, module in state.modules.items()
         for key, parameter in module.named_parameters()
     }
@@ -311,7 +316,7 @@ def main(folder: Path, orders: list[str]) -> None:
     from rlhf_core.state.processes import Processes
 
     torch.set_num_threads(1)
-    world = Processes(cpu=True)
+    world = Processes(cpu=os.environ.get(DEVICE_VARIABLE) != "cuda")
     seen = check_the_world(world)
     if world.rank == 0:
         (folder / "world.json").write_text(json.dumps(seen))

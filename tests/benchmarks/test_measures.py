@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from benchmarks.clock import Clock
-from benchmarks.flops import data_tokens, matmul_rate, training_flop
+from benchmarks.flops import data_tokens, decode_bytes, model_flop, num_weights, training_flop
+from benchmarks.rates import bandwidth, matmul_rate
 from benchmarks.table import page
 from benchmarks.workload import END, PROMPT_TOKENS, RESPONSE_MOST, SIZES, Pair, Size, make_pairs
 
@@ -42,6 +43,42 @@ def test_operations_by_hand(reads: str, expected: int, tokens: int) -> None:
     assert data_tokens([ROW], reads) == tokens
 
 
+def test_model_operations_by_hand() -> None:
+    """Weights: 3 (4 h h + 3 h i) + h 7 = 3 (16 + 30) + 14; attention 12 * 3 * h = 72 a token and token of its row."""
+    assert num_weights(TOY) == 3 * 46 + 14 == 152
+    assert model_flop(TOY, [ROW], "chosen") == 6 * 152 * 3 + 72 * 3**2
+    assert model_flop(TOY, [ROW], "both") == 6 * 152 * 8 + 72 * (3**2 + 5**2)
+    assert model_flop(TOY, [ROW], "ends") == 6 * 138 * 8 + 72 * (3**2 + 5**2)
+
+
+def test_bytes_of_decoding_by_hand() -> None:
+    """Prompts of 2 and 5 tokens, 3 new ones: two steps read 3 + 4 and 6 + 7 places of 2 * 3 * h = 12 numbers."""
+    assert decode_bytes(TOY, [2, 5], 3, at_once=2, width=2) == 2 * (2 * 152 + 12 * 20)
+    assert decode_bytes(TOY, [2, 5], 3, at_once=1, width=4) == 4 * (2 * 2 * 152 + 12 * 20)
+    assert decode_bytes(TOY, [2, 5], 1, at_once=2, width=2) == 0.0, "one token comes with the prompt"
+
+
+def test_parameters_of_the_large_sizes() -> None:
+    """With both embeddings: about 0.1 and 0.5 billion."""
+    for name, low, high in (("L", 0.10e9, 0.15e9), ("XL", 0.45e9, 0.55e9)):
+        size = SIZES[name]
+        assert low < num_weights(size) + size.hidden * size.vocabulary < high
+        assert size.hidden // size.heads == 64
+
+
+def test_the_bandwidth_is_that_of_a_copy() -> None:
+    """Within a factor of three of one large copy, whatever else the machine does."""
+    source = torch.ones(2**27, dtype=torch.uint8)
+    target = source.clone()
+    clock = Clock(warmup=0)
+    clock.begin()
+    for _ in range(4):
+        target.copy_(source)
+    clock.tick(1)
+    plain = 4 * 2 * 2**27 / clock.figures()["wall_s"]
+    assert plain / 3 < bandwidth() < 3 * plain
+
+
 def test_the_matmul_rate_is_what_torch_reaches() -> None:
     """Within a factor of three of one large product, whatever else the machine does."""
     one, two = torch.randn(1024, 1024), torch.randn(1024, 1024)
@@ -73,10 +110,33 @@ def test_the_table_says_which_bars_are_met() -> None:
     ours = {"tokens": 2000, "cpu_s": 1.0, "wall_s": 1.0, "peak_mb": 400.0}
     ours |= {"flop_per_token": 4e6, "matmul_flop_per_s": 1e10}
     peer = {"tokens": 1000, "cpu_s": 1.0, "wall_s": 2.0, "peak_mb": 1000.0}
-    setting = {"size": "S", "rows": 16, "steps": 2, "threads": 1}
+    setting = {"size": "S", "rows": 16, "steps": 2, "threads": 1, "device": "cpu"}
     row = page(setting, {"sft": [{"ours": ours, "trl": peer}]}).splitlines()[-1]
     cells = [cell.strip() for cell in row.split("|")[1:-1]]
     assert cells[3:6] == ["**2.00** (2.00)", "1.8 met", "4.00"]
     assert cells[8:] == ["0.40 (bar 0.5 met)", "80% of 10 GFLOP/s (bar 60% met)"]
     slower = page(setting, {"sft": [{"ours": ours | {"cpu_s": 2.0, "peak_mb": 600.0}, "trl": peer}]})
     assert slower.count("**missed**") == 3
+
+
+def test_a_table_of_a_gpu_counts_seconds_of_the_clock() -> None:
+    ours = {"tokens": 2000, "cpu_s": 1.0, "wall_s": 2.0, "peak_mb": 400.0}
+    counted = ours | {"flop_per_token": 4e6, "model_flop_per_token": 5e6, "matmul_flop_per_s": 1e10}
+    peer = {"tokens": 1000, "cpu_s": 9.0, "wall_s": 4.0, "peak_mb": 1000.0}
+    setting = {"size": "L", "rows": 128, "steps": 2, "threads": 1, "device": "cuda"}
+    found = {
+        "sft": [{"ours": counted, "trl": peer}],
+        "reward": [{"ours": counted}],
+        "sampling": [{"ours": ours | {"bytes_per_token": 1e6, "bytes_per_s": 4e9}, "trl": peer}],
+    }
+    text = page(setting, found, "a GPU")
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines()[2:]]
+    assert text.startswith("Size L, 128 examples")
+    assert "Machine: a GPU." in text
+    assert rows[0][1] == "tokens/s ours"
+    assert len(rows[0]) == len(rows[2]) == len(rows[3]) == len(rows[4])
+    assert rows[2][1:6] == ["1,000", "250", "**4.00** (4.00)", "", "4.00"]
+    assert rows[2][9:] == ["40% of 10 GFLOP/s", "50%", "12%"]
+    assert rows[3][2].startswith("not measured")
+    assert rows[3][11] == ""
+    assert rows[4][9:] == ["25% of 4 GB/s", "", ""]

@@ -10,6 +10,7 @@ from device_support import GPU, PretendTensor, pretend_gpu
 from preference_support import PAD
 
 from rlhf_core.data.batches import collate
+from rlhf_core.models.products import product
 from rlhf_core.rollout.logprobs import response_logprobs
 from rlhf_core.rollout.sampler import STEPS_BETWEEN_LOOKS, sample_responses
 
@@ -31,6 +32,14 @@ def test_a_job_in_bfloat16_says_nearly_the_same(name: str) -> None:
     with pretend_gpu():
         found = NARROW_JOBS[name](GPU)
     assert len(differing(expected, found, 0.1)) <= len(expected) / 5
+
+
+def test_products_of_a_size_for_onednn_stay_off_it_on_a_gpu() -> None:
+    """The jobs' models are too small for it; on a CPU it is what a product of this size goes through."""
+    x_NK, weight_MK = torch.randn(2, 64, 64, generator=torch.Generator().manual_seed(0)).unbind()
+    with pretend_gpu():
+        found = product(x_NK.to(GPU), weight_MK.to(GPU)).cpu()
+    torch.testing.assert_close(found, x_NK @ weight_MK.t())
 
 
 def test_decoding_waits_for_the_device_at_looks_alone() -> None:
