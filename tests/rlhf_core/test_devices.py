@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 import torch
 from device_jobs import JOBS, NARROW_JOBS, PROMPTS, differing, policy
-from device_support import GPU, PretendTensor, pretend_gpu
+from device_support import pretend_gpu
+from device_tensors import GPU, PretendTensor
 from preference_support import PAD
 
 from rlhf_core.data.batches import collate
