@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
+import pytest
 import torch
 from preference_support import EOS, PAD, toy_groups
 from torch import nn
@@ -53,17 +54,14 @@ Job = Callable[[torch.device], list[float]]
 SIZES = ModelConfig(hidden_size=32, layers=2, heads=2, intermediate_size=64, init_std=0.2, vocab_size=512)
 ENDS = (EOS, 2, 3)
 ROUNDING = "loss/value_clip_fraction"
-"""Counts values that are equal but for rounding, too."""
+"""A figure that also counts values that are equal but for rounding."""
 SAMPLING = Sampling(eos_ids=ENDS, pad_id=PAD, max_new_tokens=8)
 PROMPTS = [[5, 6, 7], [8], [9, 10, 11, 12, 13], [14, 15], [16] * 8, [17, 18, 19], [8], [20, 21]]
 LABELS = (PairLabel(agreement=0.8), PairLabel(agreement=0.6, margin=0.5), PairLabel(margin=0.0, tie=True))
 GROUPS = toy_groups(8, labels=LABELS[:2])
 RANKED = [replace(one, responses=one.responses[:3], pairs=[(0, 1), (0, 2), (1, 2)], labels=[]) for one in GROUPS]
 RATE: dict[str, Any] = {"learning_rate": 1e-3, "warmup_steps": 0}
-MODES = {
-    "bfloat16": ComputeMode(precision="bfloat16"),
-    "checkpointing": ComputeMode(activation_checkpointing=True),
-}
+MODES = {"bfloat16": ComputeMode(precision="bfloat16"), "checkpointing": ComputeMode(activation_checkpointing=True)}
 
 
 def policy(device: torch.device | str, kind: str = "llama", seed: int = 1) -> PreTrainedModel:
@@ -72,15 +70,21 @@ def policy(device: torch.device | str, kind: str = "llama", seed: int = 1) -> Pr
         torch.manual_seed(seed)
         sizes = {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 32, "initializer_range": 0.2}
         return GPT2LMHeadModel(GPT2Config(vocab_size=24, **sizes)).eval().to(device)
-    model = build_policy(SIZES.model_copy(update={"family": kind}), 24, PAD, EOS, seed=seed)
-    return model.to(device)
+    return build_policy(SIZES.model_copy(update={"family": kind}), 24, PAD, EOS, seed=seed).to(device)
+
+
+def adapted(model: PreTrainedModel, rank: int) -> PreTrainedModel:
+    """The model with adapters; rank 0 has none."""
+    if rank:
+        pytest.importorskip("peft")
+        add_adapters(model, LoraConfig(rank=rank, alpha=8), seed=5)
+    return model
 
 
 def state_of(rate: float = 1e-3, **modules: nn.Module) -> TrainState:
     """A state before its first step, an optimiser for each module."""
-    return TrainState(
-        modules=modules, optimizers={name: make_optimizer(module, rate) for name, module in modules.items()}
-    )
+    optimizers = {name: make_optimizer(module, rate) for name, module in modules.items()}
+    return TrainState(modules=modules, optimizers=optimizers)
 
 
 def _quiet(*_: object) -> None:
@@ -113,23 +117,21 @@ def sampling(device: torch.device, kind: str = "llama", cut_off: CutOff = OPEN, 
 
 def sft(device: torch.device, kind: str = "llama", rank: int = 0) -> list[float]:
     """Two steps in micro-batches, with masked tokens, weights by loss and held-out losses."""
-    model = policy(device, kind)
-    add_adapters(model, LoraConfig(rank=rank, alpha=8) if rank else None, seed=5)
+    model = adapted(policy(device, kind), rank)
     rows = [Example(group.prompt, group.responses[0]) for group in GROUPS]
     rows[0] = Example(rows[0].prompt, rows[0].response, mask=[0] + [1] * (len(rows[0].response) - 1))
     cfg = SFTConfig(
         max_steps=2, batch_size=4, accumulation=2, eval_every=1, hard_examples=HardExamplesConfig(),
         max_grad_value=0.5, **RATE,
     )  # fmt: skip
-    return _figures(
-        train_sft(cfg, state_of(policy=model), rows, rows[:3], seed=0, pad_id=PAD, log=_quiet, checkpoint=_quiet)
-    )
+    state = state_of(policy=model)
+    return _figures(train_sft(cfg, state, rows, rows[:3], seed=0, pad_id=PAD, log=_quiet, checkpoint=_quiet))
 
 
 def reward(device: torch.device, kind: str = "llama", tied: bool = False, **settings: Any) -> list[float]:
     """Two steps a model; then what it says of responses, one model or several."""
     cfg = RewardConfig.model_validate({"epochs": 1, "prompts_per_step": 4, **RATE, **settings})
-    groups = toy_groups(8, labels=LABELS) if tied else RANKED if cfg.loss.name == "plackett_luce" else GROUPS
+    groups = toy_groups(8, labels=LABELS) if tied else RANKED if cfg.loss.name == BY_RANKING else GROUPS
     models = make_models(cfg, policy(device, kind), StepRng(0, "reward"))
     state = state_of(**models)
     train_reward(cfg, state, groups, seed=0, pad_id=PAD, log=_quiet, checkpoint=_quiet)
@@ -146,11 +148,10 @@ def reward(device: torch.device, kind: str = "llama", tied: bool = False, **sett
 def preference(device: torch.device, loss: str, rank: int = 0, **settings: Any) -> list[float]:
     """Two steps against a reference, or against the policy without its adapters."""
     cfg = DPOConfig.model_validate({"loss": loss, "prompts_per_step": 4, **RATE, **settings})
-    model, reference = policy(device), policy(device, seed=2)
-    add_adapters(model, LoraConfig(rank=rank, alpha=8) if rank else None, seed=5)
+    model, reference = adapted(policy(device), rank), policy(device, seed=2)
     asked = (model if rank else reference) if cfg.needs_reference else None
-    state = train_dpo(cfg, state_of(policy=model), asked, GROUPS, seed=0, pad_id=PAD, log=_quiet, checkpoint=_quiet)
-    return _figures(state)
+    state = state_of(policy=model)
+    return _figures(train_dpo(cfg, state, asked, GROUPS, seed=0, pad_id=PAD, log=_quiet, checkpoint=_quiet))
 
 
 def ppo_state(device: torch.device, cfg: PPOConfig) -> tuple[TrainState, RewardModel]:
@@ -175,7 +176,7 @@ def ppo_run(cfg: PPOConfig, state: TrainState, scorer: RewardModel, checkpoint: 
 
 
 def ppo_config(**settings: Any) -> PPOConfig:
-    """Small rollouts; `settings` change sections of it."""
+    """Small rollouts."""
     small = {"steps": 2, "rollout_batch": 8, "minibatch": 4, "epochs": 1, "target_kl": 10.0, **RATE}
     return PPOConfig.model_validate({**small, **settings})
 
@@ -230,10 +231,12 @@ def in_mode(mode: str, job: Job) -> Job:
     return run
 
 
+WEIGHED = {"nll_coef": 0.2, "pair_weights": "agreement"}
+WITHOUT_VALUES = ("reinforce", "rloo", "grpo")
 HEADS = get_args(RewardConfig.model_fields["head"].annotation)
+BY_RANKING = "plackett_luce"
 REWARD_LOSSES = get_args(RewardLossConfig.model_fields["name"].annotation)
 AGGREGATES = get_args(RewardEnsembleConfig.model_fields["aggregate"].annotation)
-ADVANTAGES = ("reinforce", "rloo", "grpo")
 
 JOBS: dict[str, Job] = {
     "sampling": sampling,
@@ -245,30 +248,18 @@ JOBS: dict[str, Job] = {
     "sft, gpt2": partial(sft, kind="gpt2"),
     "sft, lora": partial(sft, rank=2),
     **{f"reward, {head}": partial(reward, head=head) for head in HEADS},
-    **{
-        f"reward, {name}": partial(
-            reward, loss={"name": name, "average": "prompt" if name == "plackett_luce" else "pair"}
-        )
-        for name in REWARD_LOSSES[1:]
-    },
-    "reward, margins, weights, centred pairs": partial(
+    **{f"reward, {name}": partial(reward, loss={"name": name}) for name in REWARD_LOSSES[1:] if name != BY_RANKING},
+    "reward, rankings": partial(reward, loss={"name": BY_RANKING, "average": "prompt"}),
+    "reward, margin, centred": partial(
         reward, centering=0.1, loss={"name": "margin", "margin_from": "strength", "weights": "difficulty",
                                      "center": "pairs", "average": "prompt"},
     ),
     "reward, ties": partial(reward, tied=True, loss={"ties": "rao_kupper"}),
     "reward, beside SFT and contrast": partial(reward, auxiliary={"sft_coef": 0.1, "contrastive_coef": 0.1}),
-    **{
-        f"reward, ensemble by {aggregate}": partial(reward, ensemble={"members": 2, "aggregate": aggregate})
-        for aggregate in AGGREGATES
-    },
-    **{
-        f"reward, distilled {what}": partial(reward, ensemble={"members": 2, "distill": what})
-        for what in ("scores", "preferences")
-    },
-    **{
-        f"preference, {loss}": partial(preference, loss=loss, nll_coef=0.2, pair_weights="agreement")
-        for loss in get_args(PreferenceLoss)
-    },
+    **{f"reward, by {way}": partial(reward, ensemble={"members": 2, "aggregate": way}) for way in AGGREGATES},
+    "reward, distilled scores": partial(reward, ensemble={"members": 2, "distill": "scores"}),
+    "reward, distilled preferences": partial(reward, ensemble={"members": 2, "distill": "preferences"}),
+    **{f"preference, {loss}": partial(preference, loss=loss, **WEIGHED) for loss in get_args(PreferenceLoss)},
     "preference, lora": partial(preference, loss="sigmoid", rank=2),
     "ppo": partial(ppo, entropy_coef=0.01, microbatch=2, epochs=2),
     "ppo, shared value": partial(ppo, value={"model": "shared"}),
@@ -277,9 +268,7 @@ JOBS: dict[str, Job] = {
         kl={"controller": "adaptive", "estimator": "k3"}, curriculum={"start_share": 0.5},
         advantages={"truncated": "bootstrap"},
     ),
-    **{
-        f"ppo, {method}": partial(ppo, responses_per_prompt=2, advantages={"method": method}) for method in ADVANTAGES
-    },
+    **{f"ppo, {way}": partial(ppo, responses_per_prompt=2, advantages={"method": way}) for way in WITHOUT_VALUES},
     "ppo, guard": guarded,
     "resumed": resumed,
     "measured": measured,

@@ -1,7 +1,7 @@
 """What holds on a GPU: `pytest -m gpu tests/rlhf_core/gpu`. Bodies that make sense on a CPU run there too, always.
 
-Needs torch, transformers, safetensors, pydantic, numpy, pytest; peft for the cases with adapters. Nothing of the
-orchestration.
+Needs torch, transformers, safetensors, pydantic, numpy, scipy, pytest; peft for the cases with adapters. Nothing of
+the orchestration.
 """
 
 import json
