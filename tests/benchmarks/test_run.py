@@ -10,6 +10,7 @@ import torch
 from device_support import pretend_gpu
 
 from benchmarks import __main__ as command
+from benchmarks.clock import Clock
 from benchmarks.worker import TASKS, Setting, measure
 from rlhf_core.state.compute_mode import compute_mode, set_compute_mode
 
@@ -48,22 +49,40 @@ def test_ours_is_measured_alone_where_there_is_no_peer(tmp_path: Path, capsys: p
     assert (tmp_path / "trl-tiny.md").read_text() in out.out
 
 
-@pytest.mark.parametrize("task", ["dpo", "sampling"])
-def test_the_way_of_a_gpu_runs_on_a_pretend_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, task: str) -> None:
-    """The same tasks with `--device cuda`: bfloat16 and synchronised clocks, memory by the allocator's count."""
+@pytest.fixture
+def counts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What the allocator and the driver of a GPU are asked, in order; 3 MiB at most, 1 MiB now."""
     asked: list[str] = []
-    for name, answer in (("synchronize", 0), ("reset_peak_memory_stats", 0), ("max_memory_allocated", 3 * 2**20),
-                         ("memory_allocated", 2**20)):  # fmt: skip
-        monkeypatch.setattr(torch.cuda, name, lambda name=name, answer=answer: asked.append(name) or answer)
+    answers = {"max_memory_allocated": 3 * 2**20, "memory_allocated": 2**20}
+    for name in ("synchronize", "reset_peak_memory_stats", *answers):
+        monkeypatch.setattr(torch.cuda, name, lambda name=name: asked.append(name) or answers.get(name))
+    return asked
+
+
+def test_the_clock_reads_after_the_gpu_has_done_its_work(counts: list[str]) -> None:
+    clock = Clock(1, "cuda")
+    clock.begin()
+    begun = len(counts)
+    clock.tick(5)
+    clock.tick(7)
+    assert counts[:begun] == ["memory_allocated", "reset_peak_memory_stats", "synchronize"]
+    assert counts[begun:] == ["synchronize", "synchronize", "max_memory_allocated"]
+    assert clock.figures()["tokens"] == 7
+
+
+@pytest.mark.parametrize("task", ["dpo", "sampling"])
+def test_the_way_of_a_gpu_runs_on_a_pretend_one(tmp_path: Path, counts: list[str], task: str) -> None:
+    """The same tasks with `--device cuda`: bfloat16 and synchronised clocks, memory by the allocator's count."""
     setting = Setting(
         task=task, side="ours", size="tiny", steps=1, warmup=1, rows=2, threads=1, seed=0, cache=str(tmp_path)
     )
-    with pretend_gpu():
+    with pretend_gpu() as waits:
         found = measure(replace(setting, device="cuda"))
+    assert waits.total(), "the model lay on the GPU"
     assert compute_mode().precision == "bfloat16"
     assert (found["held_mb"], found["peak_mb"]) == (1.0, 3.0)
     assert found["tokens"] == measure(setting)["tokens"]
-    assert asked.count("synchronize") >= 3
+    assert "synchronize" in counts
 
 
 def test_a_gpu_that_is_not_there_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
