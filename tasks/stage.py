@@ -134,6 +134,7 @@ class Stage:
         compute = self.params.compute
         torch.set_num_threads(self.threads)
         torch.use_deterministic_algorithms(True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # costs a pass over memory that is written next
         set_compute_mode(
             ComputeMode(precision=compute.precision, activation_checkpointing=compute.activation_checkpointing)
         )

@@ -53,8 +53,6 @@ Job = Callable[[torch.device], list[float]]
 
 SIZES = ModelConfig(hidden_size=32, layers=2, heads=2, intermediate_size=64, init_std=0.2, vocab_size=512)
 ENDS = (EOS, 2, 3)
-ROUNDING = "loss/value_clip_fraction"
-"""A figure that also counts values that are equal but for rounding."""
 SAMPLING = Sampling(eos_ids=ENDS, pad_id=PAD, max_new_tokens=8)
 PROMPTS = [[5, 6, 7], [8], [9, 10, 11, 12, 13], [14, 15], [16] * 8, [17, 18, 19], [8], [20, 21]]
 LABELS = (PairLabel(agreement=0.8), PairLabel(agreement=0.6, margin=0.5), PairLabel(margin=0.0, tie=True))
@@ -97,7 +95,7 @@ def _figures(state: TrainState) -> list[float]:
     ends = [
         sum(p.detach().double().abs().sum().item() for p in module.parameters()) for module in state.modules.values()
     ]
-    rows = [value for row in state.history for name, value in row.items() if name != ROUNDING]
+    rows = [value for row in state.history for value in row.values()]
     return rows + ends
 
 

@@ -41,7 +41,7 @@ def value_losses(
 
     L = 1/2 max((V - G)^2, (V_old + clip(V - V_old, -eps, eps) - G)^2): a prediction that has run further than
     eps from the rollout's value gets no gradient for running on. The statistic `loss/value_clip_fraction` is 1 where
-    the clipped error is the larger one.
+    the clipped error is the larger one; inside eps both are the same but for rounding, and it is 0.
     """
     old_BR = zero_masked(old_values_BR, mask_BR)
     target_BR = zero_masked(returns_BR, mask_BR)
@@ -50,7 +50,8 @@ def value_losses(
     free_error_BR = (free_BR - target_BR).square()
     clipped_error_BR = (clipped_BR - target_BR).square()
     losses_BR = 0.5 * torch.maximum(free_error_BR, clipped_error_BR)
-    held_BR = (clipped_error_BR > free_error_BR).to(losses_BR.dtype)
+    outside_BR = (free_BR - old_BR).abs() > value_clip_eps
+    held_BR = (outside_BR & (clipped_error_BR > free_error_BR)).to(losses_BR.dtype)
     return losses_BR, {"loss/value_clip_fraction": held_BR.detach()}
 
 

@@ -117,20 +117,22 @@ def plackett_luce_loss(scores_B: Tensor, pairs: PairTable) -> Tensor:
     A ranking that its pairs do not imply (a circle, a tie, too few comparisons) counts as the mean of its pairs'
     Bradley-Terry losses, which is the same where K = 2. Pairs that come from no ranking are read as one of the prompt.
     """
+    device = scores_B.device
+    pairs = pairs.to("cpu")  # which pairs are a ranking is found step by step: on a GPU each would wait for the last
     apart, share_U = rankings_apart(pairs)
     rankings, rest = split_rankings(apart)
     total = scores_B.new_zeros(())
     if rankings:
-        orders, share_G = list(rankings.values()), share_U[list(rankings)]
+        orders = list(rankings.values())
         places = max(map(len, orders))
-        rows_GK = torch.tensor([order + [0] * (places - len(order)) for order in orders], device=scores_B.device)
-        sizes_G = torch.tensor([len(order) for order in orders], device=scores_B.device)
-        mask_GK = (torch.arange(places, device=scores_B.device) < sizes_G[:, None]).float()
-        total = total + (share_G * plackett_luce_losses(scores_B[rows_GK], mask_GK) / (sizes_G - 1)).sum()
+        rows_GK = torch.tensor([order + [0] * (places - len(order)) for order in orders], device=device)
+        sizes_G = torch.tensor([len(order) for order in orders], device=device)
+        mask_GK = (torch.arange(places, device=device) < sizes_G[:, None]).float()
+        losses_G = plackett_luce_losses(scores_B[rows_GK], mask_GK) / (sizes_G - 1)
+        total = total + (share_U[list(rankings)].to(device) * losses_G).sum()
     if len(rest):
-        plain = RewardLossConfig()
-        weights_N = share_U[rest.group_N] * all_pairs_weights(rest.group_N)
-        total = total + (weights_N * pair_losses(plain, scores_B, None, rest)).sum()
+        weights_N = (share_U[rest.group_N] * all_pairs_weights(rest.group_N)).to(device)
+        total = total + (weights_N * pair_losses(RewardLossConfig(), scores_B, None, rest.to(device))).sum()
     return total / len(pairs.group_N.unique())
 
 

@@ -99,6 +99,15 @@ def test_n22_value_losses_worked_by_hand() -> None:
     assert stats["loss/value_clip_fraction"].tolist() == [[1.0, 0.0, 0.0]]
 
 
+def test_values_inside_the_clip_are_not_counted_as_clipped() -> None:
+    """Old value plus difference is not the new value but for rounding: without a look at eps some counted."""
+    generator = torch.Generator().manual_seed(0)
+    old, moved, returns = (torch.randn(1, 1000, generator=generator) for _ in range(3))
+    old, new = 0.1 * old, 0.1 * old + 0.1 * moved.tanh()
+    _, stats = value_losses(new, old, returns, torch.ones(1, 1000), 0.2)
+    assert not stats["loss/value_clip_fraction"].any()
+
+
 def test_value_gradient_points_at_the_return_and_ends_beyond_the_clip() -> None:
     values = row(0.25, 2.0, -0.25).requires_grad_()
     losses, _ = value_losses(values, row(0, 0, 0), row(3.0, 3.0, -3.0), row(1, 1, 1), 0.5)
