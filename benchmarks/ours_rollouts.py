@@ -16,7 +16,8 @@ from benchmarks.workload import END, PAD, SIZES
 from rlhf_core.config import PPOConfig
 from rlhf_core.models.reward import RewardModel
 from rlhf_core.models.value import ValueHead, ValueModel
-from rlhf_core.rollout.sampler import sample_responses
+from rlhf_core.rollout.decoders import make_decoder
+from rlhf_core.rollout.sampler import rows_at_once, sample_responses
 from rlhf_core.state.train_state import TrainState
 from rlhf_core.trainers.optimisation import make_optimizer
 from rlhf_core.trainers.ppo import Sampling, train_ppo
@@ -25,10 +26,9 @@ NEVER = 10**9
 
 
 def sampling(setting: Setting, clock: Clock) -> dict[str, Any]:
-    """64 responses of 64 tokens a step, with their log-probabilities; on a CPU half at once: their cache stays near."""
+    """64 responses of 64 tokens a step, with their log-probabilities."""
     compute_as(setting)
     model = load(setting.size, Path(setting.cache), ends=False).to(setting.device)
-    at_once = RESPONSES // 2 if setting.device == "cpu" else RESPONSES
     batches = [make_prompts(RESPONSES, setting.size, setting.seed * 1000 + step) for step in range(setting.num_steps)]
     clock.begin()
     for step, prompts in enumerate(batches):
@@ -40,12 +40,19 @@ def sampling(setting: Setting, clock: Clock) -> dict[str, Any]:
             generator=torch.Generator().manual_seed(step),
             eos_ids=(),
             pad_id=PAD,
-            batch_size=at_once,
+            batch_size=RESPONSES,
         )
         clock.tick(sum(map(len, samples.response_ids)))
-    counted, width = batches[setting.warmup :], 4 if setting.device == "cpu" else 2
+    counted, width, decoder = batches[setting.warmup :], 4 if setting.device == "cpu" else 2, make_decoder(model)
     read = [
-        decode_bytes(SIZES[setting.size], list(map(len, prompts)), NEW_TOKENS, at_once, width) for prompts in counted
+        decode_bytes(
+            SIZES[setting.size],
+            list(map(len, prompts)),
+            NEW_TOKENS,
+            rows_at_once(decoder, prompts, NEW_TOKENS, RESPONSES, model.device),
+            width,
+        )
+        for prompts in counted
     ]
     tokens = RESPONSES * NEW_TOKENS * len(counted)
     return {"bytes_per_token": sum(read) / tokens, "bytes_per_s": bandwidth(setting.device)}

@@ -115,7 +115,7 @@ def sample_rows(
     end_V = torch.zeros(model.get_output_embeddings().weight.shape[0], dtype=torch.bool, device=model.device)
     end_V[list(eos_ids)] = True
     found: dict[int, tuple[list[int], list[float], list[float], bool]] = {}
-    for rows in _batches(prompts, _most_rows(decoder, prompts, uniform_NT.shape[1], batch_size, model.device)):
+    for rows in _batches(prompts, rows_at_once(decoder, prompts, uniform_NT.shape[1], batch_size, model.device)):
         growing = _Growing(uniform_NT[rows].to(model.device), [temperatures[row] for row in rows])
         _decode(decoder, growing, [prompts[row] for row in rows], pad_id, end_V, cut_off)
         for row, response in zip(rows, growing.responses(eos_ids), strict=True):
@@ -129,10 +129,10 @@ def sample_rows(
     )
 
 
-def _most_rows(
+def rows_at_once(
     decoder: Decoder, prompts: Sequence[list[int]], max_new_tokens: int, batch_size: int, device: torch.device
 ) -> int:
-    """Rows of a batch: on a CPU no more than those whose keys and values stay near, where these are not too few."""
+    """Most rows that `sample_rows` decodes together: on a CPU those whose keys and values stay near."""
     row_bytes = decoder.row_bytes(max(map(len, prompts), default=0) + max_new_tokens)
     if device.type != "cpu" or not row_bytes or NEAR_BYTES // row_bytes < FEWEST_ROWS:
         return batch_size
