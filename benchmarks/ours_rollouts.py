@@ -16,8 +16,7 @@ from benchmarks.workload import END, PAD, SIZES
 from rlhf_core.config import PPOConfig
 from rlhf_core.models.reward import RewardModel
 from rlhf_core.models.value import ValueHead, ValueModel
-from rlhf_core.rollout.decoders import make_decoder
-from rlhf_core.rollout.sampler import rows_at_once, sample_responses
+from rlhf_core.rollout.sampler import sample_responses
 from rlhf_core.state.train_state import TrainState
 from rlhf_core.trainers.optimisation import make_optimizer
 from rlhf_core.trainers.ppo import Sampling, train_ppo
@@ -43,16 +42,9 @@ def sampling(setting: Setting, clock: Clock) -> dict[str, Any]:
             batch_size=RESPONSES,
         )
         clock.tick(sum(map(len, samples.response_ids)))
-    counted, width, decoder = batches[setting.warmup :], 4 if setting.device == "cpu" else 2, make_decoder(model)
+    counted, width = batches[setting.warmup :], 4 if setting.device == "cpu" else 2
     read = [
-        decode_bytes(
-            SIZES[setting.size],
-            list(map(len, prompts)),
-            NEW_TOKENS,
-            rows_at_once(decoder, prompts, NEW_TOKENS, RESPONSES, model.device),
-            width,
-        )
-        for prompts in counted
+        decode_bytes(SIZES[setting.size], list(map(len, prompts)), NEW_TOKENS, RESPONSES, width) for prompts in counted
     ]
     tokens = RESPONSES * NEW_TOKENS * len(counted)
     return {"bytes_per_token": sum(read) / tokens, "bytes_per_s": bandwidth(setting.device)}

@@ -13,10 +13,6 @@ from rlhf_core.data.batches import SequenceBatch
 class Decoder(Protocol):
     """Next-token logits for a batch of growing rows."""
 
-    def row_bytes(self, places: int) -> int | None:
-        """Memory that the keys and values of a row of so many tokens take; None where that is not known."""
-        ...
-
     def prefill(self, prompts: SequenceBatch, max_new_tokens: int) -> Tensor:
         """Read the prompts, make room for new tokens, return logits_BV of the first."""
         ...

@@ -32,9 +32,6 @@ class CacheDecoder:
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
 
-    def row_bytes(self, places: int) -> None:
-        """See `Decoder`: not known, for windows and shared or recurrent states make architectures differ."""
-
     def prefill(self, prompts: SequenceBatch, max_new_tokens: int) -> Tensor:
         """See `Decoder`."""
         self.cache = DynamicCache(config=self.model.config)

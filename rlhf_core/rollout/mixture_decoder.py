@@ -26,12 +26,6 @@ class MixtureDecoder:
     def __init__(self, decoders: Sequence[Decoder], shares: Sequence[float]) -> None:
         self.decoders, self.shares = decoders, shares
 
-    def row_bytes(self, places: int) -> int | None:
-        """See `Decoder`."""
-        each = [decoder.row_bytes(places) for decoder in self.decoders]
-        known = [size for size in each if size is not None]
-        return sum(known) if len(known) == len(each) else None
-
     def prefill(self, prompts: SequenceBatch, max_new_tokens: int) -> Tensor:
         """See `Decoder`."""
         return self._mixed([decoder.prefill(prompts, max_new_tokens) for decoder in self.decoders])

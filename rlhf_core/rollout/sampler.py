@@ -22,12 +22,6 @@ from rlhf_core.rollout.packed_weight import GRAIN
 DROP_SHARE = 0.2
 """Finished rows leave a batch together once this share of it can: leaving costs a copy of the cache."""
 
-NEAR_BYTES = 2**24
-"""Keys and values that stay near a processor from one step to the next, beside the weights of a small model."""
-
-FEWEST_ROWS = 16
-"""Batches are not cut to fewer rows for that: products of so few rows cost more than it spares."""
-
 STEPS_BETWEEN_LOOKS = {"cpu": 1, "cuda": 8}
 """How often finished rows are counted: each count waits until the device has computed all that was asked of it."""
 
@@ -102,7 +96,7 @@ def sample_rows(
         temperature: one for all, or one a row; 0 takes the likeliest token each time.
         eos_ids: tokens that end a response.
         pad_id: fills prompts of unequal length; may be an end token.
-        batch_size: most rows decoded at once; fewer where they then go faster (`NEAR_BYTES`).
+        batch_size: most rows decoded at once.
         cut_off: which tokens may be drawn.
 
     Raises:
@@ -115,7 +109,7 @@ def sample_rows(
     end_V = torch.zeros(model.get_output_embeddings().weight.shape[0], dtype=torch.bool, device=model.device)
     end_V[list(eos_ids)] = True
     found: dict[int, tuple[list[int], list[float], list[float], bool]] = {}
-    for rows in _batches(prompts, rows_at_once(decoder, prompts, uniform_NT.shape[1], batch_size, model.device)):
+    for rows in _batches(prompts, batch_size):
         growing = _Growing(uniform_NT[rows].to(model.device), [temperatures[row] for row in rows])
         _decode(decoder, growing, [prompts[row] for row in rows], pad_id, end_V, cut_off)
         for row, response in zip(rows, growing.responses(eos_ids), strict=True):
@@ -127,16 +121,6 @@ def sample_rows(
         behaviour_logprobs=[row[2] for row in ordered],
         finished=[row[3] for row in ordered],
     )
-
-
-def rows_at_once(
-    decoder: Decoder, prompts: Sequence[list[int]], max_new_tokens: int, batch_size: int, device: torch.device
-) -> int:
-    """Most rows that `sample_rows` decodes together: on a CPU those whose keys and values stay near."""
-    row_bytes = decoder.row_bytes(max(map(len, prompts), default=0) + max_new_tokens)
-    if device.type != "cpu" or not row_bytes or NEAR_BYTES // row_bytes < FEWEST_ROWS:
-        return batch_size
-    return min(batch_size, NEAR_BYTES // row_bytes)
 
 
 def _batches(prompts: Sequence[list[int]], batch_size: int) -> Iterator[list[int]]:

@@ -41,10 +41,10 @@ class StaticDecoder:
     """A `Decoder` that computes the same numbers as the model's own forward, up to the order of sums.
 
     It spares the bookkeeping of a general forward: no mask is rebuilt, no tensor concatenated, a prompt's last layer
-    runs at its last place only, and keys lie the way that a single query reads them. The two halves of a head that
-    rotate together are stored side by side, so that turning it is one complex product. The weights are copies, made
-    when the decoder is: use it while the model does not change. Low-rank adapters count as in the model's forward.
-    Where the process computes in bfloat16, products and cache are in it, the residual stream and norms are not.
+    runs at its last place only, and keys and values lie the way that a single query reads them fastest. The two halves
+    of a head that rotate together are stored side by side, so that turning it is one complex product. The weights are
+    copies, made when the decoder is: use it while the model does not change. Low-rank adapters count as in the model's
+    forward. Where the process computes in bfloat16, products and cache are in it, residual stream and norms are not.
 
     Args:
         model: one that `StaticDecoder.supports`.
@@ -75,10 +75,6 @@ class StaticDecoder:
         linears = [part for layer in body.layers for part in _linears(layer)] + [model.get_output_embeddings()]
         return type(body.embed_tokens) is nn.Embedding and all(effective_linear(part) is not None for part in linears)
 
-    def row_bytes(self, places: int) -> int:
-        """See `Decoder`."""
-        return 2 * len(self.layers) * self.num_kv_heads * self.head_size * places * self.dtype.itemsize
-
     def prefill(self, prompts: SequenceBatch, max_new_tokens: int) -> Tensor:
         """See `Decoder`."""
         mask_BP, device = prompts.mask_BS.bool(), prompts.mask_BS.device
@@ -104,31 +100,29 @@ class StaticDecoder:
         for number, layer in enumerate(self.layers):
             queries_BHE, keys_BKE, values_BKE = self._split(self._turned(layer, x_BD, turn_B1E))
             self.keys[number].select(-1, place).copy_(keys_BKE)
-            self.values[number].select(2, place).copy_(values_BKE)
+            self.values[number].select(-1, place).copy_(values_BKE)
             x_BD = self._mlp(layer, layer.out(self._attend(number, queries_BHE, hidden_N1T), plus=x_BD))
         self.next_position_B = self.next_position_B + 1
         return self.output(self._norm(x_BD))
 
     def select(self, rows: Tensor) -> None:
         """See `Decoder`."""
-        for number, (keys_BKET, values_BKTE) in enumerate(zip(self.keys, self.values, strict=True)):
-            self.keys[number] = keys_BKET.new_empty(len(rows), *keys_BKET.shape[1:])
-            self.keys[number][..., : self.filled] = keys_BKET[..., : self.filled][rows]
-            self.values[number] = values_BKTE.new_empty(len(rows), *values_BKTE.shape[1:])
-            self.values[number][:, :, : self.filled] = values_BKTE[:, :, : self.filled][rows]
+        for cache in (self.keys, self.values):
+            for number, layer_BKET in enumerate(cache):
+                cache[number] = layer_BKET.new_empty(len(rows), *layer_BKET.shape[1:])
+                cache[number][..., : self.filled] = layer_BKET[..., : self.filled][rows]
         self.hidden_N1T = self.hidden_N1T.unflatten(0, (-1, self.num_kv_heads))[rows].flatten(0, 1)
         self.next_position_B = self.next_position_B[rows]
 
     def _make_room(self, rows: int) -> None:
         """Cache for a batch, in the memory of the one before where that suffices; what is not written is never read."""
-        shape = (rows, self.num_kv_heads, self.places, self.head_size)
+        shape = (rows, self.num_kv_heads, self.head_size, self.places)
         size = math.prod(shape)
         if not self.room or len(self.room[0]) < size:
             device = self.embedding.device
             self.room = [torch.empty(size, dtype=self.dtype, device=device) for _ in range(2 * len(self.layers))]
         room = [flat[:size].view(shape) for flat in self.room]
-        self.keys = [one.view(rows, self.num_kv_heads, self.head_size, self.places) for one in room[::2]]
-        self.values = room[1::2]
+        self.keys, self.values = room[: len(self.layers)], room[len(self.layers) :]
 
     def _norm(self, x_ND: Tensor) -> Tensor:
         """Divide by the root of the mean square; the norm's weight is in the product that follows."""
@@ -151,11 +145,11 @@ class StaticDecoder:
     def _attend(self, number: int, queries_BHE: Tensor, hidden_N1T: Tensor) -> Tensor:
         """What one query a row reads in a layer's cache, its heads side by side, attended_BD."""
         keys_NET = self.keys[number].flatten(0, 1)[..., : self.filled]
-        values_NTE = self.values[number].flatten(0, 1)[:, : self.filled]
+        values_NET = self.values[number].flatten(0, 1)[..., : self.filled]
         queries_NGE = queries_BHE.reshape(len(keys_NET), -1, self.head_size)
         scores_NGT = torch.baddbmm(hidden_N1T, queries_NGE, keys_NET, alpha=self.head_size**-0.5)
         probs_NGT = torch.softmax(scores_NGT, -1, dtype=torch.float32).to(self.dtype)
-        return torch.bmm(probs_NGT, values_NTE).view(len(queries_BHE), -1)
+        return torch.bmm(values_NET, probs_NGT.transpose(1, 2)).transpose(1, 2).reshape(len(queries_BHE), -1)
 
     def _mlp(self, layer: _Layer, x_ND: Tensor) -> Tensor:
         gate, up = layer.gate_up(self._norm(x_ND)).chunk(2, -1)
@@ -179,7 +173,7 @@ class StaticDecoder:
                 padded[place_T[cut]] = self._turned(layer, x_TD[cut], turn_T1E[cut])
             queries, keys, values = self._split(padded.view(rows, width, -1))
             self.keys[number][..., :width] = keys.permute(0, 2, 3, 1)
-            self.values[number][:, :, :width] = values.transpose(1, 2)
+            self.values[number][..., :width] = values.permute(0, 2, 3, 1)
             if number == len(self.layers) - 1:
                 hidden_N1T, queries = self.hidden_N1T[..., :width], queries.flatten(0, 1)[place_T[last_B]]
                 x_TD, attended = x_TD[last_B], self._attend(number, queries, hidden_N1T)
