@@ -60,7 +60,7 @@ class StaticDecoder:
         self.eps = torch.tensor(config.rms_norm_eps, device=self.embedding.device)
         self.layers = [self._layer(layer) for layer in body.layers]
         self.output = _joined([model.get_output_embeddings()], self.dtype, body.norm.weight)
-        self.room: list[Tensor] = []
+        self.room = torch.empty(0, dtype=self.dtype, device=self.embedding.device)
 
     @staticmethod
     def supports(model: PreTrainedModel) -> bool:
@@ -115,14 +115,16 @@ class StaticDecoder:
         self.next_position_B = self.next_position_B[rows]
 
     def _make_room(self, rows: int) -> None:
-        """Cache for a batch, in the memory of the one before where that suffices; what is not written is never read."""
-        shape = (rows, self.num_kv_heads, self.head_size, self.places)
+        """Cache for a batch, in the memory of the one before where that suffices; what is not written is never read.
+
+        One piece for all layers: a large one goes back to the system when it is freed, and leaves no gaps.
+        """
+        shape = (2, len(self.layers), rows, self.num_kv_heads, self.head_size, self.places)
         size = math.prod(shape)
-        if not self.room or len(self.room[0]) < size:
-            device = self.embedding.device
-            self.room = [torch.empty(size, dtype=self.dtype, device=device) for _ in range(2 * len(self.layers))]
-        room = [flat[:size].view(shape) for flat in self.room]
-        self.keys, self.values = room[: len(self.layers)], room[len(self.layers) :]
+        if len(self.room) < size:
+            self.room = self.room.new_empty(size)
+        room, numbers = self.room[:size].view(shape), range(len(self.layers))
+        self.keys, self.values = [room[0, number] for number in numbers], [room[1, number] for number in numbers]
 
     def _norm(self, x_ND: Tensor) -> Tensor:
         """Divide by the root of the mean square; the norm's weight is in the product that follows."""
