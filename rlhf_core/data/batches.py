@@ -35,13 +35,13 @@ class SequenceBatch:
         ids_BS: token ids (int64).
         mask_BS: 1 for tokens, 0 for padding (int64). Made from lengths: the padding id may be a real token elsewhere.
         prompt_width: P; every response begins in this column.
-        shapes: see `row_shapes`; None where nobody noted them, and they are found from the tensors when asked for.
+        shapes: lengths of the rows, and which share a prompt, as numbers on the host.
     """
 
     ids_BS: Tensor
     mask_BS: Tensor
     prompt_width: int
-    shapes: RowShapes | None = None
+    shapes: RowShapes
 
     @property
     def response_ids_BR(self) -> Tensor:
@@ -66,17 +66,6 @@ class SequenceBatch:
     def to(self, device: torch.device | str) -> "SequenceBatch":
         """The batch on another device."""
         return replace(self, ids_BS=self.ids_BS.to(device), mask_BS=self.mask_BS.to(device))
-
-    def row_shapes(self) -> RowShapes:
-        """Lengths of prompts and responses, and which rows share a prompt, as numbers on the host."""
-        if self.shapes is not None:
-            return self.shapes
-        width = self.prompt_width
-        prompt_lengths = self.mask_BS[:, :width].sum(1).tolist()
-        prompts = [
-            tuple(ids[width - n :]) for ids, n in zip(self.ids_BS[:, :width].tolist(), prompt_lengths, strict=True)
-        ]
-        return RowShapes(tuple(prompt_lengths), tuple(self.mask_BS[:, width:].sum(1).tolist()), first_places(prompts))
 
 
 def collate(prompts: Sequence[list[int]], responses: Sequence[list[int]], pad_id: int) -> SequenceBatch:

@@ -93,7 +93,7 @@ class Layout:
 
 def layout_of(batch: SequenceBatch) -> Layout:
     """Lay out the tokens of a batch: rows by length, each with its prompt before it unless an earlier row has it."""
-    prompts, responses, same = batch.row_shapes()
+    prompts, responses, same = batch.shapes
     order = sorted(range(len(prompts)), key=lambda row: prompts[row] + responses[row])
     columns = batch.ids_BS.shape[1]
     prompt_tokens: dict[int, np.ndarray] = {}

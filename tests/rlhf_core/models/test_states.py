@@ -90,7 +90,7 @@ def exact_norms(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def plain_states(model: PreTrainedModel, batch: SequenceBatch, dtype: torch.dtype = torch.float32) -> Tensor:
     """Each row by itself through transformers, no padding: [B, C, D], zeros where a row has no token."""
-    prompts, responses, _ = batch.row_shapes()
+    prompts, responses, _ = batch.shapes
     width, body = batch.prompt_width, model.get_decoder()
     found = torch.zeros(len(prompts), max(responses) + 1, body.config.hidden_size, dtype=dtype)
     for row, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
@@ -180,10 +180,8 @@ def test_n04_gradients_on_or_off_give_the_same_bits(kind: str, checkpointing: bo
         assert torch.equal(one, three)
 
 
-def test_shapes_found_from_tensors_equal_those_noted() -> None:
-    bare = SequenceBatch(ids_BS=BATCH.ids_BS, mask_BS=BATCH.mask_BS, prompt_width=BATCH.prompt_width)
-    assert bare.row_shapes() == BATCH.row_shapes()
-    assert BATCH.row_shapes() == RowShapes((4, 1, 2, 4, 9, 2, 4), (2, 5, 1, 4, 11, 3, 1), (0, 1, 2, 0, 4, 2, 0))
+def test_a_batch_knows_its_lengths_and_which_prompts_are_the_same() -> None:
+    assert BATCH.shapes == RowShapes((4, 1, 2, 4, 9, 2, 4), (2, 5, 1, 4, 11, 3, 1), (0, 1, 2, 0, 4, 2, 0))
 
 
 def wide_model() -> PreTrainedModel:
