@@ -3,9 +3,10 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
+from rlhf_core.data.identity import prompt_group
 from rlhf_core.data.rankings import RANKINGS, ranked_choices
 from rlhf_core.data.records import UNNAMED, content_id
-from rlhf_core.data.splits import prompt_group, split_of
+from rlhf_core.data.splits import split_of
 from rlhf_core.errors import DataError
 from rlhf_core.feedback.labelling import Ballot, Pair, Vote, pair_id
 from tasks import paths

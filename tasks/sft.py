@@ -13,7 +13,8 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_core.data.examples import Example, join_turns
-from rlhf_core.data.splits import is_heldout, prompt_group
+from rlhf_core.data.identity import prompt_group
+from rlhf_core.data.splits import is_heldout
 from rlhf_core.data.transcripts import replies_of
 from rlhf_core.errors import DataError
 from rlhf_core.models.adapters import add_adapters, parameter_counts

@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rlhf_core.data.identity import prompt_group
 from rlhf_core.data.normal import normal_form
 from rlhf_core.data.readers import Refused, read_rows
 from rlhf_core.data.records import SPECS, Kind, Record, content_id, to_record
-from rlhf_core.data.splits import prompt_group
 from rlhf_core.errors import DataError
 from tasks import paths
 from tasks.data_docs import write_data_docs

@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rlhf_core.data.identity import prompt_group, prompt_identity
 from rlhf_core.data.records import OVERALL, Kind, Record, content_id, prompt_id
-from rlhf_core.data.splits import Split, prompt_group, split_of
+from rlhf_core.data.splits import Split, split_of
 from rlhf_core.errors import DataError
 from tasks.tables import SCHEMAS, write_table
 
@@ -85,21 +86,23 @@ def _prompts(records: Records, split: SplitRule) -> tuple[list[dict[str, Any]], 
         others = [_prompt(record) for record in records["prompts"]]
     else:
         others = list(_derived_prompts(records))
-    known = {prompt_group(row["prompt"]) for row in named}
+    known = {prompt_identity(row["prompt"]) for row in named}
     train = [row for row in others if split(row["prompt"]) == "train"]
-    hashed = [row for row in others if split(row["prompt"]) == "heldout" and prompt_group(row["prompt"]) not in known]
+    hashed = [
+        row for row in others if split(row["prompt"]) == "heldout" and prompt_identity(row["prompt"]) not in known
+    ]
     return train, named + hashed
 
 
 def _derived_prompts(records: Records) -> Iterator[dict[str, Any]]:
-    """One prompt of each group, the first, of the kind that says most about what is to be labelled."""
+    """Each prompt once, in its first form, of the kind that says most about what is to be labelled."""
     sources: tuple[tuple[Kind, ...], ...] = (("comparisons", "rankings"), ("votes",), ("demonstrations",))
     kinds = next((some for some in sources if any(kind in records for kind in some)), ())
-    groups: set[str] = set()
+    known: set[str] = set()
     for record in (record for kind in kinds for record in records.get(kind, ())):
-        group = prompt_group(record.values["prompt"])
-        if group not in groups:
-            groups.add(group)
+        identity = prompt_identity(record.values["prompt"])
+        if identity not in known:
+            known.add(identity)
             yield _prompt(record, derived=True)
 
 

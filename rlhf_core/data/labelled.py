@@ -5,8 +5,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from rlhf_core.data.identity import prompt_identity
 from rlhf_core.data.normal import normal_form
-from rlhf_core.data.splits import prompt_group
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -14,7 +14,7 @@ class Preference:
     """One response chosen over another, with how sure the annotators were.
 
     Attributes:
-        group: identity of the prompt's group (`prompt_group`).
+        group: identity of the prompt (`prompt_identity`), one for all its disguises.
         num_votes: votes behind the label.
         agreement: share of the votes that say the same as the label.
         margin: mean signed vote strength toward the label.
@@ -55,7 +55,7 @@ def to_preference(row: Mapping[str, Any]) -> Preference | None:
     chosen, rejected = ("response_a", "response_b") if row["label"] == "a" else ("response_b", "response_a")
     names = ("pair_id", "prompt_id", "prompt", "task", "num_votes", "agreement", "margin", "source")
     return Preference(
-        group=prompt_group(row["prompt"]),
+        group=prompt_identity(row["prompt"]),
         chosen=row[chosen],
         rejected=row[rejected],
         **{name: row[name] for name in names},

@@ -5,11 +5,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from itertools import combinations
 from typing import Any
 
+from rlhf_core.data.identity import prompt_identity
 from rlhf_core.data.labelled import Preference
 from rlhf_core.data.normal import normal_form
 from rlhf_core.data.rankings import is_ranked
 from rlhf_core.data.records import content_id, prompt_id
-from rlhf_core.data.splits import prompt_group
 
 GRADED = "graded"
 Row = dict[str, Any]
@@ -21,7 +21,7 @@ def to_tie(row: Mapping[str, Any]) -> Preference | None:
         return None
     names = ("pair_id", "prompt_id", "prompt", "task", "num_votes", "agreement", "margin", "source")
     return Preference(
-        group=prompt_group(row["prompt"]),
+        group=prompt_identity(row["prompt"]),
         chosen=row["response_a"],
         rejected=row["response_b"],
         **{name: row[name] for name in names},
@@ -87,7 +87,7 @@ def cap_by_criterion(rows: Iterable[Row], most: int) -> list[Row]:
     kept = []
     for row in sorted(rows, key=lambda row: (-row["margin"], row["pair_id"])):
         if row["split"] == "train" and not is_ranked(row["source"]):
-            key = (prompt_group(row["prompt"]), row["criterion"])
+            key = (prompt_identity(row["prompt"]), row["criterion"])
             counts[key] += 1
             if counts[key] > most:
                 continue
@@ -100,4 +100,4 @@ def _both(pair: Preference) -> tuple[str, frozenset[str]]:
 
 
 def _of_row(row: Mapping[str, Any], one: str, other: str) -> tuple[str, frozenset[str]]:
-    return prompt_group(row["prompt"]), frozenset((normal_form(row[one]), normal_form(row[other])))
+    return prompt_identity(row["prompt"]), frozenset((normal_form(row[one]), normal_form(row[other])))

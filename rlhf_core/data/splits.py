@@ -1,17 +1,12 @@
-"""Which prompts are held out: by group and by a hash that knows nothing of the other rows."""
+"""Which prompts are held out: by group (dialogue) and by a hash that knows nothing of the other rows."""
 
 import hashlib
 from collections.abc import Set
 from typing import Literal
 
-from rlhf_core.data.normal import normal_form
+from rlhf_core.data.identity import prompt_group
 
 Split = Literal["train", "heldout"]
-
-
-def prompt_group(prompt: str) -> str:
-    """Identity of all prompts that are the same but for case, white space and Unicode form: 16 hex digits."""
-    return hashlib.sha256(normal_form(prompt).encode()).hexdigest()[:16]
 
 
 def is_heldout(group: str, share: float) -> bool:

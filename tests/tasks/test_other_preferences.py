@@ -6,9 +6,10 @@ from functools import partial
 import pytest
 from preference_stage_support import pair, read, run_preferences
 
+from rlhf_core.data.identity import prompt_group
 from rlhf_core.data.rankings import ranking_source
 from rlhf_core.data.records import content_id
-from rlhf_core.data.splits import is_heldout, prompt_group
+from rlhf_core.data.splits import is_heldout
 from rlhf_core.errors import DataError
 
 

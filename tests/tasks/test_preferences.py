@@ -10,7 +10,8 @@ from preference_stage_support import pair, run_preferences
 
 from rlhf_core.config import PreferencesConfig
 from rlhf_core.data.demo.world import draw_reply, draw_scenes
-from rlhf_core.data.splits import is_heldout, prompt_group
+from rlhf_core.data.identity import prompt_group
+from rlhf_core.data.splits import is_heldout
 from rlhf_core.errors import DataError
 from tasks import preferences
 

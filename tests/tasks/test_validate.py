@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from validate_support import DEMONSTRATIONS, HELDOUT, DataProject
 
-from rlhf_core.data.splits import is_heldout, prompt_group
+from rlhf_core.data.identity import prompt_group
+from rlhf_core.data.splits import is_heldout
 from rlhf_core.errors import DataError
 
 REAL = Path(__file__).parents[3] / "shared/data"

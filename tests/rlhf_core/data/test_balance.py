@@ -14,9 +14,9 @@ from rlhf_core.data.balance import (
     mean_length_difference,
     share_longer_chosen,
 )
+from rlhf_core.data.identity import prompt_group
 from rlhf_core.data.labelled import Preference, to_preference, without_contradictions, without_equal
 from rlhf_core.data.rankings import ranking_source
-from rlhf_core.data.splits import prompt_group
 from rlhf_core.errors import DataError
 
 

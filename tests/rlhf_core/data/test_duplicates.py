@@ -19,9 +19,9 @@ from rlhf_core.data.duplicates import (
     without_exact,
     without_near,
 )
+from rlhf_core.data.identity import prompt_group
 from rlhf_core.data.labelled import Preference
 from rlhf_core.data.rankings import ranking_source
-from rlhf_core.data.splits import prompt_group
 
 LONG = " ".join(f"word{chr(97 + i // 10)}{chr(97 + i % 10)}" for i in range(80))
 

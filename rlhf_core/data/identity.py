@@ -1,0 +1,51 @@
+"""The one identity of a prompt, and the group of prompts that a split keeps together.
+
+Both are taken from the turns of the prompt, of which only what can be seen counts (`rlhf_core.data.normal.visible`). So
+a prompt has the same identity as text, as a transcript, as messages, with other white space, in another Unicode form,
+in other case, and with characters in it that nobody sees. A plain prompt is a dialogue of one turn.
+"""
+
+import hashlib
+
+from rlhf_core.data.normal import normal_form, without_hidden
+from rlhf_core.data.transcripts import Message, prompt_turns
+
+_SPEAKER = {"system": "", "user": "human: ", "assistant": "assistant: "}
+
+
+def seen_turns(prompt: str) -> list[Message]:
+    """The turns of a prompt, their contents in normal form; turns of which nothing can be seen are left out."""
+    turns = prompt_turns(without_hidden(prompt).replace("\r\n", "\n").replace("\r", "\n"))
+    seen = ({"role": turn["role"], "content": normal_form(turn["content"])} for turn in turns)
+    return [turn for turn in seen if turn["content"]]
+
+
+def prompt_identity(prompt: str) -> str:
+    """Identity of all prompts with the same turns: 16 hex digits."""
+    return _digest(_text(seen_turns(prompt)))
+
+
+def prompt_group(prompt: str) -> str:
+    """Identity of all prompts that begin with the same turn of the user, that is of a dialogue: 16 hex digits.
+
+    A split holds out groups, as what is said later in a dialogue tells what was said before. The system's turn does not
+    count: a question is the same question under other instructions.
+    """
+    return _digest(opening(prompt))
+
+
+def opening(prompt: str) -> str:
+    """The first turn of the user in normal form; where there is none, all turns."""
+    turns = seen_turns(prompt)
+    return next((turn["content"] for turn in turns if turn["role"] == "user"), _text(turns))
+
+
+def _text(turns: list[Message]) -> str:
+    if [turn["role"] for turn in turns] == ["user"]:
+        return turns[0]["content"]
+    spoken = [_SPEAKER[turn["role"]] + turn["content"] for turn in turns]
+    return " ".join([*spoken, "assistant:"]) if spoken else ""
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
