@@ -1,5 +1,6 @@
 """A run, stage by stage: run or skip, record, register, note. Knows the tracking record, but nothing of Prefect."""
 
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping
@@ -61,7 +62,7 @@ def makes_model(stage: str) -> bool:
 
 
 class PipelineRun:
-    """One run in one checkout; the caller holds its lock.
+    """One run in one checkout; the caller holds its lock. Stages that are independent may run in several threads.
 
     Args:
         prepared: what to run and where.
@@ -84,12 +85,13 @@ class PipelineRun:
             run=prepared.name, run_key=key, started=time.time(), stages=[StageSummary(name=name) for name in names]
         )
         self.recorder: Recorder | None = None
+        self._noting = threading.Lock()
 
     def open(self, tags: Mapping[str, str]) -> None:
         """Note that the run goes on, and open the tracking record unless there is nothing to tell it."""
         if tags.get("prefect_flow_run_url"):
             self.summary.flow_run_url = tags["prefect_flow_run_url"]
-        write_live(self.root, self.summary)
+        self._note()
         if self.changed or not all(self._settled(stage.name) for stage in self.summary.stages):
             from tasks.tracking import Recorder
 
@@ -103,7 +105,7 @@ class PipelineRun:
         started = time.monotonic()
         stage = self.summary.stage(name)
         stage.status = "running"
-        write_live(self.root, self.summary)
+        self._note()
         self.observer.stage_started(name)
         if name in self.changed:
             self._execute(stage, on_line)
@@ -116,7 +118,7 @@ class PipelineRun:
                 self.summary.verdict = verdict_of(stage.metrics)
         stage.wall_s = time.monotonic() - started
         stage.overhead_s = None if stage.compute_s is None else stage.wall_s - stage.compute_s
-        write_live(self.root, self.summary)
+        self._note()
         self.observer.stage_finished(stage)
         return stage
 
@@ -139,6 +141,10 @@ class PipelineRun:
         self.summary.close(status, exit_code, time.time())
         write_summary(self.root, self.summary)
         return self.summary
+
+    def _note(self) -> None:
+        with self._noting:
+            write_live(self.root, self.summary)
 
     def _execute(self, stage: StageSummary, on_line: Callable[[str], None]) -> None:
         minutes = self.prepared.request.stage_timeout_minutes
@@ -233,7 +239,8 @@ class PipelineRun:
 
 
 def _take_over(stage: StageSummary, result: StageResult, *, interrupted: bool) -> None:
-    stage.compute_s, stage.peak_memory_mb, stage.tokens = result.compute_s, result.peak_memory_mb, result.tokens
+    stage.computed_from, stage.compute_s = result.computed_from, result.compute_s
+    stage.peak_memory_mb, stage.tokens = result.peak_memory_mb, result.tokens
     if result.compute_s and result.tokens:
         stage.tokens_per_s = result.tokens / result.compute_s
     stage.message = result.message

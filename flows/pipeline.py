@@ -12,17 +12,21 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
+from queue import SimpleQueue
 from uuid import UUID
 
 from prefect import flow, get_run_logger, task
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State
 from prefect.exceptions import TerminationSignal
+from prefect.futures import PrefectFuture
 from prefect.runtime import flow_run
 from prefect.states import Cancelled, Completed, Failed
+from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows.artifacts import publish_stage, publish_summary
 from flows.execution import PipelineRun
+from flows.plan import Plan
 from flows.runs import RunRequest, find_root, prepare_run
 from flows.settings import GPU_TAG
 from flows.summary import RunStatus, StageSummary
@@ -32,6 +36,7 @@ from tasks.runner import Stop
 
 FLOW_NAME = "rlhf-pipeline"
 CANCEL_POLL_SECONDS = 1.0
+MOST_AT_ONCE = 64  # threads that wait for stages; how many stages run is decided by `flows.plan`
 GPU_STAGES = ("sft", "generate", "reward", "align", "combine", "evaluate")
 
 CURRENT: ContextVar[PipelineRun | None] = ContextVar("current_run", default=None)
@@ -43,9 +48,16 @@ def _run_name() -> str:
     return current.prepared.name if current else str(flow_run.name or FLOW_NAME)
 
 
-@flow(name=FLOW_NAME, flow_run_name=_run_name, persist_result=False, validate_parameters=True, retries=0)
+@flow(
+    name=FLOW_NAME,
+    flow_run_name=_run_name,
+    persist_result=False,
+    validate_parameters=True,
+    retries=0,
+    task_runner=ThreadPoolTaskRunner(max_workers=MOST_AT_ONCE),
+)
 def pipeline(run: RunRequest = RunRequest()) -> State:  # noqa: B008 - it is frozen
-    """Run every stage that is not up to date, in the order of `dvc.yaml`, and record what it made.
+    """Run every stage that is not up to date, each after those it reads from, and record what it made.
 
     Args:
         run: what to run. Empty, it is the checkout as it stands; a scheduled run always has a worktree of its own.
@@ -100,7 +112,8 @@ def _run_stages(current: PipelineRun) -> State:
     try:
         with _signals(current.stop), _cancel_watch(run_id, current.stop):
             current.open(tags)
-            failed = next((stage for stage in _in_order(current) if stage.status in ("failed", "interrupted")), None)
+            ended = list(_settle_stages(current))
+        failed = next((stage for stage in ended if stage.status in ("failed", "interrupted")), None)
         if current.stop.requested:
             status, exit_code, message = "interrupted", current.stop.exit_code, f"ended ({current.stop.reason})"
         elif failed is not None:
@@ -125,20 +138,35 @@ def _run_stages(current: PipelineRun) -> State:
     return Failed(message=message)
 
 
-def _in_order(current: PipelineRun) -> Iterator[StageSummary]:
-    """Run the stages one after the other until one fails or the run is to end."""
-    for stage in current.summary.stages:
-        if current.stop.requested:
+def _settle_stages(current: PipelineRun) -> Iterator[StageSummary]:
+    """Run every stage as soon as those it reads from are settled, side by side as far as the machine allows.
+
+    Yields each as it ends. Once one has failed, or the run is to end, none is started; those at work are waited for,
+    since what they make need not be made again.
+    """
+    plan, ended = Plan.of(current), SimpleQueue[str]()
+    running: dict[str, PrefectFuture[State]] = {}
+    while True:
+        for name in () if current.stop.requested else plan.startable(running):
+            running[name] = _start(current, name, ended)
+        if not running:
             return
-        wants_gpu = current.prepared.params.compute.device != "cpu" and stage.name.partition("@")[0] in GPU_STAGES
-        named = run_stage.with_options(
-            name=stage.name, task_run_name=stage.name, tags={GPU_TAG} if wants_gpu else set()
-        )
-        state = named(stage.name, return_state=True)
+        name = ended.get()
+        state = running.pop(name).state
+        stage = current.summary.stage(name)
         if (state.is_failed() or state.is_crashed()) and stage.status not in ("failed", "interrupted"):
             state.result()  # raises what went wrong around the stage
-            raise RuntimeError(f"{stage.name}: {state.message}")
+            raise RuntimeError(f"{name}: {state.message}")
+        plan.settle(stage)
         yield stage
+
+
+def _start(current: PipelineRun, name: str, ended: "SimpleQueue[str]") -> "PrefectFuture[State]":
+    wants_gpu = current.prepared.params.compute.device != "cpu" and name.partition("@")[0] in GPU_STAGES
+    named = run_stage.with_options(name=name, task_run_name=name, tags={GPU_TAG} if wants_gpu else set())
+    future = named.submit(name)
+    future.add_done_callback(lambda done: ended.put(name))
+    return future
 
 
 @contextmanager

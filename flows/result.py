@@ -64,7 +64,9 @@ def _times(summary: RunSummary) -> str:
     total = f"total {seconds(summary.wall_s)}"
     if summary.overhead_per_stage_s is None:
         return f"{total}: nothing had changed" if summary.status == "done" else total
+    beside = (summary.compute_s or 0.0) - (summary.busy_s or 0.0)
+    saved = f" ({seconds(beside)} of it side by side)" if beside >= 0.1 else ""
     return (
-        f"{total}: {seconds(summary.compute_s)} of computing, {seconds(summary.overhead_s)} around it "
+        f"{total}: {seconds(summary.compute_s)} of computing{saved}, {seconds(summary.overhead_s)} around it "
         f"({seconds(summary.overhead_per_stage_s)} a stage)"
     )

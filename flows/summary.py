@@ -5,6 +5,7 @@ the run is killed. Both files are the control plane's: they hold times and are n
 """
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,7 +27,8 @@ class StageSummary(BaseModel):
 
     name: str
     status: StageStatus = "waiting"
-    wall_s: float | None = Field(default=None, description="seconds from its turn to the next stage's turn")
+    wall_s: float | None = Field(default=None, description="seconds from its turn until it was settled and recorded")
+    computed_from: float | None = Field(default=None, description="when its own work began, seconds since 1970")
     compute_s: float | None = Field(default=None, description="seconds of the stage's own work; null if it did not run")
     overhead_s: float | None = Field(default=None, description="wall_s less compute_s: DVC, Prefect, records, start")
     peak_memory_mb: float | None = Field(default=None, description="largest resident size of its process")
@@ -73,8 +75,9 @@ class RunSummary(BaseModel):
     started: float = Field(description="seconds since 1970")
     finished: float | None = None
     wall_s: float | None = None
-    compute_s: float | None = Field(default=None, description="sum over the stages that ran")
-    overhead_s: float | None = Field(default=None, description="wall_s less compute_s")
+    compute_s: float | None = Field(default=None, description="sum over the stages that ran, side by side or not")
+    busy_s: float | None = Field(default=None, description="seconds in which at least one stage computed")
+    overhead_s: float | None = Field(default=None, description="wall_s less busy_s")
     overhead_per_stage_s: float | None = Field(default=None, description="mean overhead_s of the stages that ran")
     stages: list[StageSummary]
     model_versions: dict[str, str] = Field(default_factory=dict, description="stage to name/number")
@@ -100,8 +103,18 @@ class RunSummary(BaseModel):
         self.wall_s = now - self.started
         ran = [stage for stage in self.stages if stage.compute_s is not None]
         self.compute_s = sum(stage.compute_s or 0.0 for stage in ran)
-        self.overhead_s = self.wall_s - self.compute_s
+        self.busy_s = covered([(stage.computed_from or 0.0, stage.compute_s or 0.0) for stage in ran])
+        self.overhead_s = self.wall_s - self.busy_s
         self.overhead_per_stage_s = sum(stage.overhead_s or 0.0 for stage in ran) / len(ran) if ran else None
+
+
+def covered(spans: Iterable[tuple[float, float]]) -> float:
+    """Seconds that spans (start, length) cover together; what several cover counts once."""
+    total, end = 0.0, float("-inf")
+    for start, length in sorted(spans):
+        total += max(0.0, start + length - max(start, end))
+        end = max(end, start + length)
+    return total
 
 
 def verdict_of(metrics: dict[str, Any]) -> Verdict | None:

@@ -1,8 +1,9 @@
 """What `dvc.yaml` says of a stage; the stage itself reads it, so that there is one place where inputs are named."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ruamel.yaml import YAML
@@ -56,6 +57,29 @@ def stage_definition(root: Path, stage: str) -> StageDefinition:
         params=tuple(fill(key) for key in body.get("params", [])),
         outs=tuple(fill(_path(out)) for key in ("outs", "metrics", "plots") for out in body.get(key, [])),
     )
+
+
+def stage_reads(root: Path, stages: Sequence[str]) -> dict[str, frozenset[str]]:
+    """Of each stage, those among `stages` that write something it reads. Others are independent of it.
+
+    Raises:
+        ConfigError: `dvc.yaml` lacks one of them.
+    """
+    definitions = {stage: stage_definition(root, stage) for stage in stages}
+
+    def reads(one: StageDefinition, other: StageDefinition) -> bool:
+        return any(_overlap(PurePosixPath(dep), PurePosixPath(out)) for dep in one.deps for out in other.outs)
+
+    return {
+        stage: frozenset(
+            name for name, other in definitions.items() if name != stage and reads(definitions[stage], other)
+        )
+        for stage in stages
+    }
+
+
+def _overlap(one: PurePosixPath, other: PurePosixPath) -> bool:
+    return one.is_relative_to(other) or other.is_relative_to(one)
 
 
 def _parameter(root: Path, key: str) -> Any:

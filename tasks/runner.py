@@ -67,7 +67,8 @@ class StageResult:
         exit_code: of the stage itself, as documented; 130 or 143 when it was ended from here.
         ran: False when DVC found it unchanged or restored its outputs.
         wall_s: seconds from start to end, DVC included.
-        compute_s: seconds of the stage's own work; None when it did not get to its end.
+        computed_from: when the stage's own work began, seconds since 1970; None when it did not get to its end.
+        compute_s: seconds of that work; None when it did not get to its end.
         peak_memory_mb: largest resident size of the stage process.
         tokens: tokens it worked through.
         message: one line that says what went wrong; empty when nothing did.
@@ -77,6 +78,7 @@ class StageResult:
     exit_code: int
     ran: bool
     wall_s: float
+    computed_from: float | None = None
     compute_s: float | None = None
     peak_memory_mb: float | None = None
     tokens: int | None = None
@@ -213,6 +215,7 @@ def _result(
         exit_code=exit_code,
         ran="start" in seen,
         wall_s=wall_s,
+        computed_from=seen["start"]["time"] if done else None,
         compute_s=done["compute_s"] if done else None,
         peak_memory_mb=done["peak_memory_mb"] if done else None,
         tokens=done["tokens"] if done else None,

@@ -12,6 +12,7 @@ from rlhf_core.config.base import Section
 from rlhf_core.config.combine import CombineConfig
 from rlhf_core.config.data import DataConfig, GenerateConfig, LabelConfig, PreferencesConfig, ValidateConfig
 from rlhf_core.config.evaluation import EvaluateConfig, GatesConfig
+from rlhf_core.config.machine import MachineConfig
 from rlhf_core.config.model import ComputeConfig, ModelConfig
 from rlhf_core.config.ppo import PPOConfig
 from rlhf_core.config.preference import DPOConfig
@@ -29,6 +30,7 @@ __all__ = [
     "GatesConfig",
     "GenerateConfig",
     "LabelConfig",
+    "MachineConfig",
     "ModelConfig",
     "PPOConfig",
     "Params",
@@ -46,6 +48,7 @@ class Params(Section):
 
     seed: NonNegativeInt = Field(0, description="every random choice is addressed from this")
     compute: ComputeConfig = ComputeConfig()
+    machine: MachineConfig = MachineConfig()
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
     validate_: ValidateConfig = Field(ValidateConfig(), alias="validate")

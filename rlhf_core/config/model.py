@@ -12,7 +12,11 @@ class ComputeConfig(Section):
     """Where and how tensors are computed; part of what decides the bytes of a result."""
 
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto takes the GPU where there is one")
-    threads: PositiveInt = Field(2, description="CPU threads of a stage; another number gives other last bits")
+    threads: PositiveInt = Field(
+        1,
+        description="CPU threads of a stage; another number gives other last bits. Several wait for each other, and on "
+        "cores that others use too a stage then takes up to ten times as long",
+    )
     precision: Literal["float32", "bfloat16"] = Field(
         "float32",
         description="of matrix products and attention in training, scoring and sampling; bfloat16 keeps weights, "

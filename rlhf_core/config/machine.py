@@ -1,0 +1,15 @@
+"""How a run uses the machine it is on; nothing here decides a byte of what it makes."""
+
+from pydantic import Field, PositiveInt
+
+from rlhf_core.config.base import Section
+
+
+class MachineConfig(Section):
+    """How a run uses the machine. No byte depends on it, so no stage runs again when it changes."""
+
+    at_once: PositiveInt | None = Field(
+        None,
+        description="stages that are independent of each other, and models within `evaluate`, worked on side by side "
+        "at most; null: as many as cores (over `compute.threads`) and free memory allow, one where a GPU computes",
+    )
