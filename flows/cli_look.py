@@ -69,9 +69,9 @@ def report(name: str | None = None, /, *, json: bool = False) -> int:
 
 def schema() -> int:
     """JSON Schema of params.yaml, for editors."""
-    from rlhf_core.config import Params
+    from tasks.reference import json_schema
 
-    print(json_format.dumps(Params.model_json_schema(by_alias=True), indent=2))
+    print(json_schema(), end="")
     return 0
 
 

@@ -35,6 +35,7 @@ class GitState:
     Attributes:
         commit: full hash.
         files: uncommitted files, new ones included, with the SHA-256 of their content; None where a file is deleted.
+            Figures and curves, which git keeps although stages write them, are not among them.
     """
 
     commit: str
@@ -54,7 +55,7 @@ def git_state(root: Path) -> GitState:
     """
     commit = _git(root, "rev-parse", "--verify", "HEAD").strip()
     listed = _git(root, "status", "--porcelain=v1", "-z", "--untracked-files=all", "--no-renames")
-    names = sorted(entry[3:] for entry in listed.split("\0") if entry)
+    names = sorted(entry[3:] for entry in listed.split("\0") if entry and not _is_output(Path(entry[3:])))
     return GitState(
         commit=commit,
         files={name: file_digest(root / name) if (root / name).is_file() else None for name in names},
@@ -196,6 +197,10 @@ def environment(params: Mapping[str, Any] | None) -> dict[str, str]:
         "device": str(compute.get("device", "")),
         **{name: _installed(name) for name in LIBRARIES},
     }
+
+
+def _is_output(path: Path) -> bool:
+    return path == paths.HEADLINE or paths.METRICS in path.parents or paths.PLOTS in path.parents
 
 
 def _installed(name: str) -> str:

@@ -18,6 +18,7 @@ REPORT = Path("reports/html")
 
 METRICS = Path("reports/metrics")
 PLOTS = Path("reports/plots")
+HEADLINE = Path("reports/headline.json")
 SUMMARY = Path("reports/summary.json")
 
 STATE = Path(".rlhf")
@@ -53,8 +54,8 @@ def candidate_stage(name: str) -> str:
 
 
 def metrics_file(stage: str) -> Path:
-    """Headline figures of a stage."""
-    return METRICS / f"{slug(stage)}.json"
+    """Figures of a stage; those of the report are the few of the whole run that `dvc metrics` and `dvc exp` show."""
+    return HEADLINE if stage == "report" else METRICS / f"{slug(stage)}.json"
 
 
 def plots_file(stage: str) -> Path:

@@ -1,5 +1,8 @@
-"""The parameter reference, made from the schema: `python -m tasks.reference` writes `docs/parameters.md`."""
+"""What is made from the schema of `params.yaml`: `python -m tasks.reference` writes the reference page
+`docs/parameters.md` and the JSON Schema `params.schema.json`, which editors read.
+"""
 
+import json
 import types
 import typing
 from pathlib import Path
@@ -14,6 +17,8 @@ from rlhf_core.config import Params
 from rlhf_core.state.atomic import write_text
 
 PAGE = Path("docs/parameters.md")
+SCHEMA = Path("params.schema.json")
+DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
 HEADER = """# Parameters
 
@@ -22,8 +27,11 @@ Every key of `params.yaml`, made from the schema in `rlhf_core/config` by `pytho
 values out of bounds are refused before anything runs, with file, line and cure, exit code 2.
 
 A profile (`profiles/*.yaml`) holds only the keys in which it differs. `rlhf run --profile NAME --set section.key=value`
-lays a profile and then single values over `params.yaml`, in a worktree of the run's own. `rlhf schema` prints the
-same schema as JSON Schema for editors.
+lays a profile and then single values over `params.yaml`, in a worktree of the run's own.
+
+`params.schema.json` is the same as JSON Schema. The first line of `params.yaml` and of each profile names it, so that
+editors with a YAML language server complete keys, show this page's texts, and mark what will be refused; in a file of
+your own write `# yaml-language-server: $schema=../params.schema.json`. `rlhf schema` prints it.
 """
 
 
@@ -32,6 +40,11 @@ def parameter_reference() -> str:
     parts = [HEADER]
     _section(Params, "", parts)
     return "\n".join(parts)
+
+
+def json_schema() -> str:
+    """Return the JSON Schema of `params.yaml` as text; a profile, which holds some of the keys, fits it too."""
+    return json.dumps({"$schema": DIALECT, **Params.model_json_schema(by_alias=True)}, indent=2) + "\n"
 
 
 def _section(model: type[BaseModel], prefix: str, parts: list[str]) -> None:
@@ -118,3 +131,4 @@ def _bound(item: Any) -> str:
 
 if __name__ == "__main__":
     write_text(PAGE, parameter_reference())
+    write_text(SCHEMA, json_schema())

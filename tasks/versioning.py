@@ -162,6 +162,7 @@ def add_worktree(home: Path, name: str, commit: str) -> Path:
     _run(home, "git", "worktree", "prune")
     _run(home, "git", "worktree", "add", "--quiet", "--detach", str(worktree), commit)
     try:
+        _forget_figures(worktree)
         _share_cache(home, worktree)
     except BaseException:
         remove_run_worktree(home, name)
@@ -189,20 +190,32 @@ def restore_data(worktree: Path) -> None:
         _dvc(worktree, "pull", "--quiet", "--force", DATA_FILE.as_posix())
 
 
+def _forget_figures(worktree: Path) -> None:
+    """Take away the figures and curves that the commit carries: what a run's folder holds is of that run."""
+    for folder in (paths.METRICS, paths.PLOTS):
+        shutil.rmtree(worktree / folder, ignore_errors=True)
+    (worktree / paths.HEADLINE).unlink(missing_ok=True)
+
+
 def _share_cache(home: Path, worktree: Path) -> None:
-    """Give a worktree the main checkout's cache, and the settings of its `.dvc/config.local`."""
+    """Give a worktree the main checkout's cache and remotes, and the settings of its `.dvc/config.local`."""
     from dvc.exceptions import DvcException
     from dvc.repo import Repo
 
     try:
         with Repo(str(home)) as repo:
             local, cache = repo.config.read("local"), repo.cache.local.path
+            # a folder beside the main checkout's files, written relative to it: the worktree means the same folder
+            urls = {remote: settings["url"] for remote, settings in repo.config["remote"].items()}
+            folders = {remote: url for remote, url in urls.items() if Path(url).is_relative_to(home)}
         with Repo(str(worktree)) as repo, repo.config.edit("local") as config:
             for section, values in local.items():
                 if values:
                     config.setdefault(section, {}).update(values)
             # `cache.local.path` ends in the folder of DVC's file layout; the setting names the folder above it
             config.setdefault("cache", {})["dir"] = str(Path(cache).parents[1])
+            for remote, url in folders.items():
+                config.setdefault("remote", {}).setdefault(remote, {})["url"] = url
     except DvcException as error:
         raise EnvironmentProblem(f"{worktree}: DVC cannot be set up ({_first_line(error)}). Fix: dvc doctor") from error
 

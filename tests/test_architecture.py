@@ -190,7 +190,8 @@ def test_the_readme_tree_is_the_tree() -> None:
     assert packages <= named, f"README lacks {sorted(packages - named)}"
 
 
-def test_the_parameter_reference_is_fresh() -> None:
-    from tasks.reference import parameter_reference
+def test_what_is_made_from_the_schema_is_fresh() -> None:
+    from tasks.reference import json_schema, parameter_reference
 
-    assert (ROOT / "docs/parameters.md").read_text() == parameter_reference()
+    assert (ROOT / "docs/parameters.md").read_text() == parameter_reference(), "run python -m tasks.reference"
+    assert (ROOT / "params.schema.json").read_text() == json_schema(), "run python -m tasks.reference"

@@ -55,7 +55,9 @@ class ChainConfig(Section):
 class AlignConfig(Section):
     """Which algorithms align the policy; each is a stage `align@<algorithm>`."""
 
-    algorithms: tuple[Literal["ppo", "dpo", "chain"], ...] = Field(("ppo", "dpo"), min_length=1, strict=False)
+    algorithms: tuple[Literal["ppo", "dpo", "chain"], ...] = Field(
+        ("ppo", "dpo"), min_length=1, strict=False, description="each makes a policy of its own; all are compared"
+    )
     ppo: PPOConfig = PPOConfig()
     dpo: DPOConfig = DPOConfig()
     chain: ChainConfig = ChainConfig()
