@@ -49,10 +49,10 @@ BESIDE = (
     ("plain scalar head: Spearman, within prompts", ("plain", "spearman_within")),
     ("always longer: pairwise accuracy", ("reward", "longer_accuracy")),
     ("reward model: calibration error", ("reward", "ece")),
-    ("held-out pairs", ("reward", "num_pairs")),
-    ("DPO: gain in the share of replies with no untrue or unknown sentence", ("dpo", "truthful_gain")),
+    ("held-out pairs", ("reward", "num_heldout_pairs")),
+    ("DPO: gain in the share of replies with no untrue or unknown sentence", ("dpo", "truthful_share_gain")),
     ("DPO: KL to SFT, nats a response", ("dpo", "kl_to_sft")),
-    ("PPO: gain in the share of replies with no untrue or unknown sentence", ("ppo", "truthful_gain")),
+    ("PPO: gain in the share of replies with no untrue or unknown sentence", ("ppo", "truthful_share_gain")),
     ("PPO: KL to SFT, nats a response", ("ppo", "kl_to_sft")),
     ("held-out prompts of the A/B", ("num_prompts",)),
 )

@@ -181,8 +181,8 @@ def _with_interval(entry: Mapping[str, Any], side: str) -> str:
 def _ab_line(a: str, b: str, entry: Mapping[str, Any]) -> str:
     simulated = " (simulated)" if entry["judge"] == "gold" else ""
     return (
-        f"A/B by {entry['judge']}{simulated} at temperature {entry['temperature']:g} on {entry['n']} prompts: "
-        f"{a} against {b}: win rate {entry['win_rate']:.3f} [{entry['win_rate_low']:.3f}, "
+        f"A/B by {entry['judge']}{simulated} at temperature {entry['temperature']:g} on {entry['num_prompts']} "
+        f"prompts: {a} against {b}: win rate {entry['win_rate']:.3f} [{entry['win_rate_low']:.3f}, "
         f"{entry['win_rate_high']:.3f}], p = {entry['p_value']:.2g}"
     )
 

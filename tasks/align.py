@@ -101,12 +101,13 @@ def _compare(
     under_policy = summed_logprobs(policy, encoded, aligned.response_ids, pad_id=pad_id, batch_size=BATCH_SIZE)
     with as_sft():
         under_sft = summed_logprobs(reference, encoded, aligned.response_ids, pad_id=pad_id, batch_size=BATCH_SIZE)
-    metrics = drift_figures(under_policy, under_sft, aligned.num_tokens)
+    drift = drift_figures(under_policy, under_sft, aligned.num_tokens)
+    metrics = {f"train_{name}": value for name, value in drift.items()}  # `kl_to_sft` is that of the evaluation prompts
     for suffix, responses, values in (("", aligned, scores), ("_sft", sft, sft_scores)):
         metrics |= {
-            f"score{suffix}": mean(values),
-            f"response_tokens{suffix}": mean(responses.num_tokens),
-            f"finished_share{suffix}": mean(responses.finished),
+            f"train_score{suffix}": mean(values),
+            f"train_response_tokens{suffix}": mean(responses.num_tokens),
+            f"train_finished_share{suffix}": mean(responses.finished),
         }
     samples = [
         {
@@ -123,9 +124,9 @@ def _compare(
 
 
 def _last_figures(state: TrainState) -> dict[str, float]:
-    """The curves' last row under plain names: `reward/accuracy` becomes `train_reward_accuracy`."""
+    """The curves' last row under plain names: `policy/entropy` becomes `last_policy_entropy`."""
     return {
-        "train_" + key.replace("/", "_"): value
+        "last_" + key.replace("/", "_"): value
         for key, value in state.history[-1].items()
-        if key.startswith(("loss/", "reward/", "policy/", "rollout/"))
+        if key.startswith(("loss/", "reward/", "implicit_reward/", "policy/", "rollout/"))
     }

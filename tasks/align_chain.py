@@ -100,7 +100,7 @@ class Yardstick:
         self.stage, self.tokenizer, self.reference, self.reward_model = stage, tokenizer, reference, reward_model
 
     def __call__(self, policy: PreTrainedModel) -> dict[str, float]:
-        """Nats a response from the SFT model (`kl_to_sft`), and the reward model's mean `score`."""
+        """Nats a response from the SFT model (`train_kl_to_sft`), and the reward model's mean `train_score`."""
         pad_id = self.tokenizer.pad_token_id
         responses = sample_response_set(
             "chain",
@@ -118,7 +118,7 @@ class Yardstick:
             under_sft = summed_logprobs(self.reference, *rows, pad_id=pad_id, batch_size=BATCH_SIZE)
         scores = reward_scores(self.reward_model, *rows, pad_id=pad_id, batch_size=BATCH_SIZE)
         drift = drift_figures(under_policy, under_sft, responses.num_tokens)
-        return {"kl_to_sft": drift["kl_to_sft"], "score": fmean(scores)}
+        return {"train_kl_to_sft": drift["kl_to_sft"], "train_score": fmean(scores)}
 
 
 class LinkKeeper:
@@ -207,9 +207,9 @@ class LinkKeeper:
         if len(measured) < 2:
             return None
         first, before, last = measured[0], measured[-2], measured[-1]
-        if switch.max_kl is not None and last["kl_to_sft"] - first["kl_to_sft"] > switch.max_kl:
+        if switch.max_kl is not None and last["train_kl_to_sft"] - first["train_kl_to_sft"] > switch.max_kl:
             return "max_kl"
-        if switch.min_score_gain is not None and last["score"] - before["score"] < switch.min_score_gain:
+        if switch.min_score_gain is not None and last["train_score"] - before["train_score"] < switch.min_score_gain:
             return "min_score_gain"
         return None
 

@@ -166,6 +166,6 @@ def _by_score(
         score = fmean(reward_scores(reward_model, *rows, **options))
         own, sft = (summed_logprobs(model, *rows, **options) for model in (policy, reference))
         kl = drift_figures(own, sft, responses.num_tokens)["kl_to_sft"]
-        return {"value": score - stage.params.combine.kl_coef * kl, "score": score, "kl_to_sft": kl}
+        return {"value": score - stage.params.combine.kl_coef * kl, "choice_score": score, "choice_kl_to_sft": kl}
 
     return measure

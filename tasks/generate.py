@@ -140,18 +140,18 @@ def _pick(
 def _figures(rows: Sequence[Mapping[str, Any]], num_prompts: int) -> dict[str, Any]:
     """Headline figures; null where nothing was sampled.
 
-    `distinct_share` is the share of a prompt's responses that differ in text, `mean_logprob` nats a token.
+    `distinct_share_within` is the share of a prompt's responses that differ in text, `mean_logprob` nats a token.
     """
     if not rows:
-        unknown = dict.fromkeys(("mean_tokens", "finished_share", "distinct_share", "mean_logprob"))
+        unknown = dict.fromkeys(("response_tokens", "finished_share", "distinct_share_within", "mean_logprob"))
         return {"num_responses": 0, **unknown}
     num_tokens = sum(len(row["response_ids"]) for row in rows)
     each = len(rows) // num_prompts
     distinct = sum(len({row["response"] for row in rows[start : start + each]}) for start in range(0, len(rows), each))
     return {
         "num_responses": len(rows),
-        "mean_tokens": num_tokens / len(rows),
+        "response_tokens": num_tokens / len(rows),
         "finished_share": sum(row["finished"] for row in rows) / len(rows),
-        "distinct_share": distinct / len(rows),
+        "distinct_share_within": distinct / len(rows),
         "mean_logprob": sum(sum(row["logprobs"]) for row in rows) / num_tokens,
     }

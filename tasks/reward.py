@@ -214,8 +214,8 @@ def _gate(card: Mapping[str, Any], cfg: RewardConfig) -> None:
         if value is None or sign * value < sign * bound:
             shown = f"undefined ({card['undefined'][figure]})" if value is None else f"{value:.3f}"
             raise GateRefused(
-                f"reward: {figure} {shown} on {card['num_pairs']} held-out pairs and {card['num_graded']} graded "
-                f"responses is {relation} {bound}. Fix: more or cleaner preference pairs, a longer or gentler "
+                f"reward: {figure} {shown} on {card['num_heldout_pairs']} held-out pairs and {card['num_graded']} "
+                f"graded responses is {relation} {bound}. Fix: more or cleaner preference pairs, a longer or gentler "
                 "training, another reward.head; or move the gate if this is good enough"
             )
 
@@ -226,7 +226,7 @@ def _training_figures(
     last = state.history[-LAST_STEPS:]
     return {
         "head": stage.params.reward.head,
-        "loss_train": sum(row["loss/train"] for row in last) / len(last),
+        "train_loss": sum(row["loss/train"] for row in last) / len(last),
         "num_train_pairs": sum(len(group.pairs) for group in groups),
         "num_train_prompts": len(groups),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),

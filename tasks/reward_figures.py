@@ -53,7 +53,7 @@ def calibration(card: Row, chosen: Readings, rejected: Readings, margin_scale: f
         "bins": calibration_bins(margins(chosen, rejected), margin_scale=margin_scale, confidence=CONFIDENCE),
         "ece": card["ece"],
         "margin_scale": margin_scale,
-        "num_pairs": card["num_pairs"],
+        "num_heldout_pairs": card["num_heldout_pairs"],
     }
 
 
@@ -97,7 +97,11 @@ def criterion_figures(cfg: RewardConfig, rows: Sequence[Row], chosen: Readings, 
             for row, better, worse in zip(rows, chosen, rejected, strict=True)
             if row.get("criterion", OVERALL) == name and better.criteria
         ]
-        found[name] = {"pairwise_accuracy": right_share(own), "num_pairs": len(own), "weight": cfg.criteria[name]}
+        found[name] = {
+            "pairwise_accuracy": right_share(own),
+            "num_heldout_pairs": len(own),
+            "weight": cfg.criteria[name],
+        }
     return {"criteria": found}
 
 

@@ -147,11 +147,11 @@ def _figures(
     num_train: int,
     num_kept: int,
 ) -> dict[str, Any]:
-    """Headline figures. `loss` is the mean over the last `eval_every` steps; null stands for what was not measured."""
+    """Headline figures. `train_loss` is the mean of the last `eval_every` steps; null is what was not measured."""
     losses = [row["loss/train"] for row in state.history[-stage.params.sft.eval_every :] if "loss/train" in row]
     heldout = state.extra.get("best_heldout_loss")
     return {
-        "loss": sum(losses) / len(losses) if losses else None,
+        "train_loss": sum(losses) / len(losses) if losses else None,
         "heldout_loss": heldout,
         "heldout_perplexity": None if heldout is None else math.exp(heldout),
         "best_step": state.extra.get("best_step", state.step),

@@ -98,7 +98,7 @@ def share_of_one_token(batch: SequenceBatch) -> Tensor:
 CURVES: dict[str, tuple[Callable[[], list[dict[str, float]]], tuple[str, ...]]] = {
     "sft": (sft, ("loss/train", "optim/grad_norm")),
     "reward": (reward, ("loss/train", "reward/margin", "reward/accuracy", "optim/grad_norm")),
-    "dpo": (dpo, ("loss/train", "loss/chosen_nll", "reward/margin", "optim/grad_norm")),
+    "dpo": (dpo, ("loss/train", "loss/chosen_nll", "implicit_reward/margin", "optim/grad_norm")),
     "ppo": (ppo, ("loss/policy", "loss/value", "reward/score", "rollout/kl_to_reference", "policy/entropy")),
 }
 """Each trainer's run, and the figures of a step that are kept."""

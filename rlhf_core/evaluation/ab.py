@@ -54,23 +54,23 @@ def compare_scores(
 
 
 def summarise(outcomes: Sequence[Outcome], confidence: float = 0.95) -> dict[str, Any]:
-    """Return `win`, `tie`, `loss`, `n`, `win_rate`, `win_rate_low`, `win_rate_high` and `p_value`.
+    """Return `wins`, `ties`, `losses`, `num_prompts`, `win_rate`, `win_rate_low`, `win_rate_high` and `p_value`.
 
     Without a single outcome the last four are `None`.
     """
     counts = Counter(outcomes)
-    win, tie, loss = counts.pop("win", 0), counts.pop("tie", 0), counts.pop("loss", 0)
+    wins, ties, losses = counts.pop("win", 0), counts.pop("tie", 0), counts.pop("loss", 0)
     if counts:
         raise ValueError(f"unknown outcome {next(iter(counts))!r}; expected 'win', 'tie' or 'loss'")
-    summary: dict[str, Any] = {"win": win, "tie": tie, "loss": loss, "n": len(outcomes)}
+    summary: dict[str, Any] = {"wins": wins, "ties": ties, "losses": losses, "num_prompts": len(outcomes)}
     if not outcomes:
         return summary | dict.fromkeys(("win_rate", "win_rate_low", "win_rate_high", "p_value"))
-    low, high = win_rate_interval(win, tie, loss, confidence)
+    low, high = win_rate_interval(wins, ties, losses, confidence)
     return summary | {
-        "win_rate": (win + tie / 2.0) / len(outcomes),
+        "win_rate": (wins + ties / 2.0) / len(outcomes),
         "win_rate_low": low,
         "win_rate_high": high,
-        "p_value": sign_test(win, loss),
+        "p_value": sign_test(wins, losses),
     }
 
 

@@ -87,7 +87,7 @@ def _pair_figures(
     count = len(margins)
     if not count:
         reasons = dict.fromkeys(PAIR_FIGURES, "no held-out pairs")
-        return dict.fromkeys(PAIR_FIGURES) | {"num_pairs": 0, "undefined": reasons}
+        return dict.fromkeys(PAIR_FIGURES) | {"num_heldout_pairs": 0, "undefined": reasons}
     right = (np.sign(margins) + 1.0) / 2.0
     if prompt_ids is not None:
         low, high = grouped_share_interval(right, prompt_ids, confidence)
@@ -102,7 +102,7 @@ def _pair_figures(
         "pairwise_accuracy": float(right.mean()),
         "pairwise_accuracy_low": low,
         "pairwise_accuracy_high": high,
-        "num_pairs": count,
+        "num_heldout_pairs": count,
         "longer_accuracy": float(((np.sign(chars) + 1.0) / 2.0).mean()),
         "ece": expected_calibration_error(calibration_bins(margins, margin_scale=margin_scale)),
         "mean_margin": float(margins.mean()),

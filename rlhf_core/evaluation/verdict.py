@@ -18,7 +18,9 @@ from rlhf_core.evaluation.text import length_figures, variety_figures
 
 SFT = "sft"
 SIMULATED_JUDGES = frozenset({"gold"})
-VERDICT_FIGURES = ("win_rate", "win_rate_low", "win_rate_high", "p_value", "win", "tie", "loss", "n", "kl_to_sft")
+VERDICT_FIGURES = (
+    "win_rate", "win_rate_low", "win_rate_high", "p_value", "wins", "ties", "losses", "num_prompts", "kl_to_sft",
+)  # fmt: skip
 
 
 def evaluation_metrics(
@@ -104,9 +106,9 @@ def gold_means(grades: Sequence[Grade]) -> dict[str, float]:
 def _gains(candidate: JudgedSet, sft: JudgedSet) -> dict[str, float | None]:
     """What the share of wholly truthful replies and the mean gold score gained over the SFT model."""
     if not candidate.grades:
-        return {"truthful_gain": None, "gold_gain": None}
+        return {"truthful_share_gain": None, "gold_gain": None}
     after, before = gold_means(candidate.grades), gold_means(sft.grades)
     return {
-        "truthful_gain": after["truthful_share"] - before["truthful_share"],
+        "truthful_share_gain": after["truthful_share"] - before["truthful_share"],
         "gold_gain": after["gold"] - before["gold"],
     }

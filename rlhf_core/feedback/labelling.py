@@ -151,20 +151,20 @@ def summary(ballots: Sequence[Ballot], verdicts: Sequence[Verdict]) -> dict[str,
     """Headline figures of a labelling round on one criterion; one that is undefined for its votes is None.
 
     Returns:
-        Counts; `tie_share` of the pairs; `mean_agreement` over all pairs; `mean_margin` and `first_share` (the
+        Counts; `tie_share` of the pairs; `mean_agreement` over all pairs; `mean_vote_margin` and `first_share` (the
         response shown first is preferred) over the decided ones; Fleiss' kappa and Krippendorff's alpha of the
         choices.
     """
     choices = [[vote.choice for vote in ballot.votes] for ballot in ballots]
     decided = [verdict for verdict in verdicts if verdict.label != "tie"]
     return {
-        "num_pairs": len(ballots),
-        "num_heldout_pairs": sum(ballot.pair.split == "heldout" for ballot in ballots),
+        "num_labelled_pairs": len(ballots),
+        "num_labelled_heldout_pairs": sum(ballot.pair.split == "heldout" for ballot in ballots),
         "num_votes": sum(map(len, choices)),
         "num_annotators": len({vote.annotator for ballot in ballots for vote in ballot.votes}),
         "tie_share": mean_or_none([verdict.label == "tie" for verdict in verdicts]),
         "mean_agreement": mean_or_none([verdict.agreement for verdict in verdicts]),
-        "mean_margin": mean_or_none([verdict.margin for verdict in decided]),
+        "mean_vote_margin": mean_or_none([verdict.margin for verdict in decided]),
         "first_share": mean_or_none([verdict.label == "a" for verdict in decided]),
         "fleiss_kappa": fleiss_kappa(choices),
         "krippendorff_alpha": krippendorff_alpha(choices),

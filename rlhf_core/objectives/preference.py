@@ -40,8 +40,8 @@ def pair_losses(
 
     `beta` scales implicit rewards (for `ipo` it is that paper's tau, for `orpo` its lambda); `label_smoothing`, the
     share of labels taken to be wrong, is read by `conservative` and `robust`; `target_margin` (gamma) by `simpo`.
-    Statistics, detached: the implicit rewards `reward/chosen` and `reward/rejected`, their difference
-    `reward/margin`, and `reward/accuracy` with ties counted as half.
+    Statistics, detached: the implicit rewards `implicit_reward/chosen` and `implicit_reward/rejected`, their difference
+    `implicit_reward/margin`, and `implicit_reward/accuracy` with ties counted as half.
 
     `ipo`, `orpo` and `simpo` read means over tokens, the others sums. `orpo` is the odds-ratio term alone; its paper
     adds the likelihood of the chosen response with weight 1 (`nll_losses`).
@@ -78,10 +78,10 @@ def implicit_rewards(chosen_N: Tensor, rejected_N: Tensor) -> dict[str, Tensor]:
     """Statistics of each pair: the two rewards, their difference, and 1, 1/2 or 0 for right, tied, wrong."""
     margin_N = chosen_N - rejected_N
     return {
-        "reward/chosen": chosen_N,
-        "reward/rejected": rejected_N,
-        "reward/margin": margin_N,
-        "reward/accuracy": 0.5 * (margin_N.sign() + 1.0),
+        "implicit_reward/chosen": chosen_N,
+        "implicit_reward/rejected": rejected_N,
+        "implicit_reward/margin": margin_N,
+        "implicit_reward/accuracy": 0.5 * (margin_N.sign() + 1.0),
     }
 
 

@@ -22,7 +22,7 @@ def kto_losses(
 
     value = sigmoid(beta * (log-ratio - baseline)) where the response is desirable, sigmoid(beta * (baseline -
     log-ratio)) where it is not; log-ratios are of summed log-probabilities. `baseline` is `kto_baseline`.
-    Statistics, detached: `reward/implicit` (beta * log-ratio).
+    Statistics, detached: `implicit_reward/each` (beta * log-ratio).
     """
     log_ratio_B = policy_B - reference_B
     desirable_B = desirable_B.bool()
@@ -30,7 +30,7 @@ def kto_losses(
     # 1 - sigmoid(x) is sigmoid(-x), which keeps its digits where the former would round to 0
     losses_B = torch.sigmoid(-beta * above_B)
     weighted_B = torch.where(desirable_B, desirable_weight * losses_B, undesirable_weight * losses_B)
-    return weighted_B, {"reward/implicit": beta * log_ratio_B.detach()}
+    return weighted_B, {"implicit_reward/each": beta * log_ratio_B.detach()}
 
 
 @torch.no_grad()

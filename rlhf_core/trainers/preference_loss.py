@@ -21,12 +21,12 @@ from rlhf_core.rollout.logprobs import response_logprobs
 
 FIGURES = (
     "loss/train",
-    "loss/dpo",
+    "loss/preference",
     "loss/chosen_nll",
-    "reward/chosen",
-    "reward/rejected",
-    "reward/margin",
-    "reward/accuracy",
+    "implicit_reward/chosen",
+    "implicit_reward/rejected",
+    "implicit_reward/margin",
+    "implicit_reward/accuracy",
 )
 """What `pair_loss` reports: the whole loss, its preference part, its likelihood part, and the implicit rewards."""
 
@@ -143,4 +143,4 @@ def _kto_pairs(cfg: DPOConfig, pairs: PairLogprobs, baseline: Tensor) -> tuple[T
         cfg.undesirable_weight,
     )
     chosen_N, rejected_N = losses_B.split(count)
-    return (chosen_N + rejected_N) / 2, implicit_rewards(*stats["reward/implicit"].split(count))
+    return (chosen_N + rejected_N) / 2, implicit_rewards(*stats["implicit_reward/each"].split(count))

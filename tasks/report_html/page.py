@@ -32,8 +32,8 @@ TITLES = {
     "evaluate": "Evaluation",
 }
 # Curves that tell whether training went well; the rest of them are a click away.
-OPEN_NAMESPACES = ("loss", "reward", "rollout", "eval")
-OPEN_CURVES = ("policy/kl_to_reference", "policy/entropy")
+OPEN_NAMESPACES = ("loss", "reward", "implicit_reward", "rollout", "eval")
+OPEN_CURVES = ("policy/entropy",)
 FOLDED_ENDINGS = ("clip_fraction", "score_std", "explained_variance", "loss/ranking", "loss/policy")
 DRIFT, SCORE = "rollout/kl_to_reference", "reward/score"
 
@@ -103,7 +103,7 @@ def _tiles(run: RunFiles, algorithms: Sequence[str]) -> Iterator[tuple[str, str,
         note = "undefined within prompts" if within is None else f"within prompts {within:.3f}"
         yield "Reward model, Spearman with grades", f"{reward['spearman']:.3f}", note
     for name, figures in compared.items():
-        gain = figures.get("truthful_gain")
+        gain = figures.get("truthful_share_gain")
         kl = f"KL to SFT {figures['kl_to_sft']:.2f} nats a response"
         if gain is not None:
             yield f"{words.ALGORITHMS[name]} truthful replies", f"{100 * gain:+.1f} points", kl
@@ -128,7 +128,7 @@ def _win_rate(name: str, figures: Mapping[str, Any]) -> WinRate:
         win_rate=figures["win_rate"],
         low=figures["win_rate_low"],
         high=figures["win_rate_high"],
-        counts=f"{figures['win']} / {figures['tie']} / {figures['loss']}",
+        counts=f"{figures['wins']} / {figures['ties']} / {figures['losses']}",
         p_value=words.p_text(figures["p_value"]),
     )
 
@@ -208,7 +208,9 @@ def _curves(rows: Sequence[Mapping[str, float]]) -> tuple[list[Markup], list[Mar
         (shown if opened else folded).append(line_chart(title, series))
     path = [(row[DRIFT], row[SCORE]) for row in rows if DRIFT in row and SCORE in row]
     if path:
-        shown.append(line_chart("score bought with drift", [Series("score", "c-main", path)], along="KL to SFT, nats"))
+        shown.append(
+            line_chart("score bought with drift", [Series("score", "c-main", path)], along="KL to the reference, nats")
+        )
     return shown, folded
 
 

@@ -79,7 +79,7 @@ def verdict_sentence(verdict: Mapping[str, Any]) -> str:
     else:
         finding = f"{name} cannot be told from the SFT model"
     return (
-        f"{finding}: win rate {interval_text(verdict, 'win_rate')} on {verdict['n']:,} held-out prompts, "
+        f"{finding}: win rate {interval_text(verdict, 'win_rate')} on {verdict['num_prompts']:,} held-out prompts, "
         f"p = {p_text(verdict['p_value'])}.".replace("= <", "< ")
     )
 

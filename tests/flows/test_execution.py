@@ -30,7 +30,7 @@ stages:
 """
 VERDICT = {
     "best": "dpo", "judge": "gold", "simulated": True, "temperature": 1.0, "win_rate": 0.7, "win_rate_low": 0.6,
-    "win_rate_high": 0.8, "p_value": 0.001, "confidence": 0.95, "kl_to_sft": 2.0, "n": 400,
+    "win_rate_high": 0.8, "p_value": 0.001, "confidence": 0.95, "kl_to_sft": 2.0, "num_prompts": 400,
 }  # fmt: skip
 
 
@@ -89,7 +89,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for stage in NAMES:
         path = tmp_path / paths.metrics_file(stage)
         path.parent.mkdir(parents=True, exist_ok=True)
-        figures: dict[str, Any] = {"loss": 1.5, "nothing": None, "good": True, "inner": {"x": 1}}
+        figures: dict[str, Any] = {"train_loss": 1.5, "nothing": None, "good": True, "inner": {"x": 1}}
         if stage == "evaluate":
             figures = {
                 "sft": {"kl_to_sft": 0.0},

@@ -94,9 +94,11 @@ def test_losses_with_a_reference(pairs: Pairs, kind: PairLoss, trls: str) -> Non
     loss, metrics = trl_dpo(pairs, trls)
     pairs.close(losses_N.mean(), loss)
     if kind != "ipo":  # TRL reports summed rewards for IPO as well; ours are those that the loss reads
-        assert stats["reward/chosen"].mean().item() == pytest.approx(metrics["rewards/chosen"][0], abs=1e-9)
-        assert stats["reward/margin"].mean().item() == pytest.approx(metrics["rewards/margins"][0], abs=1e-9)
-        assert stats["reward/accuracy"].mean().item() == pytest.approx(metrics["rewards/accuracies"][0], abs=1e-6)
+        assert stats["implicit_reward/chosen"].mean().item() == pytest.approx(metrics["rewards/chosen"][0], abs=1e-9)
+        assert stats["implicit_reward/margin"].mean().item() == pytest.approx(metrics["rewards/margins"][0], abs=1e-9)
+        assert stats["implicit_reward/accuracy"].mean().item() == pytest.approx(
+            metrics["rewards/accuracies"][0], abs=1e-6
+        )
 
 
 def test_likelihood_term(pairs: Pairs) -> None:

@@ -51,7 +51,7 @@ def test_a_run_that_the_guard_ends_says_so_and_gives_the_best_policy_back(
     assert figures["guard_best_step"] == 0
     assert figures["guard_stopped_at"] == figures["steps"] >= 1
     assert "above max_kl 0.0001" in figures["guard_reason"]
-    assert figures["kl_to_sft"] == 0.0
+    assert figures["train_kl_to_sft"] == 0.0
     said = capsys.readouterr().out
     assert f"the guard ended training at step {figures['steps']}: KL to the reference" in said
     assert "back to the policy of step 0" in said
@@ -74,7 +74,7 @@ def test_groups_of_responses_train_adapters_against_the_policy_without_them(proj
     assert (folder / "adapter/adapter_model.safetensors").is_file()
     figures = read_json(project / "reports/metrics/align-ppo.json")
     assert "stopped_by_guard" not in figures
-    assert figures["kl_to_sft"] != 0.0
+    assert figures["train_kl_to_sft"] != 0.0
     sft, aligned = load_policy(project / "artifacts/sft/model"), load_policy(folder)
     moved = {
         name.split(".")[-2]

@@ -42,14 +42,14 @@ def test_a_link_of_adapters_counts_from_where_it_is_told_to(project: Path, refer
     first, second = told["links"]
     lines = (project / "reports/plots/align-chain.csv").read_text().splitlines()
     rows = [dict(zip(lines[0].split(","), line.split(","), strict=True)) for line in lines[1:]]
-    begun = [abs(float(row["reward/margin"])) for row in (rows[0], rows[first["steps"]])]
+    begun = [abs(float(row["implicit_reward/margin"])) for row in (rows[0], rows[first["steps"]])]
     assert begun[0] == 0.0
     if reference == "previous":
         assert begun[1] < 1e-4, "folded-in adapters differ from adapters by rounding only"
     else:
         assert begun[1] > 1e-3
-    assert first["kl_to_sft"] != 0.0
-    assert second["kl_to_sft"] != first["kl_to_sft"]
+    assert first["train_kl_to_sft"] != 0.0
+    assert second["train_kl_to_sft"] != first["train_kl_to_sft"]
 
 
 def test_a_link_that_the_guard_ends_says_so(project: Path) -> None:
@@ -57,8 +57,8 @@ def test_a_link_that_the_guard_ends_says_so(project: Path) -> None:
     ppo = {"steps": 4, "rollout_batch": 4, "minibatch": 4, "save_every": 2, "warmup_steps": 0, "guard": guard}
     first, second = run(project, "align@chain", align=chain(links=["ppo", "dpo"], ppo=ppo))["links"]
     assert (first["ended_by"], second["ended_by"]) == ("guard", "last step")
-    assert first["kl_to_sft"] == 0.0, "it went back to the policy it began with"
-    assert second["kl_to_sft"] != 0.0
+    assert first["train_kl_to_sft"] == 0.0, "it went back to the policy it began with"
+    assert second["train_kl_to_sft"] != 0.0
 
 
 def test_links_that_have_ended_are_not_trained_again(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,9 +81,9 @@ def test_a_member_that_is_the_sft_model_has_no_divergence_from_it(project: Path)
     more = {"methods": ["probabilities"], "members": ["ppo", "dpo"], "pairs": 8, "choose_by": "score", "parts": 2}
     told = run(project, "combine@probabilities", combine=more)
     assert told["num_pairs"] == 8
-    assert told["alone"]["ppo"]["kl_to_sft"] == 0.0
-    assert told["alone"]["dpo"]["kl_to_sft"] != 0.0
-    assert told["measured"][0]["kl_to_sft"] != told["alone"]["dpo"]["kl_to_sft"]
+    assert told["alone"]["ppo"]["choice_kl_to_sft"] == 0.0
+    assert told["alone"]["dpo"]["choice_kl_to_sft"] != 0.0
+    assert told["measured"][0]["choice_kl_to_sft"] != told["alone"]["dpo"]["choice_kl_to_sft"]
 
 
 def test_members_with_other_vocabularies_are_refused(project: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -54,7 +54,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> Callable[[list[tuple[float, flo
         def measure(self: Any, policy: Any) -> dict[str, float]:
             kl, score = values[min(len(asked), len(values) - 1)]
             asked.append(1)
-            return {"kl_to_sft": kl, "score": score}
+            return {"train_kl_to_sft": kl, "train_score": score}
 
         monkeypatch.setattr(align_chain.Yardstick, "__call__", measure)
         return asked
@@ -74,12 +74,12 @@ def test_a_chain_goes_on_from_each_link_and_counts_all_steps(project: Path) -> N
     columns = dict(zip(rows[0], zip(*rows[1:], strict=True), strict=True))
     assert columns["step"] == tuple(str(step + 1) for step in range(sum(steps)))
     assert columns["chain/link"] == ("1.0",) * steps[0] + ("2.0",) * steps[1]
-    assert float(columns["reward/margin"][steps[0]]) == 0.0
+    assert float(columns["implicit_reward/margin"][steps[0]]) == 0.0
 
     chain(project, links=["dpo", "ipo"])
     assert run(project, "align@chain") == 0
     line = (project / paths.plots_file("align@chain")).read_text().splitlines()[1 + steps[0]].split(",")
-    assert float(line[rows[0].index("reward/margin")]) != 0.0
+    assert float(line[rows[0].index("implicit_reward/margin")]) != 0.0
 
 
 def test_n41_a_chain_broken_off_in_any_link_ends_with_the_same_bytes(

@@ -127,14 +127,14 @@ def test_combined_policies_are_compared_and_shown_like_the_others(project: Path)
     for method in ("weights", "probabilities"):
         assert run(project, f"combine@{method}") == 0
         told = figures(project, f"combine@{method}")
-        assert told["value"] == pytest.approx(told["score"] - 0.1 * told["kl_to_sft"])
+        assert told["value"] == pytest.approx(told["choice_score"] - 0.1 * told["choice_kl_to_sft"])
         before = tree_digest(project / f"artifacts/align/{method}")
         assert run(project, f"combine@{method}") == 0
         assert tree_digest(project / f"artifacts/align/{method}") == before
     assert run(project, "evaluate") == 0
     told = figures(project, "evaluate")
     for name in ("weights", "probabilities"):
-        assert told[name]["win"] + told[name]["tie"] + told[name]["loss"] == told["num_prompts"]
+        assert told[name]["wins"] + told[name]["ties"] + told[name]["losses"] == told["num_prompts"]
         assert told[name]["lengths"].keys() == {"T=0.7", "T=0"}
         assert told[name]["kl_to_sft"] is not None
     assert run(project, "report") == 0

@@ -102,8 +102,8 @@ def test_each_criterion_trains_its_own_head_and_rankings_are_read_back(
     checked = run(project, "validate")["kinds"]
     assert (checked["rankings"]["rows_kept"], checked[kind]["rows_bad"]) == (len(prompts), 0)
     labels = run(project, "label")
-    assert labels["num_pairs"] == 10 * len(prompts)
-    assert labels["criteria"]["brief"]["num_pairs"] == len(prompts)
+    assert labels["num_labelled_pairs"] == 10 * len(prompts)
+    assert labels["criteria"]["brief"]["num_labelled_pairs"] == len(prompts)
     kept = run(project, "preferences")
     train = table(project, "preferences/train")
     trained = {row["prompt"] for row in train}
@@ -170,7 +170,7 @@ def test_what_people_ranked_is_read_back(project: Path) -> None:
     write_lines(project / "data/rankings.jsonl", [*rankings, rankings[0] | {"ranking": [0, 1, 2]}])
     assert run(project, "validate")["kinds"]["rankings"]["reasons"] == {"ranking.value": 1}
     labels = run(project, "label")
-    assert (labels["num_pairs"], labels["tie_share"]) == (754, 0.0)
+    assert (labels["num_labelled_pairs"], labels["tie_share"]) == (754, 0.0)
     kept = run(project, "preferences")
     assert {step: count for step, count in kept["removed"].items() if count} == {}
     pairs: dict[str, set[tuple[str, str]]] = {}

@@ -75,7 +75,7 @@ def test_figures_tables_and_samples(root: Path):
     json.dumps(metrics, allow_nan=False)
     assert metrics["num_prompts"] == 12
     for name in ("ppo", "dpo"):
-        assert metrics[name]["win"] + metrics[name]["tie"] + metrics[name]["loss"] == 12
+        assert metrics[name]["wins"] + metrics[name]["ties"] + metrics[name]["losses"] == 12
         assert metrics[name]["win_rate_low"] <= metrics[name]["win_rate"] <= metrics[name]["win_rate_high"]
         assert set(metrics[name]["judges"]) == {"gold", "reward_model"}
         assert set(metrics[name]["judges"]["gold"]) == {"T=1", "T=0"}
@@ -88,7 +88,7 @@ def test_figures_tables_and_samples(root: Path):
     comparisons = pq.read_table(out / "comparisons.parquet").to_pylist()
     assert len(comparisons) == 2 * 2 * 2 * 12
     won = [row for row in comparisons if (row["model"], row["temperature"], row["judge"]) == ("dpo", 1.0, "gold")]
-    assert sum(row["outcome"] == "win" for row in won) == metrics["dpo"]["win"]
+    assert sum(row["outcome"] == "win" for row in won) == metrics["dpo"]["wins"]
     assert all((row["score"] > row["sft_score"]) == (row["outcome"] == "win") for row in won)
     samples = json.loads((out / "samples.json").read_text())
     assert len(samples) == 4
@@ -100,7 +100,7 @@ def test_equal_weights_do_not_drift_and_draw_other_samples(root: Path):
     metrics, out, _ = run(root)
     assert metrics["ppo"]["kl_to_sft"] == 0.0
     assert metrics["dpo"]["kl_to_sft"] > 0.01
-    assert metrics["ppo"]["judges"]["reward_model"]["T=0"]["tie"] == 12
+    assert metrics["ppo"]["judges"]["reward_model"]["T=0"]["ties"] == 12
     rows = pq.read_table(out / "responses.parquet").to_pylist()
     texts = {
         name: [row["response"] for row in rows if (row["model"], row["temperature"]) == (name, 1.0)]
@@ -114,7 +114,7 @@ def test_the_same_response_ties_in_whatever_batch_it_is_scored(root: Path, monke
     scorer = evaluate.reward_scores
     monkeypatch.setattr(evaluate, "reward_scores", lambda *a, **k: scorer(*a, **(k | {"batch_size": next(sizes)})))
     metrics, _, _ = run(root)
-    assert metrics["ppo"]["judges"]["reward_model"]["T=0"]["tie"] == 12
+    assert metrics["ppo"]["judges"]["reward_model"]["T=0"]["ties"] == 12
 
 
 def test_the_same_run_writes_the_same_bytes(root: Path):
@@ -142,7 +142,7 @@ def test_other_data_is_judged_by_the_reward_model_and_not_by_gold(root: Path):
     assert metrics["verdict"]["judge"] == "reward_model"
     assert metrics["verdict"]["simulated"] is False
     assert metrics["dpo"]["gold"] is None
-    assert metrics["dpo"]["truthful_gain"] is None
+    assert metrics["dpo"]["truthful_share_gain"] is None
     assert all(row["gold"] is None for row in pq.read_table(out / "responses.parquet").to_pylist())
 
 

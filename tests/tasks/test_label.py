@@ -112,7 +112,9 @@ def test_simulated_annotators_vote_on_every_pair(project: Path) -> None:
         {PROMPT: [RIGHT, WRONG, RUDE, RIGHT], OTHER: ["The rake is in aisle A.", "The rake is in aisle B."]}
     )
     metrics, pairs, votes = run(project, source="simulated")
-    assert metrics["num_pairs"] == len(pairs) == 4  # three of the lamp, whose fourth response repeats, one of the rake
+    assert (
+        metrics["num_labelled_pairs"] == len(pairs) == 4
+    )  # three of the lamp, whose fourth response repeats, one of the rake
     assert metrics["num_votes"] == len(votes) == 20
     assert [pair["split"] for pair in pairs] == ["train"] * 3 + ["heldout"]
     assert {row["source"] for row in pairs + votes} == {"simulated"}
@@ -178,7 +180,7 @@ def test_pairs_with_too_few_votes_are_left_out(project: Path) -> None:
     write_votes(vote("ann", "a"), vote("bob", "a"), vote("ann", "b", pair_id="r", response_b=RUDE))
     metrics, pairs, votes = run(project, source="file", min_votes=2)
     assert [pair["pair_id"] for pair in pairs] == ["q"]
-    assert (metrics["num_pairs"], len(votes)) == (1, 2)
+    assert (metrics["num_labelled_pairs"], len(votes)) == (1, 2)
 
 
 def test_comparisons_serve_where_there_are_no_votes(project: Path) -> None:
@@ -246,8 +248,8 @@ def test_votes_on_different_criteria_are_different_questions(project: Path) -> N
     assert (metrics["krippendorff_alpha"], metrics["fleiss_kappa"]) == (1.0, 1.0)
     assert harmless["krippendorff_alpha"] == pytest.approx(0.0)  # 1 - (4 - 2) / (4 - (3 * 2 + 1 * 0) / 3)
     assert harmless["fleiss_kappa"] == pytest.approx(-1 / 3)  # (1/2 - (9/16 + 1/16)) / (1 - 10/16)
-    assert (metrics["num_pairs"], metrics["num_votes"], metrics["tie_share"]) == (2, 4, 0.0)
-    assert (harmless["num_pairs"], harmless["num_votes"], harmless["tie_share"]) == (2, 4, 0.5)
+    assert (metrics["num_labelled_pairs"], metrics["num_votes"], metrics["tie_share"]) == (2, 4, 0.0)
+    assert (harmless["num_labelled_pairs"], harmless["num_votes"], harmless["tie_share"]) == (2, 4, 0.5)
     table = json.loads((project / "out/annotators.json").read_text())["annotators"]
     assert (table["ann"]["num_votes"], table["ann"]["agreement"]) == (4, 0.75)
 
@@ -271,7 +273,7 @@ def test_a_ranking_gives_all_its_pairs_and_belongs_together(project: Path) -> No
     assert [pair["margin"] for pair in pairs] == [1.0, 1.0, 1.0, 0.0, 1.0, 1.0]
     (source,) = {row["source"] for row in pairs + votes}
     assert re.fullmatch("rankings:[0-9a-f]{16}", source)
-    assert (metrics["num_pairs"], metrics["num_annotators"]) == (6, 1)
+    assert (metrics["num_labelled_pairs"], metrics["num_annotators"]) == (6, 1)
 
 
 def test_several_rankings_of_a_prompt_are_votes_on_its_pairs(project: Path) -> None:

@@ -183,7 +183,9 @@ def test_ppo_killed_in_the_first_process_resumes_to_the_same_bytes(finished_proj
     unbroken = results(project, stage)
     together = json.loads((project / paths.metrics_file(stage)).read_text())
     assert together["steps"] == alone["steps"]
-    assert together["score"] == pytest.approx(alone["score"], abs=0.2), "the same training, but for the order of sums"
+    assert together["train_score"] == pytest.approx(alone["train_score"], abs=0.2), (
+        "the same training, but for the order of sums"
+    )
     remove_results(project, stage)
     killed = run_stage(project, stage, RLHF_FAULT="train.step@4#0:kill")
     assert killed.returncode == 7
@@ -219,7 +221,7 @@ def test_a_chain_goes_on_from_weights_that_were_divided(finished_project: Path, 
     for link, other in zip(figures["links"], others["links"], strict=True):
         assert other == pytest.approx(link, abs=1e-4)
     rows = (project / paths.plots_file(stage)).read_text().splitlines()
-    margin = rows[0].split(",").index("reward/margin")
+    margin = rows[0].split(",").index("implicit_reward/margin")
     assert float(rows[1 + ppo["steps"]].split(",")[margin]) == 0.0, "the second link is its own reference at first"
 
 

@@ -80,7 +80,7 @@ def test_the_figures_of_reward_are_those_of_its_outputs(finished_project: Path) 
     longer = [(row["chosen_chars"] > row["rejected_chars"]) + 0.5 * (row["chosen_chars"] == row["rejected_chars"])
               for row in rows]  # fmt: skip
     assert figures["longer_accuracy"] == pytest.approx(sum(longer) / len(longer))
-    assert figures["num_pairs"] == len(rows)
+    assert figures["num_heldout_pairs"] == len(rows)
     train = pq.read_table(finished_project / "artifacts/preferences/train.parquet")
     assert 0 < figures["num_train_pairs"] <= train.num_rows
     assert figures["num_train_prompts"] == len(set(train.column("prompt").to_pylist()))
@@ -126,7 +126,7 @@ def test_a_reward_model_below_the_gate_is_not_published(project: Path, capsys: p
 
 
 CARD = {
-    "pairwise_accuracy": 0.8, "spearman": 0.7, "kendall": 0.5, "ece": 0.05, "num_pairs": 9, "num_graded": 9,
+    "pairwise_accuracy": 0.8, "spearman": 0.7, "kendall": 0.5, "ece": 0.05, "num_heldout_pairs": 9, "num_graded": 9,
     "undefined": {},
 }  # fmt: skip
 GATES = {"min_pairwise_accuracy": 0.8, "min_spearman": 0.7, "min_kendall": 0.5, "max_ece": 0.05}
@@ -198,11 +198,11 @@ def test_an_aligned_policy_stands_beside_its_samples(finished_project: Path, alg
     sft, aligned = load_policy(finished_project / "artifacts/sft/model"), load_policy(folder / "model")
     moved = [not torch.equal(one, two) for one, two in zip(sft.parameters(), aligned.parameters(), strict=True)]
     assert all(moved)
-    assert figures["kl_to_sft_low"] <= figures["kl_to_sft"] <= figures["kl_to_sft_high"]
+    assert figures["train_kl_to_sft_low"] <= figures["train_kl_to_sft"] <= figures["train_kl_to_sft_high"]
     rows = curves(finished_project, f"align-{algorithm}")
     assert figures["steps"] == len(rows) == int(rows[-1]["step"])
     namespaces = {key.partition("/")[0] for key in rows[0]} - {"step"}
-    assert namespaces <= {"loss", "policy", "reward", "rollout", "optim"}
+    assert namespaces <= {"loss", "policy", "reward", "implicit_reward", "rollout", "optim"}
 
 
 def test_samples_keep_prompt_response_and_score_together(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -227,13 +227,13 @@ def test_samples_keep_prompt_response_and_score_together(project: Path, monkeypa
             zip(one.texts[:20], sums[:20], strict=True)
         )
         suffix = "_sft" if one.model == "sft" else ""
-        assert figures[f"score{suffix}"] == pytest.approx(sum(sums) / len(sums))
-        assert figures[f"response_tokens{suffix}"] == pytest.approx(sum(map(len, one.response_ids)) / len(sums))
+        assert figures[f"train_score{suffix}"] == pytest.approx(sum(sums) / len(sums))
+        assert figures[f"train_response_tokens{suffix}"] == pytest.approx(sum(map(len, one.response_ids)) / len(sums))
 
 
 def test_dpo_starts_at_ln_2_and_ppo_at_its_reference(finished_project: Path) -> None:
     """In whole processes, model folders read back from disk: policy and reference are the same to the bit."""
     dpo, ppo = curves(finished_project, "align-dpo")[0], curves(finished_project, "align-ppo")[0]
-    assert float(dpo["loss/dpo"]) == torch.tensor(2.0).log().item()
-    assert float(dpo["reward/margin"]) == 0.0
+    assert float(dpo["loss/preference"]) == torch.tensor(2.0).log().item()
+    assert float(dpo["implicit_reward/margin"]) == 0.0
     assert float(ppo["rollout/kl_to_reference"]) == 0.0

@@ -109,8 +109,8 @@ def test_criteria_and_ties_come_from_the_data_files(project: Path) -> None:
     assert head["weight"].shape[0] == 2
     found = figures(project)
     assert found["num_train_pairs"] > before["num_train_pairs"]
-    assert found["criteria"]["harmless"]["num_pairs"] > 0
-    assert found["criteria"]["overall"]["num_pairs"] == found["num_pairs"]
+    assert found["criteria"]["harmless"]["num_heldout_pairs"] > 0
+    assert found["criteria"]["overall"]["num_heldout_pairs"] == found["num_heldout_pairs"]
     header = (project / "reports/plots/reward.csv").read_text().splitlines()[0]
     assert {"loss/ranking.overall", "loss/ranking.harmless"} <= set(header.split(","))
 

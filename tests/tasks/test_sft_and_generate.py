@@ -104,7 +104,7 @@ def test_generated_rows_carry_the_models_own_log_probabilities(finished_project:
     assert figures["num_responses"] == len(rows) == (40 + 20) * 4
     assert Counter(row["split"] for row in rows) == {"train": 160, "heldout": 80}
     assert [row["sample"] for row in rows] == [0, 1, 2, 3] * 60
-    assert figures["mean_tokens"] == pytest.approx(sum(len(row["response_ids"]) for row in rows) / len(rows))
+    assert figures["response_tokens"] == pytest.approx(sum(len(row["response_ids"]) for row in rows) / len(rows))
     assert figures["finished_share"] == pytest.approx(sum(row["finished"] for row in rows) / len(rows))
     model = load_policy(finished_project / "artifacts/sft/model")
     tokenizer = load_tokenizer(finished_project / "artifacts/sft/model")

@@ -92,8 +92,8 @@ AT_THE_REFERENCE = {
 def test_a_preference_loss_begins_where_its_formula_says(project: Path, loss: str) -> None:
     settings, expected = AT_THE_REFERENCE[loss]
     rows = curves(project, "align@dpo", align={"dpo": {"loss": loss, "epochs": 2, "prompts_per_step": 8, **settings}})
-    assert rows[0]["loss/dpo"] == pytest.approx(expected, abs=1e-6)
-    assert rows[-1]["reward/margin"] != 0.0
+    assert rows[0]["loss/preference"] == pytest.approx(expected, abs=1e-6)
+    assert rows[-1]["implicit_reward/margin"] != 0.0
 
 
 @pytest.mark.usefixtures("unmeasured")
@@ -113,7 +113,7 @@ def test_losses_without_a_reference_weigh_the_pairs_of_the_data(
     more = {"beta": 0.5, "nll_coef": 1.0} if loss == "orpo" else {"beta": 2.0, "options": {"simpo_margin": 0.6}}
     dpo = {"loss": loss, "pair_weights": weigh, "prompts_per_step": WHOLE, "prompts_per_forward": 9, **more}
     (row,) = curves(project, "align@dpo", align={"dpo": dpo})
-    assert row["loss/dpo"] == pytest.approx(mean(each, weights), abs=1e-5)
+    assert row["loss/preference"] == pytest.approx(mean(each, weights), abs=1e-5)
 
 
 def scores_of_nothing(rows: Rows) -> dict[str, tuple[dict[str, Any], float]]:
@@ -147,7 +147,7 @@ def test_a_reward_loss_begins_where_the_labels_put_it(
     more = {"head": "gated", "prompts_per_step": WHOLE, "epochs": 2, "order": "easy_first", "loss": settings}
     rows = curves(project, "reward", reward=more)
     assert rows[0]["loss/ranking"] == pytest.approx(expected, abs=1e-5)
-    assert rows[1]["reward/margin"] != 0.0
+    assert rows[1]["implicit_reward/margin"] != 0.0
 
 
 class Short:

@@ -14,21 +14,21 @@ def longer(prompts, first, second):
 
 def test_scores_by_hand():
     result = compare_scores([3, 2, 1, 5, 5, 5], [1, 2, 4, 1, 1, 1])
-    assert (result["win"], result["tie"], result["loss"], result["n"]) == (4, 1, 1, 6)
+    assert (result["wins"], result["ties"], result["losses"], result["num_prompts"]) == (4, 1, 1, 6)
     assert result["win_rate"] == 4.5 / 6
     assert result["p_value"] == pytest.approx(2 * (1 + 5) / 32)
     assert result["win_rate_low"] < 4.5 / 6 < result["win_rate_high"]
 
 
 def test_a_difference_within_the_tolerance_is_a_tie():
-    assert compare_scores([0.1 + 0.2], [0.3])["tie"] == 1
-    assert compare_scores([1.0], [1.4], tolerance=0.5)["tie"] == 1
-    assert compare_scores([1.0], [1.6], tolerance=0.5)["loss"] == 1
+    assert compare_scores([0.1 + 0.2], [0.3])["ties"] == 1
+    assert compare_scores([1.0], [1.4], tolerance=0.5)["ties"] == 1
+    assert compare_scores([1.0], [1.6], tolerance=0.5)["losses"] == 1
 
 
 def test_swapping_the_sides_mirrors_the_result():
     one, other = compare_scores([1, 2, 3, 9], [2, 2, 1, 1]), compare_scores([2, 2, 1, 1], [1, 2, 3, 9])
-    assert (one["win"], one["loss"]) == (other["loss"], other["win"])
+    assert (one["wins"], one["losses"]) == (other["losses"], other["wins"])
     assert one["win_rate"] == 1 - other["win_rate"]
     assert one["win_rate_low"] == pytest.approx(1 - other["win_rate_high"])
     assert one["p_value"] == other["p_value"]
@@ -52,7 +52,7 @@ def test_unequal_lengths_are_refused():
 
 def test_nothing_compared_is_undefined():
     result = summarise([])
-    assert result["n"] == 0
+    assert result["num_prompts"] == 0
     assert result["win_rate"] is None
     assert result["p_value"] is None
 

@@ -151,13 +151,13 @@ def test_metrics_name_the_best_and_repeat_the_first_judge():
     }
     drift = {name: {"kl_to_sft": kl} for name, kl in (("sft", 0.0), ("ppo", 2.0), ("dpo", 1.0))}
     metrics = evaluation_metrics(settings, ("ppo", "dpo"), sets, compared, drift)
-    assert (metrics["ppo"]["win"], metrics["ppo"]["tie"], metrics["ppo"]["loss"]) == (2, 1, 1)
+    assert (metrics["ppo"]["wins"], metrics["ppo"]["ties"], metrics["ppo"]["losses"]) == (2, 1, 1)
     assert metrics["verdict"]["best"] == "dpo"
     assert metrics["verdict"]["win_rate"] == 0.75
     assert metrics["verdict"]["simulated"] is True
     assert metrics["verdict"]["kl_to_sft"] == 1.0
-    assert metrics["dpo"]["judges"]["reward_model"]["T=0"]["win"] == 3
-    assert metrics["ppo"]["truthful_gain"] == pytest.approx(0.25)
+    assert metrics["dpo"]["judges"]["reward_model"]["T=0"]["wins"] == 3
+    assert metrics["ppo"]["truthful_share_gain"] == pytest.approx(0.25)
     assert metrics["dpo"]["gold_gain"] == pytest.approx(0.725 - 0.5)
     assert "win_rate" not in metrics["sft"]
     json.dumps(metrics, allow_nan=False)

@@ -16,7 +16,7 @@ def test_a_worked_example():
     assert card["pairwise_accuracy"] == (1 + 0.5 + 0 + 1) / 4
     assert (card["pairwise_accuracy_low"], card["pairwise_accuracy_high"]) == wilson_interval(2.5, 4)
     assert card["longer_accuracy"] == (1 + 0.5 + 0 + 0) / 4
-    assert card["num_pairs"] == 4
+    assert card["num_heldout_pairs"] == 4
     assert card["mean_margin"] == (1 + 0 - 1 + 3) / 4
     # margins 1, 0, -1, 3; differences in length 5, 0, -2, -3
     assert card["length_correlation"] == pytest.approx((5 + 2 - 9) / math.sqrt(11 * 38))
@@ -97,7 +97,7 @@ def test_without_pairs_or_grades_every_figure_says_why():
     missing = {name for name, value in card.items() if value is None}
     assert missing == set(card["undefined"])
     assert {"pairwise_accuracy", "ece", "spearman"} <= missing
-    assert (card["num_pairs"], card["num_graded"]) == (0, 0)
+    assert (card["num_heldout_pairs"], card["num_graded"]) == (0, 0)
 
 
 def test_scores_that_are_not_finite_are_refused_by_place():

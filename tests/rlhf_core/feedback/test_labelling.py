@@ -112,13 +112,13 @@ def test_summary_of_a_round() -> None:
     ballots = [ballot(2, 2, 2), ballot(-1, -1, 1), ballot(0, 0, 0, split="heldout")]
     figures = summary(ballots, [aggregate(each.votes) for each in ballots])
     assert figures == {
-        "num_pairs": 3,
-        "num_heldout_pairs": 1,
+        "num_labelled_pairs": 3,
+        "num_labelled_heldout_pairs": 1,
         "num_votes": 9,
         "num_annotators": 3,
         "tie_share": 1 / 3,
         "mean_agreement": pytest.approx((1 + 2 / 3 + 1) / 3),
-        "mean_margin": pytest.approx((2 + 1 / 3) / 2),
+        "mean_vote_margin": pytest.approx((2 + 1 / 3) / 2),
         "first_share": 0.5,
         # Observed (1 + 1/3 + 1) / 3 = 7/9; of nine choices 4 a, 2 b, 3 tie: expected (16 + 4 + 9) / 81 = 29/81.
         "fleiss_kappa": pytest.approx((7 / 9 - 29 / 81) / (1 - 29 / 81)),

@@ -134,8 +134,8 @@ def test_n32_the_first_dpo_loss_is_exactly_ln_2(device: str, number_format: str)
             cfg, state_of(policy=policy(device)), policy(device), toy_groups(16), seed=0, pad_id=PAD,
             log=lambda *_: None, checkpoint=lambda state: None,
         )  # fmt: skip
-    assert state.history[0]["loss/dpo"] == pytest.approx(math.log(2.0), abs=1e-7)
-    assert (state.history[0]["reward/chosen"], state.history[0]["reward/rejected"]) == (0.0, 0.0)
+    assert state.history[0]["loss/preference"] == pytest.approx(math.log(2.0), abs=1e-7)
+    assert (state.history[0]["implicit_reward/chosen"], state.history[0]["implicit_reward/rejected"]) == (0.0, 0.0)
 
 
 @on_each_device

@@ -59,8 +59,8 @@ def test_n32_policy_equal_to_its_reference_pays_exactly_ln_2() -> None:
     )
     losses, stats = pair_losses("sigmoid", same, 0.1)
     assert losses.tolist() == [torch.tensor(LN_2).item()] * 64
-    assert stats["reward/accuracy"].tolist() == [0.5] * 64
-    assert stats["reward/margin"].abs().max().item() == 0.0
+    assert stats["implicit_reward/accuracy"].tolist() == [0.5] * 64
+    assert stats["implicit_reward/margin"].abs().max().item() == 0.0
 
 
 def test_sigmoid_worked_by_hand() -> None:
@@ -69,10 +69,10 @@ def test_sigmoid_worked_by_hand() -> None:
     losses, stats = pair_losses("sigmoid", case, 0.5)
     assert losses.item() == pytest.approx(math.log1p(math.exp(-1.5)), abs=1e-15)
     assert {name: value.tolist() for name, value in stats.items()} == {
-        "reward/chosen": [1.0],
-        "reward/rejected": [-0.5],
-        "reward/margin": [1.5],
-        "reward/accuracy": [1.0],
+        "implicit_reward/chosen": [1.0],
+        "implicit_reward/rejected": [-0.5],
+        "implicit_reward/margin": [1.5],
+        "implicit_reward/accuracy": [1.0],
     }
 
 

@@ -24,7 +24,7 @@ def test_worked_by_hand() -> None:
     )
     expected = [1.1 * (1 - sigmoid(1.0)), 2.3 * (1 - sigmoid(1.0))]
     assert losses.tolist() == pytest.approx(expected, rel=1e-14)
-    assert stats["reward/implicit"].tolist() == [1.5, -0.5]
+    assert stats["implicit_reward/each"].tolist() == [1.5, -0.5]
 
 
 def test_liked_rise_and_disliked_fall() -> None:

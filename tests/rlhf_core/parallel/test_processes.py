@@ -111,8 +111,8 @@ def test_divided_weights_train_as_whole_ones(two_processes: Path, one_process: A
 def test_n32_divided_weights_begin_at_exactly_ln_2(two_processes: Path, name: str) -> None:
     """Policy and frozen reference take the same way through the same kernels, packed or transformers' own."""
     first = outcome(two_processes, f"{name}+sharded")[1][0]
-    assert first["loss/dpo"] == torch.tensor(2.0).log().item()
-    assert first["reward/margin"] == 0.0
+    assert first["loss/preference"] == torch.tensor(2.0).log().item()
+    assert first["implicit_reward/margin"] == 0.0
 
 
 def test_n04_divided_weights_begin_at_a_log_ratio_of_exactly_0(two_processes: Path) -> None:

@@ -128,9 +128,9 @@ def test_broken_off_and_resumed_it_ends_with_the_same_bits(
 def test_n32_dpo_begins_at_exactly_ln_2_against_the_policy_without_its_adapters(sink: Any) -> None:
     dpo(CASES["dpo"].make(), sink, lambda _: None)
     first = sink.rows[0][2]
-    assert first["loss/dpo"] == torch.tensor(2.0).log().item()
-    assert (first["reward/chosen"], first["reward/rejected"]) == (0.0, 0.0)
-    assert sink.rows[-1][2]["reward/chosen"] != 0.0, "and then it leaves its reference"
+    assert first["loss/preference"] == torch.tensor(2.0).log().item()
+    assert (first["implicit_reward/chosen"], first["implicit_reward/rejected"]) == (0.0, 0.0)
+    assert sink.rows[-1][2]["implicit_reward/chosen"] != 0.0, "and then it leaves its reference"
 
 
 @pytest.mark.parametrize("weigh", [None, HardExamplesConfig()], ids=["plain", "hard examples"])

@@ -179,7 +179,7 @@ def test_n33_each_loss_reads_sums_or_means_of_response_tokens_as_its_paper_says(
     baseline = torch.tensor(0.3)
     values = [expected(cfg, pair, 0.3) for pair in pairs_by_hand(moved, tiny_policy(), groups)]
     figures = figures_of(cfg, moved, tiny_policy(), groups, baseline)
-    assert figures["loss/dpo"] == pytest.approx(sum(values) / 12, rel=2e-5)
+    assert figures["loss/preference"] == pytest.approx(sum(values) / 12, rel=2e-5)
 
 
 def test_n36_label_smoothing_reaches_the_two_losses_that_read_it(
@@ -189,14 +189,14 @@ def test_n36_label_smoothing_reaches_the_two_losses_that_read_it(
 
     def loss(name: str, smoothing: float) -> float:
         cfg = DPOConfig(loss=name, options=PreferenceOptions(label_smoothing=smoothing))
-        return figures_of(cfg, moved, tiny_policy(), groups, ZERO)["loss/dpo"]
+        return figures_of(cfg, moved, tiny_policy(), groups, ZERO)["loss/preference"]
 
-    right = figures_of(DPOConfig(), moved, tiny_policy(), groups, ZERO)["loss/dpo"]
+    right = figures_of(DPOConfig(), moved, tiny_policy(), groups, ZERO)["loss/preference"]
     turned = [
         PreferenceGroup(prompt=g.prompt, responses=g.responses, pairs=[(two, one) for one, two in g.pairs])
         for g in groups
     ]
-    wrong = figures_of(DPOConfig(), moved, tiny_policy(), turned, ZERO)["loss/dpo"]
+    wrong = figures_of(DPOConfig(), moved, tiny_policy(), turned, ZERO)["loss/preference"]
     for eps in (0.1, 0.3):
         assert loss("conservative", eps) == pytest.approx((1 - eps) * right + eps * wrong, rel=1e-5)
         assert loss("robust", eps) == pytest.approx(((1 - eps) * right - eps * wrong) / (1 - 2 * eps), rel=1e-5)
@@ -216,11 +216,11 @@ def test_a_pair_counts_by_what_people_said_of_it(
     nll = -sum(w * one.sum().item() for w, one in zip(each, chosen, strict=True))
     nll /= sum(w * len(one) for w, one in zip(each, chosen, strict=True))
     figures = figures_of(cfg, moved, tiny_policy(), groups, ZERO)
-    assert figures["loss/dpo"] == pytest.approx(dpo, rel=2e-5)
+    assert figures["loss/preference"] == pytest.approx(dpo, rel=2e-5)
     assert figures["loss/chosen_nll"] == pytest.approx(nll, rel=2e-5)
     assert figures["loss/train"] == pytest.approx(dpo + 0.7 * nll, rel=2e-5)
     margins = [(p[0][0] - p[0][1]).sum().item() - (p[1][0] - p[1][1]).sum().item() for p in pairs]
-    assert figures["reward/margin"] == pytest.approx(0.5 * sum(margins) / 12, rel=1e-4)
+    assert figures["implicit_reward/margin"] == pytest.approx(0.5 * sum(margins) / 12, rel=1e-4)
 
 
 def test_a_step_in_which_nothing_counts_is_refused() -> None:
@@ -244,7 +244,7 @@ def test_kto_starts_at_half_of_its_weights(
     train(cfg, make_state(), tiny_policy(), toy_groups(4), sink)
     first = sink.rows[0][2]
     assert first["policy/kl_baseline"] == 0.0
-    assert first["loss/dpo"] == pytest.approx((1.2 + 1.0) / 4, abs=1e-7)
+    assert first["loss/preference"] == pytest.approx((1.2 + 1.0) / 4, abs=1e-7)
 
 
 def test_ktos_baseline_is_measured_on_responses_to_other_prompts(
@@ -312,8 +312,8 @@ def test_n32_two_processes_start_at_exactly_ln_2(
     """Each process asks the reference about the very rows that it trains on."""
     cfg = DPOConfig(prompts_per_step=8, prompts_per_forward=3, learning_rate=1e-9, warmup_steps=0)
     both = in_processes(2, lambda world: train(cfg, make_state(), tiny_policy(), toy_groups(16), world=world))
-    assert [state.history[0]["reward/margin"] for state in both] == [0.0, 0.0]
-    assert both[0].history[0]["loss/dpo"] == pytest.approx(math.log(2), abs=1e-7)
+    assert [state.history[0]["implicit_reward/margin"] for state in both] == [0.0, 0.0]
+    assert both[0].history[0]["loss/preference"] == pytest.approx(math.log(2), abs=1e-7)
 
 
 def assert_close(one: TrainState, two: TrainState) -> None:

@@ -44,9 +44,13 @@ def test_n32_the_first_loss_is_exactly_ln_2(
     cfg = DPOConfig(prompts_per_step=16, learning_rate=1e-9, warmup_steps=0)
     train_dpo(cfg, make_state(), tiny_policy(), toy_groups(40), seed=0, pad_id=PAD, log=sink, checkpoint=quiet)
     first = sink.rows[0][2]
-    assert first["loss/dpo"] == torch.tensor(2.0).log().item()
-    assert first["loss/dpo"] == pytest.approx(math.log(2.0), abs=1e-7)
-    assert (first["reward/chosen"], first["reward/rejected"], first["reward/accuracy"]) == (0.0, 0.0, 0.5)
+    assert first["loss/preference"] == torch.tensor(2.0).log().item()
+    assert first["loss/preference"] == pytest.approx(math.log(2.0), abs=1e-7)
+    assert (first["implicit_reward/chosen"], first["implicit_reward/rejected"], first["implicit_reward/accuracy"]) == (
+        0.0,
+        0.0,
+        0.5,
+    )
 
 
 def test_it_learns_to_prefer(
@@ -61,9 +65,9 @@ def test_it_learns_to_prefer(
         totals = step_totals(cfg, fresh)
         _, figures_K = pair_loss(cfg, state.modules["policy"], fresh, reference_B, totals, torch.zeros(()), PAD)
     figures = dict(zip(FIGURES, figures_K.tolist(), strict=True))
-    assert figures["reward/accuracy"] > 0.9
-    assert figures["reward/chosen"] > 0.0 > figures["reward/rejected"]
-    assert figures["loss/dpo"] < 0.5
+    assert figures["implicit_reward/accuracy"] > 0.9
+    assert figures["implicit_reward/chosen"] > 0.0 > figures["implicit_reward/rejected"]
+    assert figures["loss/preference"] < 0.5
 
 
 @pytest.mark.parametrize("step", [1, 4, 5, 7])
@@ -152,6 +156,6 @@ def test_the_loss_counts_a_response_once_a_pair(tiny_policy: Callable[[], PreTra
     reference_B = reference_logprobs(reference, groups, [[0, 1]], PAD)
     loss, figures_K = pair_loss(cfg, policy, groups, reference_B, step_totals(cfg, groups), torch.zeros(()), PAD)
     figures = dict(zip(FIGURES, figures_K.tolist(), strict=True))
-    assert figures["loss/dpo"] == pytest.approx(dpo, rel=1e-5)
+    assert figures["loss/preference"] == pytest.approx(dpo, rel=1e-5)
     assert figures["loss/chosen_nll"] == pytest.approx(nll, rel=1e-5)
     assert loss.item() == pytest.approx(dpo + 0.7 * nll, rel=1e-5)

@@ -87,7 +87,9 @@ def _data_stages(root: Path) -> None:
         for number in range(5)
     }
     _write_json(root, "artifacts/label/annotators.json", {"source": "simulated", "annotators": annotators})
-    _write_json(root, "reports/metrics/label.json", {"num_pairs": 6100, "tie_share": 0.041, "fleiss_kappa": None})
+    _write_json(
+        root, "reports/metrics/label.json", {"num_labelled_pairs": 6100, "tie_share": 0.041, "fleiss_kappa": None}
+    )
     counts = [("ties", 6100, 5850), ("near_duplicates", 5850, 5702), ("leakage", 5702, 5702)]
     steps = [
         {
@@ -137,7 +139,8 @@ def _reward_stage(root: Path, rng: np.random.Generator, graded: bool) -> None:
 def _align_rows(rng: np.random.Generator, name: str) -> list[dict[str, float]]:
     if name == "dpo":
         return [
-            {"step": step, "loss/train": 0.69 - 0.002 * step, "reward/margin": 0.01 * step} for step in range(1, 138)
+            {"step": step, "loss/train": 0.69 - 0.002 * step, "implicit_reward/margin": 0.01 * step}
+            for step in range(1, 138)
         ]
     return [
         {
@@ -162,9 +165,9 @@ def _evaluate_stage(root: Path, rng: np.random.Generator, params: Params, gold: 
         judges = {
             judge: dict.fromkeys(labels, figures | {"order_consistency": 1.0}) for judge in params.evaluate.judges
         }
-        metrics[name] |= figures | {"judges": judges, "truthful_gain": 0.14 if gold else None}
+        metrics[name] |= figures | {"judges": judges, "truthful_share_gain": 0.14 if gold else None}
     best = params.align.algorithms[0]
-    shown = ("win_rate", "win_rate_low", "win_rate_high", "p_value", "n")
+    shown = ("win_rate", "win_rate_low", "win_rate_high", "p_value", "num_prompts")
     judge = params.evaluate.judges[0]
     metrics["verdict"] = {key: metrics[best][key] for key in shown} | {
         "judge": judge,

@@ -215,7 +215,7 @@ def test_every_figure_and_parameter_is_there(make_run):
 )
 def test_the_verdict_claims_no_more_than_its_interval(low: float, high: float, finding: str):
     figures = {"best": "ppo", "win_rate": (low + high) / 2, "win_rate_low": low, "win_rate_high": high}
-    assert finding in verdict_sentence(figures | {"n": 500, "p_value": 0.2})
+    assert finding in verdict_sentence(figures | {"num_prompts": 500, "p_value": 0.2})
 
 
 @pytest.mark.parametrize(

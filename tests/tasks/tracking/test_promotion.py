@@ -135,7 +135,13 @@ def test_comparison_shows_what_differs_and_the_ab_on_the_same_prompts(checkout):
     assert set(found.lineage) == {"git_commit", "params_hash"}
     assert found.metrics["win_rate"] == {"a": None, "b": 0.6, "a_interval": None, "b_interval": (0.7, 0.8)}
     (entry,) = found.ab
-    assert (entry["temperature"], entry["win"], entry["tie"], entry["loss"], entry["n"]) == (1.0, 1, 1, 1, 3)
+    assert (entry["temperature"], entry["wins"], entry["ties"], entry["losses"], entry["num_prompts"]) == (
+        1.0,
+        1,
+        1,
+        1,
+        3,
+    )
     assert found.note == ""
     missing = compare_versions(checkout, "rlhf-policy/2", "rlhf-policy/1", judge="people", confidence=0.95)
     assert missing.ab == ()
