@@ -52,7 +52,12 @@ class ValueConfig(Section):
 class KLConfig(Section):
     """How divergence from the SFT model is measured and priced."""
 
-    estimator: Literal["k1", "k2", "k3"] = Field("k1", description="what each token pays for; k1 alone is unbiased")
+    estimator: Literal["k1", "k2", "k3"] = Field(
+        "k1", description="what each token pays for; k1 and k3 are unbiased, k2 is not"
+    )
+    k3_cap: PositiveFloat | None = Field(
+        None, description="most that k3 of one token may be, charged or reported: less variance, and too low a mean"
+    )
     controller: Literal["fixed", "adaptive"] = Field("fixed", description="whether kl_coef follows the measured KL")
     target: PositiveFloat = Field(6.0, description="nats a response that the adaptive controller steers to")
     horizon: PositiveFloat = Field(10_000.0, description="responses over which it corrects an error; less is faster")

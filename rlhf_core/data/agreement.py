@@ -1,7 +1,8 @@
-"""Agreement between annotators, corrected for chance. Ratings are nominal: two are equal or they are not."""
+"""Agreement between annotators, corrected for chance: of nominal ratings, equal or not, and of ordered ones."""
 
 from collections import Counter
 from collections.abc import Hashable, Sequence
+from itertools import combinations
 
 Ratings = Sequence[Sequence[Hashable]]  # for each item, the ratings it got, in any order
 
@@ -47,3 +48,25 @@ def krippendorff_alpha(items: Ratings) -> float | None:
     agreeing = sum(sum(count * (count - 1) for count in counts.values()) / (counts.total() - 1) for counts in pairable)
     expected = sum(total * (total - 1) for total in totals.values()) / (num - 1)
     return 1 - (num - agreeing) / (num - expected)
+
+
+def ordinal_alpha(items: Sequence[Sequence[int]]) -> float | None:
+    """Krippendorff's alpha for ordered ratings (Krippendorff 2011, ordinal metric), as `krippendorff_alpha` otherwise.
+
+    Two ratings are as far apart as there are ratings between them, half of each end counted: to differ by one step of
+    a scale is no full disagreement, and how large the steps are does not matter.
+    """
+    pairable = [Counter(ratings) for ratings in items if len(ratings) >= 2]
+    totals = sum(pairable, Counter[int]())
+    if len(totals) < 2:
+        return None
+    place, below = {}, 0.0
+    for rating in sorted(totals):
+        place[rating] = below + totals[rating] / 2
+        below += totals[rating]
+
+    def disagreement(counts: Counter[int]) -> float:
+        pairs = combinations(counts.items(), 2)
+        return sum(m * n * (place[a] - place[b]) ** 2 for (a, m), (b, n) in pairs) / (counts.total() - 1)
+
+    return 1 - sum(map(disagreement, pairable)) / disagreement(totals)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Any, Literal, Self
 
-from rlhf_core.data.agreement import fleiss_kappa, krippendorff_alpha
+from rlhf_core.data.agreement import fleiss_kappa, krippendorff_alpha, ordinal_alpha
 from rlhf_core.data.records import OVERALL, UNNAMED
 
 Choice = Literal["a", "b", "tie"]
@@ -153,7 +153,7 @@ def summary(ballots: Sequence[Ballot], verdicts: Sequence[Verdict]) -> dict[str,
     Returns:
         Counts; `tie_share` of the pairs; `mean_agreement` over all pairs; `mean_vote_margin` and `first_share` (the
         response shown first is preferred) over the decided ones; Fleiss' kappa and Krippendorff's alpha of the
-        choices.
+        choices, and the ordinal alpha of the signed strengths.
     """
     choices = [[vote.choice for vote in ballot.votes] for ballot in ballots]
     decided = [verdict for verdict in verdicts if verdict.label != "tie"]
@@ -168,6 +168,7 @@ def summary(ballots: Sequence[Ballot], verdicts: Sequence[Verdict]) -> dict[str,
         "first_share": mean_or_none([verdict.label == "a" for verdict in decided]),
         "fleiss_kappa": fleiss_kappa(choices),
         "krippendorff_alpha": krippendorff_alpha(choices),
+        "strength_alpha": ordinal_alpha([[vote.signed for vote in ballot.votes] for ballot in ballots]),
     }
 
 

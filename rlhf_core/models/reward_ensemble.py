@@ -159,9 +159,10 @@ class RewardEnsemble(Standardised):
 def total_deviation(scores_MB: Tensor, deviations_MB: Tensor | None) -> Tensor:
     """Deviation of a mixture of members, deviation_B (Lakshminarayanan et al. 2017, section 2.4).
 
-    The variance of the members' scores (epistemic, over M), plus the mean of their own variances where they have any.
+    The variance of the members' scores (epistemic; divided by M - 1, since they are a sample of the models that
+    training could have given; 0 for a single one), plus the mean of their own variances where they have any.
     """
-    variance_B = scores_MB.var(0, correction=0)
+    variance_B = scores_MB.var(0) if len(scores_MB) > 1 else torch.zeros_like(scores_MB[0])
     if deviations_MB is not None:
         variance_B = variance_B + deviations_MB.square().mean(0)
     return variance_B.sqrt()

@@ -6,7 +6,7 @@ Shape suffixes: B = rows, R = response tokens.
 import torch
 from torch import Tensor
 
-from rlhf_core.objectives.masked import SumOver, here, masked_moments, zero_masked
+from rlhf_core.objectives.masked import SumOver, here, masked_moments, rounding_variance, zero_masked
 
 
 def gae(
@@ -67,9 +67,10 @@ def penalise_scores(scores_B: Tensor, finished_B: Tensor, score_clip: float, mis
 def explained_variance(values: Tensor, returns: Tensor, mask: Tensor, across: SumOver = here) -> Tensor:
     """1 - Var(return - value) / Var(return) over counted tokens: 1 is perfect, 0 no better than a constant.
 
-    Over the tokens of all processes that `across` sums over. Returns that are all alike leave nothing to explain and
-    give 0, not 0/0.
+    Over the tokens of all processes that `across` sums over. Returns that are all alike, or differ by what rounding
+    does to numbers of their size, leave nothing to explain and give 0.
     """
-    _, total = masked_moments(returns, mask, across)
-    _, left = masked_moments(returns - values, mask, across)
-    return torch.where(total > 0, 1.0 - left / total.clamp_min(torch.finfo(total.dtype).tiny), 0.0)
+    mean, total = masked_moments(returns, mask, across)
+    _, left = masked_moments(returns.double() - values.double(), mask, across)
+    told_apart = total > rounding_variance(mean, returns.dtype)
+    return torch.where(told_apart, 1.0 - left / torch.where(told_apart, total, 1.0), 0.0).to(returns.dtype)

@@ -11,13 +11,18 @@ from rlhf_core.objectives.masked import zero_masked
 
 
 def ppo_policy_losses(
-    logprobs_BR: Tensor, old_logprobs_BR: Tensor, advantages_BR: Tensor, mask_BR: Tensor, clip_eps: float
+    logprobs_BR: Tensor,
+    old_logprobs_BR: Tensor,
+    advantages_BR: Tensor,
+    mask_BR: Tensor,
+    clip_eps: float,
+    k3_cap: float | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Clipped surrogate objective with its sign turned, losses_BR (Schulman et al. 2017, eq. 7).
 
     L = -min(ratio * A, clip(ratio, 1 - eps, 1 + eps) * A), ratio = exp(logprobs - old_logprobs).
-    Statistics per token: `policy/approx_kl` (k3 of old against new), `policy/clip_fraction` (1 where the ratio lies
-    outside the band), `policy/ratio` (whose maximum tells).
+    Statistics per token: `policy/approx_kl` (k3 of old against new, held below `k3_cap`), `policy/clip_fraction` (1
+    where the ratio lies outside the band), `policy/ratio` (whose maximum tells).
     """
     log_ratio_BR = zero_masked(logprobs_BR - old_logprobs_BR, mask_BR).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
     ratio_BR = log_ratio_BR.exp()
@@ -27,7 +32,7 @@ def ppo_policy_losses(
         outside_BR = ((ratio_BR - 1.0).abs() > clip_eps).to(ratio_BR.dtype)
         stats = {
             # The old policy drew the tokens, so KL(old || new) is the divergence that they estimate.
-            "policy/approx_kl": kl_k3(old_logprobs_BR, logprobs_BR, mask_BR),
+            "policy/approx_kl": kl_k3(old_logprobs_BR, logprobs_BR, mask_BR, k3_cap),
             "policy/clip_fraction": zero_masked(outside_BR, mask_BR),
             "policy/ratio": zero_masked(ratio_BR, mask_BR),
         }

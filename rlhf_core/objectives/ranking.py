@@ -36,15 +36,16 @@ def tie_losses(first_scores_N: Tensor, second_scores_N: Tensor, threshold: float
 
     The model has one threshold eta > 0 for the smallest difference that people see:
     P(first) = sigmoid(delta - eta), P(second) = sigmoid(-delta - eta), P(tie) = 1 - both
-    = (exp(2 eta) - 1) sigmoid(delta - eta) sigmoid(-delta - eta). Decided pairs are then `bradley_terry_losses` with
-    margin eta, so the three probabilities sum to 1 and ties and choices train one likelihood.
+    = (1 - exp(-2 eta)) sigmoid(eta - delta) sigmoid(eta + delta), a form in which nothing overflows or cancels for any
+    eta. Decided pairs are then `bradley_terry_losses` with margin eta, so the three probabilities sum to 1 and ties
+    and choices train one likelihood.
     Raises ValueError for a threshold that is not positive, under which ties cannot happen.
     """
     if not threshold > 0:
         raise ValueError(f"tie threshold is {threshold}; ties have no probability unless it is positive")
     delta_N = _difference(first_scores_N, second_scores_N)
-    level = math.log(math.expm1(2.0 * threshold))
-    return -(level + F.logsigmoid(delta_N - threshold) + F.logsigmoid(-delta_N - threshold))
+    level = math.log(-math.expm1(-2.0 * threshold))
+    return -(level + F.logsigmoid(threshold - delta_N) + F.logsigmoid(threshold + delta_N))
 
 
 def score_margins(chosen_scores_N: Tensor, rejected_scores_N: Tensor) -> dict[str, Tensor]:

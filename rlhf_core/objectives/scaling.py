@@ -8,7 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rlhf_core.objectives.masked import SumOver, here
+from rlhf_core.objectives.masked import ROUNDING_UNITS, SumOver, here, rounding_variance
+
+LEAST_SPREAD = 1e-4
+"""Two quantiles of scores that lie no further apart are one: the same floor that whitening has under its deviation."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,12 +51,13 @@ class Moments:
 
 
 def normalise_scores(scores_B: Tensor, moments: Moments, eps: float = 1e-8) -> Tensor:
-    """(score - mean) / std; `eps` stands beside the variance.
+    """(score - mean) / std; `eps` and the variance of rounding (scores are float32 numbers) stand beside the variance.
 
     A score belongs to a whole response, so moving its mean moves every response alike. Rewards of single tokens must
     not be moved so: a constant would pay for length.
     """
-    return (scores_B - moments.mean) / (moments.variance + eps) ** 0.5
+    floor = eps + float(rounding_variance(moments.mean, torch.float32))
+    return (scores_B - moments.mean) / (moments.variance + floor) ** 0.5
 
 
 def score_quantiles(scores_B: Tensor, low: float, high: float) -> tuple[float, float]:
@@ -63,11 +67,17 @@ def score_quantiles(scores_B: Tensor, low: float, high: float) -> tuple[float, f
     return below, above
 
 
+def tell_apart(low_score: float, high_score: float) -> bool:
+    """Whether two quantiles of float32 scores lie further apart than `LEAST_SPREAD` and than rounding puts them."""
+    rounding = ROUNDING_UNITS * torch.finfo(torch.float32).eps * max(abs(low_score), abs(high_score))
+    return high_score - low_score > max(LEAST_SPREAD, rounding)
+
+
 def scale_by_quantiles(scores_B: Tensor, low_score: float, high_score: float) -> Tensor:
     """Put `low_score` at -1 and `high_score` at +1, linearly, also outside: outliers do not set the scale.
 
-    Raises ValueError when the two are not in rising order, which leaves no scale.
+    Raises ValueError when the two do not `tell_apart` anything, which leaves no scale.
     """
-    if not high_score > low_score:
+    if not tell_apart(low_score, high_score):
         raise ValueError(f"quantiles {low_score} and {high_score} do not rise; the scores are (nearly) all alike")
     return 2.0 * (scores_B - low_score) / (high_score - low_score) - 1.0

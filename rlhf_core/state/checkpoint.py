@@ -1,8 +1,8 @@
 """Checkpoints that are either complete and verified or never looked at.
 
 A checkpoint is a folder `step-000123` with safetensors and JSON, no pickle. It is written under a temporary name,
-flushed, its manifest (SHA-256 of every file) written last, and renamed; the older ones are pruned only then.
-It holds what training changes: of a network the trainable parameters and the buffers, whole, however they are divided
+flushed, its manifest (SHA-256 of every file and of itself) written last, and renamed; the older ones are pruned only
+then. It holds what training changes: of a network the trainable parameters and the buffers, whole, however they are divided
 among processes. Frozen weights (a base under adapters) are not written; their digest is, and is compared.
 """
 
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from rlhf_core.errors import EnvironmentProblem
 from rlhf_core.state.atomic import (
-    file_digest,
+    digest_of,
     publish_folder,
     sweep_temporary,
     temporary_folder,
@@ -32,7 +32,7 @@ from rlhf_core.state.sharding import local, part_like, whole
 from rlhf_core.state.train_state import TrainState
 from rlhf_core.state.world import ALONE, World
 
-SCHEMA = 2
+SCHEMA = 3
 MANIFEST = "manifest.json"
 
 
@@ -66,10 +66,11 @@ class Checkpointer:
         """Load the newest checkpoint that verifies into `state`, in place.
 
         Returns:
-            False where there is no checkpoint at all.
+            False where there is none to go on from: none at all, or all of them damaged, which is said. Damaged ones
+            lie in `quarantine` then; training begins again and ends with the bytes of a run that was never stopped.
 
         Raises:
-            EnvironmentProblem: there are checkpoints and none verifies, or they belong to another identity.
+            EnvironmentProblem: there are checkpoints, and the whole ones belong to another identity.
         """
         found = [self._newest(state)] if self.world.rank == 0 else []
         step = self.world.collect(found)[0]
@@ -86,7 +87,7 @@ class Checkpointer:
             write_json(temporary / "state.json", rest | {"frozen": self._frozen_digests(state)})
             faultpoint("checkpoint.written")
             manifest = {"schema": SCHEMA, "identity": self.identity, "files": tree_digest(temporary)}
-            write_json(temporary / MANIFEST, manifest)
+            write_json(temporary / MANIFEST, manifest | {"digest": digest_of(manifest)})
             faultpoint("checkpoint.before_rename")
             publish_folder(temporary, final)
         faultpoint("checkpoint.after_rename")
@@ -98,42 +99,56 @@ class Checkpointer:
         if not self.folder.exists():
             return None
         sweep_temporary(self.folder)
-        found = self._steps()
+        found, foreign = self._steps(), 0
         for folder in reversed(found):
-            problem = self._problem(folder, state)
+            problem = self._damage(folder)
             if problem is None:
-                return int(folder.name.removeprefix("step-"))
+                problem = self._difference(folder, state)
+                if problem is None:
+                    return int(folder.name.removeprefix("step-"))
+                foreign += 1
             broken = self.folder / "quarantine"
             broken.mkdir(exist_ok=True)
             shutil.rmtree(broken / folder.name, ignore_errors=True)
             folder.rename(broken / folder.name)
-            print(
-                f"checkpoint {folder.name} set aside in {broken}: {problem}; going back to the one before",
-                flush=True,
-            )
-        if found:
+            print(f"checkpoint {folder.name} set aside in {broken}: {problem}", flush=True)
+        if foreign:
             raise EnvironmentProblem(
                 f"{self.folder}: none of {len(found)} checkpoints verifies. "
                 f"Fix: look at {self.folder / 'quarantine'}, then remove {self.folder} to train from the beginning"
+            )
+        if found:
+            print(
+                f"WARNING: {self.folder}: all of {len(found)} checkpoints are damaged; "
+                "training begins again at step 0, what they held is computed again",
+                flush=True,
             )
         return None
 
     def _steps(self) -> list[Path]:
         return sorted(self.folder.glob("step-*"))
 
-    def _problem(self, folder: Path, state: TrainState) -> str | None:
+    def _damage(self, folder: Path) -> str | None:
+        """What keeps a checkpoint from being read as it was written; None where it is whole."""
         try:
             manifest = json.loads((folder / MANIFEST).read_text())
-        except (OSError, ValueError) as error:
-            return f"manifest unreadable ({error})"
-        if manifest.get("schema") != SCHEMA:
-            return f"schema {manifest.get('schema')} instead of {SCHEMA}"
-        there = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()} - {MANIFEST}
-        if there != set(manifest["files"]):
-            return f"files differ from the manifest: {sorted(there ^ set(manifest['files']))}"
-        for name, digest in manifest["files"].items():
-            if file_digest(folder / name) != digest:
-                return f"{name} does not have the content that the manifest records"
+            if manifest.pop("digest", None) != digest_of(manifest):
+                return "the manifest does not have the content that it was written with"
+            if manifest["schema"] != SCHEMA:
+                return f"schema {manifest['schema']} instead of {SCHEMA}"
+            there = tree_digest(folder)
+        except (OSError, ValueError, AttributeError, TypeError) as error:
+            return f"unreadable ({error})"
+        there.pop(MANIFEST)
+        recorded = manifest["files"]
+        if there.keys() != recorded.keys():
+            return f"files differ from the manifest: {sorted(there.keys() ^ recorded.keys())}"
+        changed = [name for name, digest in recorded.items() if there[name] != digest]
+        return f"{changed[0]} does not have the content that the manifest records" if changed else None
+
+    def _difference(self, folder: Path, state: TrainState) -> str | None:
+        """What a whole checkpoint depends on that is another here; None where it may be gone on from."""
+        manifest = json.loads((folder / MANIFEST).read_text())
         differing = [key for key in self.identity if manifest["identity"].get(key) != self.identity[key]]
         if differing:
             return f"made under another {', '.join(differing)}"

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from rlhf_core.errors import Diverged
@@ -70,10 +70,12 @@ def apply_gradients(
     optimizer = state.optimizers[name]
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     sum_gradients(parameters, world)
-    norm = whole(nn.utils.clip_grad_norm_(parameters, max_grad_norm, foreach=True)).item()
+    total = grad_norm(parameters)
+    norm = whole(total).item()
     counter = f"refused_in_a_row/{name}"
     taken = math.isfinite(loss) and math.isfinite(norm)
     if taken:
+        nn.utils.clip_grads_with_norm_(parameters, max_grad_norm, total, foreach=True)
         if max_grad_value is not None:
             nn.utils.clip_grad_value_(parameters, max_grad_value)
         optimizer.step()
@@ -85,6 +87,20 @@ def apply_gradients(
             "in a row; the last good checkpoint is kept. Fix: lower learning_rate, or look at the data of this step"
         )
     return norm if taken else None
+
+
+@torch.no_grad()
+def grad_norm(parameters: Sequence[nn.Parameter]) -> Tensor:
+    """The norm of all gradients together, divided among processes where they are.
+
+    Squares of entries from 1.8e19 on overflow in float32 although the entries do not: the norm is then taken again in
+    float64, where it is a number as long as every entry is.
+    """
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    norm = nn.utils.get_total_norm(gradients, foreach=True)
+    if bool(whole(norm).isfinite()):
+        return norm
+    return nn.utils.get_total_norm([gradient.double() for gradient in gradients])
 
 
 @torch.no_grad()

@@ -79,7 +79,7 @@ def assign_credit(
     rewards = []
     for part in parts:
         mask_BR = part.batch.response_mask_BR
-        kl_BR = kl_estimate(cfg.kl.estimator, part.old_logprobs_BR, part.ref_logprobs_BR, mask_BR)
+        kl_BR = kl_estimate(cfg.kl.estimator, part.old_logprobs_BR, part.ref_logprobs_BR, mask_BR, cfg.kl.k3_cap)
         rewards.append(shape_rewards(earned_N[part.rows].to(kl_BR.device), kl_BR, mask_BR, kl_coef))
     pairs = token_advantages(cfg, rollout, rewards, world)
     surprise_N = rollout.gather(

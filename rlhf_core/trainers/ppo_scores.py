@@ -14,7 +14,7 @@ from torch import Tensor
 
 from rlhf_core.config import PPOConfig
 from rlhf_core.objectives.advantages import penalise_scores
-from rlhf_core.objectives.scaling import Moments, normalise_scores, scale_by_quantiles, score_quantiles
+from rlhf_core.objectives.scaling import Moments, normalise_scores, scale_by_quantiles, score_quantiles, tell_apart
 from rlhf_core.state.world import ALONE, World
 from rlhf_core.trainers.replay import Written
 from rlhf_core.trainers.reward_terms import RewardTerm, rate_responses
@@ -62,7 +62,7 @@ def normalised(cfg: PPOConfig, extra: dict[str, Any], scores_N: Tensor, num_fres
 def _between_quantiles(scores_N: Tensor, recent_W: Tensor, low: float, high: float) -> Tensor:
     """Scores that are (nearly) all alike leave no scale, and become their distance from the lower quantile."""
     low_score, high_score = score_quantiles(recent_W, low, high) if len(recent_W) else (0.0, 0.0)
-    if not high_score > low_score:
+    if not tell_apart(low_score, high_score):
         return scores_N - low_score
     return scale_by_quantiles(scores_N, low_score, high_score)
 

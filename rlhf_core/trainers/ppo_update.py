@@ -91,7 +91,12 @@ def policy_term(
     """A part's share of the policy loss, the entropy bonus taken off, and of its figures."""
     mask_BR = credited.part.batch.response_mask_BR
     losses_BR, stats = ppo_policy_losses(
-        believed.logprobs_BR, credited.part.old_logprobs_BR, credited.advantages_BR, mask_BR, cfg.clip_eps
+        believed.logprobs_BR,
+        credited.part.old_logprobs_BR,
+        credited.advantages_BR,
+        mask_BR,
+        cfg.clip_eps,
+        cfg.kl.k3_cap,
     )
     if cfg.entropy_coef:
         losses_BR = losses_BR + cfg.entropy_coef * entropy_losses(believed.entropy_BR, mask_BR)

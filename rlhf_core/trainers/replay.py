@@ -15,7 +15,12 @@ import torch
 from torch import Tensor
 
 from rlhf_core.config.ppo import ReplayConfig
-from rlhf_core.objectives.replay import priority_probabilities, priority_weights
+from rlhf_core.objectives.replay import (
+    draw_systematically,
+    inclusion_probabilities,
+    priority_probabilities,
+    priority_weights,
+)
 
 TENSORS = "replay/"
 SMALLEST_PRIORITY = 1e-3
@@ -92,8 +97,8 @@ def draw(
 ) -> list[Written]:
     """Draw whole groups of `rows` responses together, or of none while the buffer does not hold as many.
 
-    A group is drawn with the chance of its priority to the power of `priority`; its responses' weight takes this back
-    to the degree `correction`.
+    A group takes part with a chance in proportion to its priority to the power of `priority`, at most 1; its responses'
+    weight takes this back to the degree `correction`.
     """
     count = rows // len(groups[0].responses) if groups else 0
     if not count or count > len(groups):
@@ -101,8 +106,9 @@ def draw(
     chances_M = priority_probabilities(
         torch.tensor([group.priority for group in groups], dtype=torch.float64), priority
     )
-    chosen_B = torch.multinomial(chances_M, count, replacement=False, generator=generator)
-    weights = priority_weights(chances_M[chosen_B], len(groups), correction).tolist()
+    inclusion_M = inclusion_probabilities(chances_M, count)
+    chosen_B = draw_systematically(inclusion_M, generator)
+    weights = priority_weights(inclusion_M[chosen_B], count, len(groups), correction).tolist()
     return [
         replace(row, weight=weight)
         for index, weight in zip(chosen_B.tolist(), weights, strict=True)

@@ -69,7 +69,7 @@ def distilled_step(
             loss = distilled_score_losses(scores_B, teacher_MB[0]).mean()
         else:
             delta_MN = teacher_MB[:, table.chosen_N] - teacher_MB[:, table.rejected_N]
-            sure_N = ensemble_preference(delta_MN[0], delta_MN[1:].var(0, correction=0))
+            sure_N = ensemble_preference(delta_MN[0], delta_MN[1:].var(0))
             loss = distilled_pair_losses(scores_B[table.chosen_N], scores_B[table.rejected_N], sure_N).mean()
             loss = loss + cfg.centering * centering_of(cfg.loss, scores_B, table)
         centred_B, centred_teacher_B = scores_B.detach() - scores_B.mean(), teacher_MB[0] - teacher_MB[0].mean()

@@ -110,12 +110,33 @@ def test_a_damaged_newest_one_is_set_aside(tmp_path: Path, damage: str, capsys: 
     assert newest.name in capsys.readouterr().out
 
 
-def test_all_damaged_is_an_error_and_no_silent_restart(tmp_path: Path) -> None:
+@pytest.mark.parametrize("victim", ["state.json", "manifest.json"])
+@pytest.mark.parametrize("content", ["{}", "[]", "null", "", "\ufffd{", '{"schema": 3, "files": []}'])
+def test_where_all_are_damaged_training_begins_again_and_says_so(
+    tmp_path: Path, victim: str, content: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     checkpointer = saved_at(tmp_path, [1, 2])
     for folder in tmp_path.glob("step-*"):
-        (folder / "state.json").write_text("{}")
-    with pytest.raises(EnvironmentProblem, match="none of 2 checkpoints verifies"):
-        checkpointer.restore(new_state())
+        (folder / victim).write_text(content)
+    state = new_state()
+    assert not checkpointer.restore(state)
+    assert state.step == 0
+    told = capsys.readouterr().out
+    assert "all of 2 checkpoints are damaged; training begins again at step 0" in told
+    assert told.count("set aside in") == 2
+    assert sorted(path.name for path in (tmp_path / "quarantine").iterdir()) == ["step-000000001", "step-000000002"]
+    train(state, 1)
+    checkpointer.save(state)
+    assert checkpointer.restore(new_state()), "and what it then keeps is found"
+
+
+def test_a_digit_of_the_identity_that_was_changed_on_disk_is_damage_and_no_other_identity(tmp_path: Path) -> None:
+    checkpointer = saved_at(tmp_path, [1])
+    (path,) = tmp_path.glob("step-*/manifest.json")
+    content = path.read_text()
+    assert '"b"' in content
+    path.write_text(content.replace('"b"', '"c"'))
+    assert not checkpointer.restore(new_state())
 
 
 def test_another_identity_is_refused_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,7 +6,7 @@ from collections import Counter
 import pytest
 from statsmodels.stats.inter_rater import fleiss_kappa as oracle
 
-from rlhf_core.data.agreement import fleiss_kappa, krippendorff_alpha
+from rlhf_core.data.agreement import fleiss_kappa, krippendorff_alpha, ordinal_alpha
 
 # Krippendorff, "Computing Krippendorff's Alpha-Reliability" (2011), section C: four observers rate twelve units.
 OBSERVERS = ("123321412...", "1233224125.3", ".3332342251.", "12332441251.")
@@ -21,6 +21,20 @@ FLEISS = (
 def test_alpha_of_the_published_example() -> None:
     units = [[rating for rating in unit if rating != "."] for unit in zip(*OBSERVERS, strict=True)]
     assert krippendorff_alpha(units) == pytest.approx(0.743, abs=5e-4)
+
+
+def test_ordinal_alpha_of_the_published_example() -> None:
+    """The same paper, section D: .815 for ordered ratings; it reads the order alone, so any rising numbers do."""
+    units = [[int(rating) for rating in unit if rating != "."] for unit in zip(*OBSERVERS, strict=True)]
+    assert ordinal_alpha(units) == pytest.approx(0.815, abs=5e-4)
+    stretched = [[(-7, -2, 0, 4, 100)[rating - 1] for rating in unit] for unit in units]
+    assert ordinal_alpha(stretched) == pytest.approx(ordinal_alpha(units), abs=1e-12)
+
+
+def test_ordinal_alpha_of_two_ratings_is_the_nominal_one() -> None:
+    items = [[0, 0, 1], [1, 1], [0, 1, 1, 1], [0, 0]]
+    assert ordinal_alpha(items) == pytest.approx(krippendorff_alpha(items))
+    assert ordinal_alpha([[1, 1], [1]]) is None
 
 
 def test_kappa_of_the_published_example() -> None:

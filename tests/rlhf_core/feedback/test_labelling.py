@@ -123,4 +123,7 @@ def test_summary_of_a_round() -> None:
         # Observed (1 + 1/3 + 1) / 3 = 7/9; of nine choices 4 a, 2 b, 3 tie: expected (16 + 4 + 9) / 81 = 29/81.
         "fleiss_kappa": pytest.approx((7 / 9 - 29 / 81) / (1 - 29 / 81)),
         "krippendorff_alpha": pytest.approx(1 - (2 / 9) / ((72 - (12 + 2 + 6)) / 72)),
+        # Of -1 -1 0 0 0 1 2 2 2 the middles are 1, 3.5, 5.5, 7.5. Within: 2 (4.5)^2 / 2. By chance, over 8: of -1 with
+        # the others 2 (3 2.5^2 + 4.5^2 + 3 6.5^2), of 0 with 1 and 2 3 (2^2 + 3 4^2), of 1 with 2 3 2^2; 499.5 in all.
+        "strength_alpha": pytest.approx(1 - 20.25 / (499.5 / 8)),
     }

@@ -1,6 +1,7 @@
 """Ensembles: each aggregation by hand, deviations, ranks, weights, folders."""
 
 import math
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -64,16 +65,17 @@ def test_mean_and_median_and_weighted_mean() -> None:
 
 
 def test_pessimistic_takes_deviations_off_the_mean() -> None:
-    """Variances over members, divided by M: ((1-4)^2 + (2-4)^2 + (9-4)^2) / 3 = 38/3; 8."""
-    expected = [4.0 - 2.0 * math.sqrt(38 / 3), 2.0 - 2.0 * math.sqrt(8.0)]
+    """Variances over members, divided by M - 1: ((1-4)^2 + (2-4)^2 + (9-4)^2) / 2 = 19; 12."""
+    expected = [4.0 - 2.0 * math.sqrt(19.0), 2.0 - 2.0 * math.sqrt(12.0)]
     found = score("pessimistic", [1.0, 0.0], [2.0, 0.0], [9.0, 6.0], pessimism=2.0)
     assert found.tolist() == pytest.approx(expected)
 
 
 def test_total_deviation_joins_disagreement_and_own_doubt() -> None:
     scores, own = torch.tensor([[1.0], [3.0]]), torch.tensor([[0.5], [2.0]])
-    assert total_deviation(scores, None).item() == pytest.approx(1.0)
-    assert total_deviation(scores, own).item() == pytest.approx(math.sqrt(1.0 + (0.25 + 4.0) / 2))
+    assert total_deviation(scores, None).item() == pytest.approx(statistics.stdev([1.0, 3.0]))
+    assert total_deviation(scores, own).item() == pytest.approx(math.sqrt(2.0 + (0.25 + 4.0) / 2))
+    assert total_deviation(scores[:1], own[:1]).item() == pytest.approx(0.5), "one member does not disagree"
 
 
 def test_details_are_on_the_scale_of_the_scores() -> None:
@@ -81,7 +83,7 @@ def test_details_are_on_the_scale_of_the_scores() -> None:
     ensemble.standardise(1.0, 4.0)
     details = ensemble.details(BATCH)
     assert details.scores_B.tolist() == [0.25, -0.25]
-    assert details.deviations_B.tolist() == [0.25, 0.0]
+    assert details.deviations_B.tolist() == pytest.approx([2.0**0.5 / 4.0, 0.0])
     assert details.members_MB.tolist() == [[1.0, 0.0], [3.0, 0.0]]
     assert torch.equal(ensemble(BATCH), details.scores_B)
     with pytest.raises(ValueError, match="scores everything alike"):

@@ -1,9 +1,11 @@
 """KL estimators against the exact divergence of two distributions."""
 
+import math
+
 import pytest
 import torch
 
-from rlhf_core.objectives.kl import MAX_K3, adapt_kl_coef, kl_estimate, kl_k1, kl_k2, kl_k3, kl_to_reference
+from rlhf_core.objectives.kl import adapt_kl_coef, kl_estimate, kl_k1, kl_k2, kl_k3, kl_to_reference
 
 POLICY = torch.tensor([0.7, 0.2, 0.1], dtype=torch.float64)
 OTHER = torch.tensor([0.5, 0.25, 0.25], dtype=torch.float64)
@@ -31,8 +33,20 @@ def test_k3_keeps_its_digits_near_zero() -> None:
     assert kl_k3(difference, torch.zeros(1, 1), torch.ones(1, 1)).item() == pytest.approx(5e-9, rel=0.05)
 
 
-def test_n05_k3_is_bounded() -> None:
-    assert kl_k3(torch.tensor([[-1e4]]), torch.zeros(1, 1), torch.ones(1, 1)).item() == MAX_K3
+def test_n05_k3_is_unbiased_where_the_policies_are_far_apart_and_a_cap_takes_that_away() -> None:
+    """KL((.99, .01) || (.5, .5)) = .637 nats, carried by a token of 1 in 100 whose k3 is 45; held to 10 it is .286."""
+    policy, other = torch.tensor([0.99, 0.01], dtype=torch.float64), torch.tensor([0.5, 0.5], dtype=torch.float64)
+    exact = (policy * (policy / other).log()).sum().item()
+    logs = policy.log()[None], other.log()[None], torch.ones(1, 2, dtype=torch.float64)
+    assert exact == pytest.approx(0.637, abs=5e-4)
+    assert (kl_k3(*logs) * policy).sum().item() == pytest.approx(exact, abs=1e-12)
+    assert (kl_estimate("k3", *logs) * policy).sum().item() == pytest.approx(exact, abs=1e-12)
+    assert (kl_k3(*logs, cap=10.0) * policy).sum().item() == pytest.approx(0.286, abs=5e-4)
+    assert kl_estimate("k3", *logs, k3_cap=10.0).max().item() == 10.0
+
+
+def test_n06_k3_of_an_enormous_log_ratio_is_finite() -> None:
+    assert kl_k3(torch.tensor([[-1e4]]), torch.zeros(1, 1), torch.ones(1, 1)).item() == pytest.approx(4.85165e8)
 
 
 def test_n08_kl_to_reference_is_the_sum_of_each_response() -> None:
@@ -93,5 +107,24 @@ def test_n31_adaptive_coefficient_worked_by_hand(kl: float, expected: float) -> 
     assert adapt_kl_coef(0.05, kl, 6.0, 640, 10_000) == pytest.approx(expected, rel=1e-12)
 
 
-def test_n31_adaptive_coefficient_never_turns_its_sign() -> None:
-    assert adapt_kl_coef(0.05, 0.0, 6.0, 1000, 100) == 0.0
+@pytest.mark.parametrize("num_responses", [500, 1000, 100_000])
+def test_n31_adaptive_coefficient_finds_back_from_a_rollout_of_many_horizons(num_responses: int) -> None:
+    """The published factor is 0 at five horizons and below 0 beyond: either would switch the penalty off for good."""
+    low = adapt_kl_coef(0.05, 0.0, 6.0, num_responses, 100)
+    assert low == pytest.approx(0.005)
+    assert adapt_kl_coef(low, 60.0, 6.0, num_responses, 100) > low
+
+
+def test_n31_adaptive_coefficient_keeps_what_it_is_where_the_divergence_is_no_number() -> None:
+    assert adapt_kl_coef(0.05, math.nan, 6.0, 640, 10_000) == 0.05
+    assert adapt_kl_coef(0.05, math.inf, 6.0, 640, 10_000) == pytest.approx(0.05 * 1.0128)
+
+
+@pytest.mark.parametrize("kl", [0.0, 1e9])
+def test_n31_adaptive_coefficient_comes_back_after_a_thousand_rollouts_in_one_direction(kl: float) -> None:
+    coefficient = 0.05
+    for _ in range(2000):
+        coefficient = adapt_kl_coef(coefficient, kl, 6.0, 1000, 100)
+    assert 0.0 < coefficient < math.inf
+    back = adapt_kl_coef(coefficient, 12.0 if kl == 0.0 else 0.0, 6.0, 1000, 100)
+    assert back > coefficient if kl == 0.0 else back < coefficient

@@ -38,6 +38,32 @@ def test_whitening_equal_tokens_gives_zeros() -> None:
     assert masked.masked_whiten(torch.full((B, R), 3.0), MASK).abs().max().item() == 0.0
 
 
+@pytest.mark.parametrize("value", [0.1, 1e-3, 1000.1, -3e7])
+@pytest.mark.parametrize("count", [3, 1000, 4097])
+def test_whitening_numbers_that_differ_by_rounding_gives_no_signal(value: float, count: int) -> None:
+    """Equal numbers, and numbers one unit in the last place apart: zeros, or next to it, whatever their size."""
+    equal = torch.full((1, count), value)
+    assert masked.masked_whiten(equal, torch.ones(1, count)).abs().max().item() < 1e-3
+    apart = torch.where(torch.arange(count) % 2 == 0, equal, torch.nextafter(equal, torch.tensor(torch.inf)))
+    assert masked.masked_whiten(apart, torch.ones(1, count)).abs().max().item() < 0.05
+
+
+def test_whitening_small_but_real_differences_keeps_them() -> None:
+    values = 1000.0 + torch.linspace(-0.5, 0.5, 101)[None]
+    whitened = masked.masked_whiten(values, torch.ones(1, 101))
+    assert whitened.std(correction=0).item() == pytest.approx(1.0, abs=1e-3)
+
+
+@pytest.mark.parametrize("value", [0.1, 1000.1])
+@pytest.mark.parametrize("width", [torch.float32, torch.float64])
+def test_equal_returns_leave_nothing_to_explain(value: float, width: torch.dtype) -> None:
+    """A thousand returns of 0.1 had an explained variance of -1.9e16: their mean is rounded and lies off all of them."""
+    returns, values = torch.full((10, 100), value, dtype=width), torch.randn(10, 100).to(width)
+    assert advantages.explained_variance(values, returns, torch.ones(10, 100)).item() == 0.0
+    apart = torch.where(torch.arange(100) % 2 == 0, returns, torch.nextafter(returns, returns + 1))
+    assert advantages.explained_variance(values, apart, torch.ones(10, 100)).item() == 0.0
+
+
 @pytest.mark.parametrize("function", [masked.masked_moments, masked.masked_whiten])
 def test_empty_mask_has_no_mean(function: Callable[..., object]) -> None:
     with pytest.raises(ValueError, match="zero everywhere"):

@@ -86,6 +86,19 @@ def test_a_tie_draws_scores_together_from_either_side() -> None:
     assert scores.grad[0].item() == pytest.approx(-scores.grad[1].item())
 
 
+@pytest.mark.parametrize("threshold", [1e-9, 0.5, 354.0, 355.0, 1e6])
+def test_a_tie_has_a_loss_and_a_gradient_at_any_threshold(threshold: float) -> None:
+    """exp(2 * 355) does not fit into a number, the loss does: 45 nats for scores 45 further apart than that."""
+    scores = (vector(0.0, threshold + 45.0)).requires_grad_()
+    losses = tie_losses(scores, torch.zeros(2, dtype=torch.float64), threshold)
+    nothing_seen = 2 * math.log1p(math.exp(-threshold)) - math.log(-math.expm1(-2 * threshold))
+    assert losses[0].item() == pytest.approx(nothing_seen, rel=1e-12)
+    above = math.log1p(math.exp(-45.0 - 2 * threshold)) - math.log(-math.expm1(-2 * threshold))
+    assert losses[1].item() == pytest.approx(45.0 + above, rel=1e-12)
+    losses.sum().backward()
+    assert scores.grad.tolist() == pytest.approx([0.0, 1.0], abs=1e-9)
+
+
 def test_ties_without_a_threshold_are_refused() -> None:
     with pytest.raises(ValueError, match="threshold"):
         tie_losses(vector(1.0), vector(1.0), 0.0)

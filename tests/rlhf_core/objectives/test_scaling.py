@@ -72,6 +72,16 @@ def test_quantiles_stand_at_minus_one_and_one() -> None:
     assert scaled.tolist() == [-1.0, 0.0, 1.0, 48.0]
 
 
-def test_quantiles_that_do_not_rise_are_refused() -> None:
+@pytest.mark.parametrize(("low", "high"), [(2.0, 2.0), (2.0, 1.0), (0.5, 0.5 + 1e-6), (-1e-6, 0.0), (3e7, 3e7 + 8.0)])
+def test_quantiles_that_do_not_rise_by_more_than_rounding_are_refused(low: float, high: float) -> None:
     with pytest.raises(ValueError, match="do not rise"):
-        scale_by_quantiles(torch.tensor([1.0]), 2.0, 2.0)
+        scale_by_quantiles(torch.tensor([1.0]), low, high)
+
+
+def test_scores_of_one_size_that_differ_by_rounding_do_not_become_standard_scores() -> None:
+    """Two neighbours in float32 at 10,000 are 1e-3 apart, which is more than the 1e-4 beside the deviation."""
+    scores = torch.tensor([1e4, 1e4 + 1e-3]).repeat(50).double()
+    assert scores.std().item() > 4e-4
+    assert normalise_scores(scores, Moments.of(scores)).abs().max().item() < 0.05
+    apart = torch.linspace(1e4 - 1, 1e4 + 1, 101, dtype=torch.float64)
+    assert normalise_scores(apart, Moments.of(apart)).std(correction=0).item() == pytest.approx(1.0, abs=1e-3)

@@ -56,6 +56,18 @@ def test_a_step_that_is_not_finite_changes_nothing(loss: float, gradient: float)
     assert state.modules["policy"].weight.grad is None
 
 
+@pytest.mark.parametrize("size", [1e18, 3e19, 3e38])
+def test_a_gradient_whose_square_overflows_is_scaled_as_any_other(size: float) -> None:
+    """Entries that are numbers give a norm that is one: only the sum of their squares does not fit into float32."""
+    state = make_state()
+    before = state.modules["policy"].weight.detach().clone()
+    give_gradient(state, [0.6 * size, 0.0], 0.8 * size)
+    assert apply_gradients(state, "policy", 0.5, 10.0) == pytest.approx(size, rel=1e-6)
+    moved = before - state.modules["policy"].weight.detach()
+    torch.testing.assert_close(moved, torch.tensor([[0.6, 0.0]]))
+    assert state.extra == {"refused_in_a_row/policy": 0}
+
+
 def test_three_refusals_in_a_row_end_training_and_a_good_step_forgives() -> None:
     state = make_state()
     state.step = 41

@@ -68,10 +68,19 @@ def test_groups_are_drawn_by_priority_and_weighed_for_it() -> None:
     generator = torch.Generator().manual_seed(0)
     first = [draw(groups, 1, 1.0, 0.5, generator)[0].prompt for _ in range(2000)]
     assert sum(first) / 2000 == pytest.approx(0.75, abs=0.03)
-    both = draw(groups, 2, 1.0, 0.5, generator)
-    weights = {row.prompt: row.weight for row in both}
-    # (N P)^-0.5: (2/4)^-0.5 and (6/4)^-0.5, over the larger
-    assert weights == pytest.approx({0: 1.0, 1: math.sqrt((2 / 4) / (6 / 4))})
+    # Two of priorities 1, 1 and 6 take part with chances 1/2, 1/2 and 1: weights (N chance / 2)^-0.5 over the larger.
+    two = draw([group(0, 1.0), group(1, 1.0), group(2, 6.0)], 2, 1.0, 0.5, generator)
+    weights = {row.prompt: row.weight for row in two}
+    assert weights.pop(2) == pytest.approx(math.sqrt(1 / 2))
+    assert list(weights.values()) == [1.0]
+
+
+def test_a_buffer_that_is_replayed_whole_is_weighed_evenly() -> None:
+    """Nothing was drawn unevenly, so there is nothing to take back: the mean of what was drawn is the buffer's."""
+    groups = [group(number, float(number + 1)) for number in range(32)]
+    rows = draw(groups, 32, 0.6, 0.4, torch.Generator().manual_seed(0))
+    assert sorted(row.prompt for row in rows) == list(range(32))
+    assert {row.weight for row in rows} == {1.0}
 
 
 def test_even_drawing_needs_no_correction() -> None:
@@ -86,17 +95,21 @@ def test_nothing_is_drawn_before_the_buffer_holds_enough() -> None:
 
 
 def test_the_settings_say_how_much_priority_and_correction_count() -> None:
-    tensors = to_tensors([group(0, 1.0), group(1, 3.0)])
+    tensors = to_tensors([group(0, 1.0), group(1, 3.0), group(2, 4.0)])
 
     def drawn(rows: int, **settings: float) -> list[list[Written]]:
         cfg = ReplayConfig(rows=rows, capacity=8, **settings)
         return [recall(cfg, tensors, torch.Generator().manual_seed(seed)) for seed in range(20)]
 
-    assert {row.prompt for rows in drawn(1, priority=50.0) for row in rows} == {1}
-    assert {row.prompt for rows in drawn(1, priority=0.0) for row in rows} == {0, 1}
-    weights = [{row.prompt: row.weight for row in drawn(2, priority=1.0, correction=c)[0]} for c in (0.0, 1.0)]
-    assert weights[0] == {0: 1.0, 1: 1.0}
-    assert weights[1] == pytest.approx({0: 1.0, 1: 1 / 3})
+    assert {row.prompt for rows in drawn(1, priority=50.0) for row in rows} == {2}
+    assert {row.prompt for rows in drawn(1, priority=0.0) for row in rows} == {0, 1, 2}
+    weights = [
+        {row.prompt: row.weight for rows in drawn(2, priority=1.0, correction=c) for row in rows} for c in (0.0, 1.0)
+    ]
+    assert weights[0] == {0: 1.0, 1: 1.0, 2: 1.0}
+    # Chances 1/4, 3/4 and 1: 2 is always there, and whoever is with it counts 1.
+    assert weights[1] == pytest.approx({0: 1.0, 1: 1.0, 2: weights[1][2]})
+    assert weights[1][2] in (pytest.approx(1 / 4), pytest.approx(3 / 4))
 
 
 def test_importance_weights_worked_by_hand() -> None:

@@ -56,6 +56,14 @@ def test_quantile_normalisation_worked_by_hand() -> None:
 
 
 @pytest.mark.parametrize("normalise", ["running", "quantile"])
+@pytest.mark.parametrize("level", [0.0, 0.5, 30_000.0])
+def test_scores_that_differ_by_rounding_are_alike(normalise: str, level: float) -> None:
+    """Scores 1e-6 apart became -1.25 to 1.25: a policy would be taught the last digits of its reward model."""
+    scores = (torch.full((11,), level) + torch.linspace(0.0, 1e-6, 11)).tolist()
+    assert earned_scores(scored(normalise), {}, written(*scores), 11).abs().max().item() < 0.05
+
+
+@pytest.mark.parametrize("normalise", ["running", "quantile"])
 def test_a_score_that_is_no_number_spoils_only_itself(normalise: str) -> None:
     cfg, extra = scored(normalise), {}
     earned_scores(cfg, extra, written(math.nan, 1.0, 3.0, math.inf), 4)
