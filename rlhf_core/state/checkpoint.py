@@ -2,8 +2,8 @@
 
 A checkpoint is a folder `step-000123` with safetensors and JSON, no pickle. It is written under a temporary name,
 flushed, its manifest (SHA-256 of every file and of itself) written last, and renamed; the older ones are pruned only
-then. It holds what training changes: of a network the trainable parameters and the buffers, whole, however they are divided
-among processes. Frozen weights (a base under adapters) are not written; their digest is, and is compared.
+then. It holds what training changes: of a network the trainable parameters and the buffers, whole, however they are
+divided among processes. Frozen weights (a base under adapters) are not written; their digest is, and is compared.
 """
 
 import hashlib

@@ -57,7 +57,7 @@ def test_whitening_small_but_real_differences_keeps_them() -> None:
 @pytest.mark.parametrize("value", [0.1, 1000.1])
 @pytest.mark.parametrize("width", [torch.float32, torch.float64])
 def test_equal_returns_leave_nothing_to_explain(value: float, width: torch.dtype) -> None:
-    """A thousand returns of 0.1 had an explained variance of -1.9e16: their mean is rounded and lies off all of them."""
+    """A thousand returns of 0.1 had an explained variance of -1.9e16: their mean is rounded, and off all of them."""
     returns, values = torch.full((10, 100), value, dtype=width), torch.randn(10, 100).to(width)
     assert advantages.explained_variance(values, returns, torch.ones(10, 100)).item() == 0.0
     apart = torch.where(torch.arange(100) % 2 == 0, returns, torch.nextafter(returns, returns + 1))
