@@ -9,8 +9,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from rlhf_core.config import GenerateConfig
 from rlhf_core.evaluation.drift import summed_logprobs
 from rlhf_core.evaluation.judges import reward_scores
+from rlhf_core.models.checks import check_fit
 from rlhf_core.models.policy import eos_token_ids, load_policy
-from rlhf_core.models.reward_ensemble import load_reward_model
+from rlhf_core.models.reward_ensemble import load_reward_model, tokenizer_folder
 from rlhf_core.models.tokenizer import encode_prompts, encode_responses, load_tokenizer
 from tasks import paths
 from tasks.stage import Stage
@@ -55,10 +56,13 @@ def load_source(stage: Stage, name: str) -> Source:
 
     Raises:
         EnvironmentProblem: the folder or files in it are missing.
-        ConfigError: the folder asks for code of its own.
+        ConfigError: the model of the folder cannot be used, see `load_policy` and `check_fit`.
     """
     folder = stage.root / (paths.SFT / "model" if name == SFT else name)
     model, tokenizer = load_policy(folder).to(stage.device), load_tokenizer(folder)
+    if name != SFT:
+        limits = stage.params.model
+        check_fit(model, tokenizer, limits.max_prompt_tokens + limits.max_response_tokens, name)
     return Source(model=model, tokenizer=tokenizer, eos_ids=eos_token_ids(model, tokenizer))
 
 
@@ -66,7 +70,7 @@ def score_candidates(stage: Stage, prompts: Sequence[str], rows: Sequence[Mappin
     """A score for each response, read as text, since its tokens may be another model's: the higher the better."""
     cfg, limits = stage.params.generate.best_of, stage.params.model
     folder = stage.root / (paths.SFT / "model" if cfg.scorer == "likelihood" else str(cfg.reward_model))
-    tokenizer = load_tokenizer(folder)
+    tokenizer = load_tokenizer(tokenizer_folder(folder))
     prompt_ids = encode_prompts(tokenizer, prompts, limits.max_prompt_tokens)
     response_ids = _as_written(tokenizer, rows, limits.max_response_tokens)
     batches = {"pad_id": tokenizer.pad_token_id, "batch_size": SCORING_BATCH}

@@ -6,12 +6,12 @@ writes through it. A folder with an absolute path is read where it lies.
 """
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from rlhf_core.config import ModelConfig
 from rlhf_core.errors import ConfigError, EnvironmentProblem, RlhfError
-from rlhf_core.models.folder import check_model_folder
 from tasks import paths
 from tasks.manifest import flat_params
 
@@ -73,7 +73,7 @@ def check_model_folders(home: Path, params: str) -> None:
                 "of it. Fix: an absolute path, or a folder under models/"
             )
         try:
-            _check(folder, home / folder.path)
+            _check(folder, home / folder.path, values)
         except RlhfError as error:
             raise ConfigError(f"{paths.PARAMS}: {folder.key}: {error}") from error
 
@@ -108,8 +108,17 @@ def _files(folder: Path) -> Iterator[Path]:
     return (path for path in sorted(folder.rglob("*")) if path.is_file())
 
 
-def _check(folder: ModelFolder, path: Path) -> None:
-    if folder.key in ("model.path", "generate.models"):
-        check_model_folder(path)
-    elif not path.is_dir():  # what a reward model's folder holds depends on its kind
-        raise ConfigError(f"{path}: there is no such folder. Fix: a copy of artifacts/reward/model of an earlier run")
+def _check(folder: ModelFolder, path: Path, values: Mapping[str, Any]) -> None:
+    if not path.is_dir():
+        raise EnvironmentProblem(f"{path}: there is no such folder. Fix: a copy of the folder, or its absolute path")
+    from rlhf_core.models.checks import check_policy_folder, check_reward_folder  # torch: seconds
+
+    defaults = {name: field.default for name, field in ModelConfig.model_fields.items()}
+    limits = [int(values.get(f"model.{name}", defaults[name])) for name in ("max_prompt_tokens", "max_response_tokens")]
+    match folder.key:
+        case "model.path":
+            check_policy_folder(path, values.get("model.chat", defaults["chat"]), sum(limits))
+        case "generate.models":
+            check_policy_folder(path, "auto", sum(limits))
+        case _:
+            check_reward_folder(path, sum(limits))

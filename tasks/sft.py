@@ -18,7 +18,8 @@ from rlhf_core.data.splits import is_heldout
 from rlhf_core.data.transcripts import replies_of
 from rlhf_core.errors import DataError
 from rlhf_core.models.adapters import add_adapters, parameter_counts
-from rlhf_core.models.policy import build_policy, check_room, check_vocabulary, eos_token_ids, load_policy, save_policy
+from rlhf_core.models.checks import check_fit
+from rlhf_core.models.policy import build_policy, eos_token_ids, load_policy, save_policy
 from rlhf_core.models.tokenizer import (
     decode_response,
     encode_prompts,
@@ -91,8 +92,7 @@ def _starting_point(stage: Stage, train: Sequence[Row]) -> tuple[PreTrainedModel
     if cfg.source == "folder":
         folder = stage.root / cfg.path
         tokenizer, model = load_tokenizer(folder, cfg.chat), load_policy(folder)
-        check_vocabulary(model, tokenizer)
-        check_room(model, cfg.max_prompt_tokens + cfg.max_response_tokens)
+        check_fit(model, tokenizer, cfg.max_prompt_tokens + cfg.max_response_tokens, str(folder))
         model.generation_config.eos_token_id = list(eos_token_ids(model, tokenizer))
         return model, tokenizer
     corpus = (text for row in train for text in (row["prompt"], f" {row['response'].strip()}"))

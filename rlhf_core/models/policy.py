@@ -5,10 +5,8 @@ from typing import Any
 
 import torch
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
     LlamaConfig,
-    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     Qwen2Config,
@@ -18,7 +16,7 @@ from transformers.utils import logging as transformers_logging
 from rlhf_core.config import ModelConfig
 from rlhf_core.errors import ConfigError
 from rlhf_core.models.adapters import FOLDER, has_adapters, merged, save_adapters
-from rlhf_core.models.folder import check_model_folder
+from rlhf_core.models.architecture import check_numbers, outline, read_config
 from rlhf_core.models.states import hidden_states, response_states
 
 __all__ = [
@@ -67,16 +65,17 @@ def load_policy(folder: Path | str) -> PreTrainedModel:
 
     Raises:
         EnvironmentProblem: the folder or files in it are missing.
-        ConfigError: the folder asks for code of its own.
+        ConfigError: the folder asks for code of its own, or is not whole: see `read_config` and `outline`; or a weight
+            is no finite number.
     """
     return load_pretrained(AutoModelForCausalLM, folder)
 
 
 def load_pretrained(auto_class: Any, folder: Path | str) -> PreTrainedModel:
     """`load_policy` for any of the `AutoModel` classes."""
-    check_model_folder(folder)
-    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    _silence_dropout(config)
+    folder = Path(folder)
+    config = read_config(folder)
+    outline(folder, auto_class, config)
     model = auto_class.from_pretrained(
         folder,
         config=config,
@@ -85,6 +84,7 @@ def load_pretrained(auto_class: Any, folder: Path | str) -> PreTrainedModel:
         use_safetensors=True,
         trust_remote_code=False,
     )
+    check_numbers(model, folder)
     return model.eval()
 
 
@@ -104,14 +104,18 @@ def save_policy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, fold
 def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     """Refuse a tokenizer that can write tokens for which the model has no embedding.
 
+    The largest number counts and not how many there are: a vocabulary can have holes.
+
     Raises:
         ConfigError: the two do not belong together.
     """
     rows = model.get_input_embeddings().weight.shape[0]
-    if len(tokenizer) > rows:
+    beyond = sorted((number, token) for token, number in tokenizer.get_vocab().items() if number >= rows)
+    if beyond:
+        number, token = beyond[-1]
         raise ConfigError(
-            f"params.yaml: model.path: its tokenizer has {len(tokenizer)} entries, its model {rows} embeddings. "
-            "Fix: use the tokenizer that was saved with the model"
+            f"its tokenizer has {len(beyond)} tokens without an embedding, such as {token!r} with number {number}: its "
+            f"model has {rows} embeddings. Fix: use the tokenizer that was saved with the model"
         )
 
 
@@ -126,8 +130,7 @@ def check_room(model: PreTrainedModel, tokens: int) -> None:
     room = next((places for places in named if places is not None), None)
     if room is not None and tokens > room:
         raise ConfigError(
-            f"params.yaml: model: max_prompt_tokens and max_response_tokens make {tokens}, the model in model.path "
-            f"reads {room}. Fix: smaller limits"
+            f"max_prompt_tokens and max_response_tokens make {tokens}, this model reads {room}. Fix: smaller limits"
         )
 
 
@@ -136,10 +139,3 @@ def eos_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) ->
     declared = model.generation_config.eos_token_id if model.generation_config else None
     more = declared if isinstance(declared, list) else [declared]
     return tuple(sorted({tokenizer.eos_token_id, *(token for token in more if token is not None)}))
-
-
-def _silence_dropout(config: PretrainedConfig) -> None:
-    """Set every dropout rate of a configuration to 0: with it, old and new log-probabilities would never agree."""
-    for key, value in config.to_dict().items():
-        if isinstance(value, float) and ("dropout" in key or key.endswith("_pdrop")):
-            setattr(config, key, 0.0)

@@ -17,6 +17,8 @@ from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_core.data.batches import SequenceBatch
 from rlhf_core.errors import EnvironmentProblem
+from rlhf_core.models.architecture import check_same_heads, read_heads
+from rlhf_core.models.direction import check_direction
 from rlhf_core.models.folder import read_json
 from rlhf_core.models.heads import OVERALL, Head, HeadSpec, ScoreHead, describe_head, mean_state, read_head
 from rlhf_core.models.policy import load_pretrained, save_policy
@@ -179,17 +181,13 @@ class RewardModel(Standardised):
 
         Raises:
             EnvironmentProblem: the folder or files in it are missing.
-            ConfigError: the folder asks for code of its own, or describes a head that does not exist.
+            ConfigError: the folder asks for code of its own, is not whole, or describes a head that does not exist.
         """
         folder = Path(folder)
+        spec = described_head(folder)
         body = load_pretrained(AutoModel, folder)
-        missing = [name for name in (HEAD_FILE, HEAD_WEIGHTS) if not (folder / name).is_file()]
-        if missing:
-            raise EnvironmentProblem(
-                f"{folder}: missing {', '.join(missing)}: a language model, not a reward model. "
-                "Fix: a folder that the reward stage wrote"
-            )
-        spec = read_head(read_json(folder / HEAD_FILE), folder / HEAD_FILE)
+        check_head(folder, spec, body)
+        check_direction(body, str(folder))
         tensors = load_file(folder / HEAD_WEIGHTS)
         model = cls(body, spec, tensors.get("output_weight"))
         with torch.no_grad():
@@ -218,3 +216,36 @@ class RewardModel(Standardised):
             return raw_B, None
         deviation_B = self.head.combined_deviation(reading.log_variances_BC)
         return raw_B - self.spec.pessimism * deviation_B, deviation_B
+
+
+def described_head(folder: Path) -> HeadSpec:
+    """The head that a reward model's folder describes.
+
+    Raises:
+        EnvironmentProblem: the folder or the head's files are missing.
+        ConfigError: there is no such head.
+    """
+    missing = [name for name in (HEAD_FILE, HEAD_WEIGHTS) if not (folder / name).is_file()]
+    if missing:
+        what = "a language model, not a reward model" if folder.is_dir() else "there is no such folder"
+        raise EnvironmentProblem(
+            f"{folder}: missing {', '.join(missing)}: {what}. Fix: a folder that the reward stage wrote"
+        )
+    return read_head(read_json(folder / HEAD_FILE), folder / HEAD_FILE)
+
+
+def check_head(folder: Path, spec: HeadSpec, body: PreTrainedModel) -> None:
+    """Refuse a head whose tensors are not those of its description; `body` may be on the meta device.
+
+    Raises:
+        ConfigError: names and shapes that differ.
+    """
+    found = read_heads(folder / HEAD_WEIGHTS)
+    output = found.pop("output_weight", None)
+    with torch.device("meta"):
+        wanted = RewardModel(body, spec)._head_tensors()
+    if output is not None:
+        found["output_weight"] = output
+    if output is not None or (spec.kind == "gated" and not body.config.tie_word_embeddings):
+        wanted["output_weight"] = body.get_input_embeddings().weight
+    check_same_heads(found, wanted, folder / HEAD_WEIGHTS)

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_core.data.batches import SequenceBatch
-from rlhf_core.errors import ConfigError
+from rlhf_core.errors import ConfigError, EnvironmentProblem
+from rlhf_core.models.architecture import read_heads
 from rlhf_core.models.folder import read_json
 from rlhf_core.models.heads import HeadSpec
 from rlhf_core.models.reward import Details, RewardModel
@@ -122,9 +123,14 @@ class RewardEnsemble(Standardised):
             raise ConfigError(
                 f"{folder / ENSEMBLE_FILE}: aggregate: {described.get('aggregate')!r} is none. Fix: one of {known}"
             )
-        members = [RewardModel.load(folder / f"member-{number}") for number in range(described["members"])]
-        model = cls(members, described["aggregate"], described["pessimism"])
-        for name, tensor in load_file(folder / ENSEMBLE_WEIGHTS).items():
+        members = [RewardModel.load(member) for member in member_folders(folder)]
+        model = cls(members, described["aggregate"], float(described.get("pessimism", 0.0)))
+        path, wanted = folder / ENSEMBLE_WEIGHTS, dict(model.named_buffers(recurse=False))
+        if not path.is_file():
+            raise EnvironmentProblem(f"{folder}: missing {ENSEMBLE_WEIGHTS}. Fix: copy the folder again")
+        if differs := sorted(read_heads(path).keys() ^ wanted.keys()):
+            raise ConfigError(f"{path}: {', '.join(differs)}: missing, or not part of it. Fix: copy the folder again")
+        for name, tensor in load_file(path).items():
             setattr(model, name, tensor)
         return model.eval()
 
@@ -195,10 +201,24 @@ def ranks_among(scores_MB: Tensor, reference_MQ: Tensor) -> Tensor:
     return (above_MB - 1 + part_MB) / (count - 1)
 
 
+def member_folders(folder: Path | str) -> list[Path]:
+    """The reward models of a folder, one or several: each a folder of its own.
+
+    Raises:
+        ConfigError: the description of an ensemble does not say how many there are.
+    """
+    folder = Path(folder)
+    if not (folder / ENSEMBLE_FILE).is_file():
+        return [folder]
+    count = read_json(folder / ENSEMBLE_FILE).get("members")
+    if not isinstance(count, int) or count < 1:
+        raise ConfigError(f"{folder / ENSEMBLE_FILE}: members: {count!r} is no number of models. Fix: copy it again")
+    return [folder / f"member-{number}" for number in range(count)]
+
+
 def tokenizer_folder(folder: Path | str) -> Path:
     """Where the tokenizer of a reward model stands, of one model or of several."""
-    folder = Path(folder)
-    return folder / "member-0" if (folder / ENSEMBLE_FILE).is_file() else folder
+    return member_folders(folder)[0]
 
 
 def load_reward_model(folder: Path | str) -> RewardModel | RewardEnsemble:

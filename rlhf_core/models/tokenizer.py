@@ -78,12 +78,11 @@ def load_tokenizer(folder: Path | str, chat: ChatMode = "auto") -> PreTrainedTok
 
     Raises:
         EnvironmentProblem: files are missing.
-        ConfigError: the folder asks for code of its own, its tokenizer has no end token, or its chat template is
-            missing or cannot be used.
+        ConfigError: the folder asks for code of its own, its tokenizer cannot be read or has no end token, or its chat
+            template is missing or cannot be used.
     """
     check_model_folder(folder)
-    loader = PreTrainedTokenizerFast if (Path(folder) / "tokenizer.json").is_file() else AutoTokenizer
-    tokenizer = loader.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    tokenizer = _read_tokenizer(Path(folder))
     for how_it_was_loaded in ("is_local", "local_files_only", "trust_remote_code"):
         tokenizer.init_kwargs.pop(how_it_was_loaded, None)  # would be saved with it
     if chat == "plain":
@@ -101,6 +100,18 @@ def load_tokenizer(folder: Path | str, chat: ChatMode = "auto") -> PreTrainedTok
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def _read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    loader = PreTrainedTokenizerFast if (folder / "tokenizer.json").is_file() else AutoTokenizer
+    try:
+        return loader.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # each kind of file has its own
+        reason = " ".join(str(error).split())[:200]
+        raise ConfigError(
+            f"{folder}: its tokenizer cannot be read ({type(error).__name__}: {reason}). Fix: copy tokenizer.json "
+            "again, or save the tokenizer again with `save_pretrained`"
+        ) from error
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, text: str, max_tokens: int) -> list[int]:

@@ -8,9 +8,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 
-from rlhf_core.config import Params
+from rlhf_core.config import ModelConfig, Params
 from rlhf_core.errors import ConfigError, EnvironmentProblem
+from rlhf_core.models.policy import build_policy, save_policy
+from rlhf_core.models.reward import RewardModel
+from rlhf_core.models.reward_ensemble import RewardEnsemble
+from rlhf_core.models.tokenizer import train_tokenizer
 from rlhf_core.state.atomic import tree_digest
 from tasks.model_folders import ModelFolder, check_model_folders, copy_model_folders, model_folders
 
@@ -20,10 +25,32 @@ FILES = {"config.json": "{}", "model.safetensors": "weights", "tokenizer.json": 
 
 
 def model_folder(folder: Path) -> Path:
+    """Files as a model has them, for what only copies them."""
     folder.mkdir(parents=True)
     for name, text in FILES.items():
         (folder / name).write_text(text)
     return folder
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkout's folder `models`: a language model (`good`), reward models, and one of each that lacks a tensor."""
+    models, tokenizer = tmp_path_factory.mktemp("checkout") / "models", train_tokenizer(["some words"], 270)
+    cfg = ModelConfig(hidden_size=16, heads=2, layers=1, intermediate_size=16)
+    policy = build_policy(cfg, len(tokenizer), tokenizer.pad_token_id, tokenizer.eos_token_id, seed=0)
+    save_policy(policy, tokenizer, models / "good")
+    scorer = RewardModel.from_policy(policy, "last", seed=0)
+    scorer.save(models / "scorer", tokenizer)
+    RewardEnsemble([scorer, scorer], "mean").save(models / "scorers", tokenizer)
+    for name, file in (("good", "."), ("scorer", "."), ("scorers", "member-1")):
+        shutil.copytree(models / name, models / f"less-{name}")
+        weights = models / f"less-{name}" / file / "model.safetensors"
+        tensors = load_file(weights)
+        tensors.pop(next(key for key in tensors if key.endswith("layers.0.mlp.down_proj.weight")))
+        save_file(tensors, weights, metadata={"format": "pt"})
+    (models / "half").mkdir()
+    (models / "half/w.bin").write_text("{}")
+    return models
 
 
 def test_every_key_that_names_a_folder_is_known() -> None:
@@ -83,21 +110,59 @@ def test_models_from_numbers_need_no_folder(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_what_cannot_be_used_is_one_line_with_key_and_cure(tmp_path: Path, text: str, complaint: str) -> None:
-    model_folder(tmp_path / "models/good")
-    (tmp_path / "models/half").mkdir()
-    (tmp_path / "models/half/w.bin").write_text("")
+def test_what_cannot_be_used_is_one_line_with_key_and_cure(models: Path, text: str, complaint: str) -> None:
     with pytest.raises(ConfigError, match=complaint) as caught:
-        check_model_folders(tmp_path, text)
+        check_model_folders(models.parent, text)
     assert "\n" not in str(caught.value)
     assert caught.value.exit_code == 2
 
 
-def test_what_can_be_used_is_not_refused(tmp_path: Path) -> None:
-    own = model_folder(tmp_path / "models/own")
-    (tmp_path / "models/scorer").mkdir()
-    check_model_folders(tmp_path, OWN + "generate: {models: [models/own], best_of: {reward_model: models/scorer}}")
-    check_model_folders(tmp_path / "elsewhere", f"model: {{source: folder, path: {own}}}")
+GUARD = "guard: {{every: 1, scorer: {}}}"
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "folder"),
+    [
+        ("model: {source: folder, path: models/less-good}", "model.path", "less-good"),
+        ("generate: {models: [models/good, models/less-good]}", "generate.models", "less-good"),
+        ("generate: {best_of: {reward_model: models/less-scorer}}", "generate.best_of.reward_model", "less-scorer"),
+        ("generate: {best_of: {reward_model: models/less-scorers}}", "generate.best_of.reward_model", "less-scorers"),
+        (f"align: {{ppo: {{{GUARD.format('models/less-scorer')}}}}}", "align.ppo.guard.scorer", "less-scorer"),
+        (
+            f"align: {{chain: {{ppo: {{{GUARD.format('models/less-scorer')}}}}}}}",
+            "align.chain.ppo.guard.scorer",
+            "less-scorer",
+        ),
+    ],
+)
+def test_a_missing_tensor_is_named_whatever_key_names_the_folder(
+    models: Path, text: str, key: str, folder: str
+) -> None:
+    words = (
+        rf"^params\.yaml: {key}: .*/{folder}(/member-1)?: .* 1 missing: (model\.)?layers\.0\.mlp\.down_proj\.weight\."
+    )
+    with pytest.raises(ConfigError, match=words):
+        check_model_folders(models.parent, text)
+    check_model_folders(models.parent, text.replace("less-", ""))
+
+
+def test_the_limits_of_the_run_are_held_against_what_the_model_reads(models: Path) -> None:
+    own = "model: {source: folder, path: models/good, max_prompt_tokens: %d, max_response_tokens: 16}"
+    check_model_folders(models.parent, own % 200)
+    with pytest.raises(ConfigError, match=r"model\.path: .*/good: .* make 217, this model reads 216"):
+        check_model_folders(models.parent, own % 201)
+    with pytest.raises(ConfigError, match=r"model\.path: .*model\.chat: .*good has no chat template"):
+        check_model_folders(models.parent, own.replace("max_prompt", "chat: template, max_prompt") % 200)
+
+
+def test_what_can_be_used_is_not_refused(models: Path, tmp_path: Path) -> None:
+    check_model_folders(
+        models.parent,
+        "model: {source: folder, path: models/good}\n"
+        "generate: {models: [models/good], best_of: {reward_model: models/scorers}}\n"
+        f"align: {{ppo: {{{GUARD.format('models/scorer')}}}}}",
+    )
+    check_model_folders(tmp_path / "elsewhere", f"model: {{source: folder, path: {models / 'good'}}}")
 
 
 def test_a_worktree_gets_copies_with_links_followed_and_its_own_files_kept(tmp_path: Path) -> None:

@@ -183,5 +183,5 @@ def test_n12_each_of_several_end_tokens_ends_a_response(folder: Path) -> None:
 def test_rows_longer_than_the_model_reads_are_refused(folder: Path) -> None:
     model = load_policy(folder)
     check_room(model, 128)
-    with pytest.raises(ConfigError, match=r"make 129, the model in model.path reads 128\. Fix: smaller limits"):
+    with pytest.raises(ConfigError, match=r"make 129, this model reads 128\. Fix: smaller limits"):
         check_room(model, 129)

@@ -1,0 +1,74 @@
+"""Whether what a folder holds can be used by a run: asked before anything starts, so weights are not read."""
+
+from pathlib import Path
+
+from transformers import AutoModel, AutoModelForCausalLM, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from rlhf_core.errors import ConfigError, RlhfError
+from rlhf_core.models.architecture import outline, read_config
+from rlhf_core.models.direction import check_direction, check_direction_of
+from rlhf_core.models.policy import check_room, check_vocabulary
+from rlhf_core.models.reward import check_head, described_head
+from rlhf_core.models.reward_ensemble import member_folders
+from rlhf_core.models.tokenizer import ChatMode, load_tokenizer
+
+
+def check_policy_folder(folder: Path, chat: ChatMode, tokens: int) -> None:
+    """Refuse a folder whose language model cannot be trained or sampled from.
+
+    Args:
+        folder: model folder.
+        chat: see `load_tokenizer`.
+        tokens: the longest row.
+
+    Raises:
+        EnvironmentProblem, ConfigError: see `load_policy`, `load_tokenizer`, `check_vocabulary`, `check_room` and
+            `check_direction`.
+    """
+    _check(folder, AutoModelForCausalLM, chat, tokens)
+
+
+def check_reward_folder(folder: Path, tokens: int) -> None:
+    """Refuse a folder whose reward model, of one or several members, cannot be read.
+
+    Raises:
+        EnvironmentProblem, ConfigError: see `load_reward_model`.
+    """
+    for member in member_folders(folder):
+        spec = described_head(member)
+        check_head(member, spec, _check(member, AutoModel, "auto", tokens))
+
+
+def check_fit(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tokens: int, place: str) -> None:
+    """Hold of a loaded language model and its tokenizer what can be held before: vocabulary, room, direction.
+
+    Args:
+        model: in evaluation mode.
+        tokenizer: of the same folder.
+        tokens: the longest row.
+        place: named where they are refused.
+
+    Raises:
+        ConfigError: see `check_vocabulary`, `check_room` and `check_direction`.
+    """
+    _check_sizes(model, tokenizer, tokens, place)
+    check_direction(model, place)
+
+
+def _check(folder: Path, auto_class: type, chat: ChatMode, tokens: int) -> PreTrainedModel:
+    config = read_config(folder)
+    model = outline(folder, auto_class, config)
+    if (folder / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
+    tokenizer = load_tokenizer(folder, chat)
+    _check_sizes(model, tokenizer, tokens, str(folder))
+    check_direction_of(model, auto_class, str(folder))
+    return model
+
+
+def _check_sizes(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tokens: int, place: str) -> None:
+    try:
+        check_vocabulary(model, tokenizer)
+        check_room(model, tokens)
+    except RlhfError as error:
+        raise ConfigError(f"{place}: {error}") from error
