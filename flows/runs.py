@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from ruamel.yaml import YAML
 
 from rlhf_core.config import Params
-from rlhf_core.data.records import SPECS
+from rlhf_core.data.kinds import SPECS
 from rlhf_core.errors import ConfigError, DataError, EnvironmentProblem
 from tasks import paths
 from tasks.definition import DVC_FILE

@@ -1,20 +1,20 @@
-"""Great Expectations suites, one for each record kind: the only module that imports the library (3 s).
+"""Great Expectations run over the rows of a record kind (importing the library takes 3 s).
 
-A suite says what a good row is. Every expectation carries a code, and every row that it did not expect is named:
-no `mostly`, and an expectation that could not be computed is an error, never a pass.
+First each row is looked at by itself, then the good ones beside each other: no bad row counts as the first of two.
+
+Every row that an expectation did not expect is named: no `mostly`, and an expectation that could not be computed is an
+error, never a pass.
 """
 
 import datetime
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 os.environ["GX_ANALYTICS_ENABLED"] = "false"  # read once, when the library is imported
 
 import great_expectations as gx
-import great_expectations.expectations as gxe
 import pandas as pd
 from great_expectations.core.run_identifier import RunIdentifier
 from great_expectations.data_context.types.base import DataContextConfig, InMemoryStoreBackendDefaults
@@ -22,49 +22,12 @@ from great_expectations.render.renderer import ValidationResultsPageRenderer
 from great_expectations.render.view import DefaultJinjaPageView
 
 from rlhf_core.config import ValidateConfig
-from rlhf_core.data.fields import RIGHT_TYPE
+from rlhf_core.data.judgements import repeats
+from rlhf_core.data.kinds import SPECS, Kind
 from rlhf_core.data.rankings import Bound, ranking_bounds
-from rlhf_core.data.records import SPECS, Kind, Record
+from tasks.suites import BESIDE, Candidate, Check, beside_suite, suite
 
-NAME_LENGTH = 200
-ANNOTATOR = r"^[\w.@:+-]{1,64}\Z"
-CHOICES = ["a", "b", "tie"]
-STRENGTH = (1, 5)
-_WANTED = {
-    "prompt": "text",
-    "response": "text",
-    "responses": "an array of texts",
-    "ranking": "an array of whole numbers",
-    "name": "text",
-    "integer": "a whole number",
-    "number": "a number",
-}
-_SAME: Mapping[Kind, str] = {
-    "comparisons": "chosen equals rejected",
-    "votes": "response_a equals response_b",
-    "rankings": "responses: two are equal",
-}
 _FIXED_RUN = RunIdentifier(run_name="validate", run_time=datetime.datetime(2000, 1, 1, tzinfo=datetime.UTC))
-
-
-@dataclass(kw_only=True, slots=True)
-class Candidate:
-    """A record with what is known of it only beside the other rows of its kind."""
-
-    record: Record
-    same_responses: bool = False
-    duplicate_of: int | None = None  # line of the earlier row that is the same item
-    id_taken_at: int | None = None  # line of the earlier row that has this id
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Check:
-    """An expectation, the code that its failures are counted under, and words for one row that fails it."""
-
-    code: str
-    expectation: gxe.Expectation
-    say: Callable[[Candidate], str]
-    warning: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -83,20 +46,20 @@ class Checked:
     findings: dict[int, list[Finding]] = field(default_factory=dict)
     page: str = ""
 
+    def is_bad(self, position: int) -> bool:
+        """Whether something was found that is no mere warning."""
+        return not all(finding.warning for finding in self.findings.get(position, ()))
+
 
 def check(kind: Kind, candidates: Sequence[Candidate], config: ValidateConfig) -> Checked:
-    """Run the suite of a record kind over all its rows."""
-    checks = {item.code: item for item in suite(kind, config)}
-    result = _validate(kind, to_frame(kind, candidates, config), checks)
+    """Run the suites of a record kind over all its rows."""
     checked = Checked()
-    for outcome in result.results:
-        item = checks[outcome.expectation_config.meta["code"]]
-        if outcome.exception_info.get("raised_exception", True):
-            raise RuntimeError(f"{kind}: expectation {item.code} could not be computed: {outcome.exception_info}")
-        for position in outcome.result.get("unexpected_index_list") or ():
-            finding = Finding(code=item.code, reason=item.say(candidates[position]), warning=item.warning)
-            checked.findings.setdefault(position, []).append(finding)
-        _forget_values(outcome.result)
+    result = _validate(kind, to_frame(kind, candidates, config), suite(kind, config), candidates, checked)
+    good = [position for position in range(len(candidates)) if not checked.is_bad(position)]
+    found = repeats(kind, [candidates[position].record for position in good])
+    for place, repeat in found.items():
+        candidates[good[place]].repeat = repeat
+    result = _joined(result, _validate(kind, _beside_frame(candidates), beside_suite(kind), candidates, checked))
     checked.page = DefaultJinjaPageView().render(ValidationResultsPageRenderer().render(result))
     return checked
 
@@ -111,8 +74,6 @@ def to_frame(kind: Kind, candidates: Sequence[Candidate], config: ValidateConfig
             columns[name] = pd.Series(values, dtype=dtype)
         columns[f"type of {name}"] = pd.Series([item.record.types[name] for item in candidates], dtype="object")
     columns["form"] = pd.Series([item.record.problem for item in candidates], dtype="object")
-    columns["duplicate of line"] = pd.Series([item.duplicate_of for item in candidates], dtype="Int64")
-    columns["id taken at line"] = pd.Series([item.id_taken_at for item in candidates], dtype="Int64")
     columns["responses are the same"] = [item.same_responses for item in candidates]
     columns["transcripts part early"] = [item.record.parts_early for item in candidates]
     columns["turns alternate"] = [item.record.alternates for item in candidates]
@@ -128,120 +89,34 @@ def _measured(bound: Bound, item: Candidate) -> int | None:
     return None if responses is None or ranking is None else bound.measure(responses, ranking)
 
 
-def suite(kind: Kind, config: ValidateConfig) -> Iterator[Check]:
-    """The checks of a record kind."""
-    yield Check(
-        code="row.form",
-        expectation=gxe.ExpectColumnValuesToBeNull(column="form"),
-        say=lambda item: item.record.problem or "",
-    )
-    yield Check(
-        code="row.duplicate",
-        expectation=gxe.ExpectColumnValuesToBeNull(column="duplicate of line"),
-        say=lambda item: f"the same item stands at line {item.duplicate_of}",
-    )
-    yield Check(
-        code="id.taken",
-        expectation=gxe.ExpectColumnValuesToBeNull(column="id taken at line"),
-        say=lambda item: f"id: line {item.id_taken_at} has the same one and says something else",
-    )
-    for name in SPECS[kind]:
-        yield from _field_checks(kind, name, config)
-    if kind in _SAME:
-        yield Check(
-            code="responses.same",
-            expectation=gxe.ExpectColumnValuesToBeInSet(column="responses are the same", value_set=[False]),
-            say=lambda _: f"{_SAME[kind]} but for case, white space or Unicode form",
-        )
-    if kind == "rankings":
-        yield from map(_ranking_check, ranking_bounds(config.max_response_chars))
-    if kind == "comparisons":
-        yield Check(
-            code="transcripts.part_early",
-            expectation=gxe.ExpectColumnValuesToBeInSet(column="transcripts part early", value_set=[False]),
-            say=lambda _: "chosen and rejected differ before the last turn, so they answer different prompts",
-        )
-    if kind in ("comparisons", "demonstrations"):
-        yield Check(
-            code="turns.alternate",
-            expectation=gxe.ExpectColumnValuesToBeInSet(column="turns alternate", value_set=[True], severity="warning"),
-            say=lambda _: "somebody speaks twice in a row, or the human does not speak first",
-            warning=True,
-        )
+def _beside_frame(candidates: Sequence[Candidate]) -> pd.DataFrame:
+    """Of each row the line of the other one because of which it does not count, in the column of why."""
+
+    def line(item: Candidate, why: str) -> int | None:
+        return item.repeat.other.line if item.repeat and item.repeat.why == why else None
+
+    lines = {column: [line(item, why) for item in candidates] for why, (_, column) in BESIDE.items()}
+    return pd.DataFrame({column: pd.Series(values, dtype="Int64") for column, values in lines.items()})
 
 
-def _field_checks(kind: Kind, name: str, config: ValidateConfig) -> Iterator[Check]:
-    spec = SPECS[kind][name]
-    yield Check(
-        code=f"{name}.type",
-        expectation=gxe.ExpectColumnValuesToBeInSet(column=f"type of {name}", value_set=[RIGHT_TYPE]),
-        say=lambda item: f"{name}: is {item.record.types[name]}, must be {_WANTED[spec.type]}",
-    )
-    if spec.type == "prompt":
-        yield from _text_checks(name, config.max_prompt_chars)
-    elif spec.type == "response":
-        yield from _text_checks(name, config.max_response_chars)
-    elif spec.type == "name" and name not in ("task", "source"):
-        yield _length_check(name, "empty", "is empty", min_value=1)
-    if spec.type == "name":
-        yield _length_check(name, "long", f"is longer than {NAME_LENGTH} characters", max_value=NAME_LENGTH)
-    yield from _value_checks(name, config)
+def _validate(
+    kind: Kind, frame: pd.DataFrame, checks: Iterable[Check], candidates: Sequence[Candidate], checked: Checked
+) -> Any:
+    """Run the checks, add what they find to `checked`, and return the library's result without values of the data."""
+    by_code = {item.code: item for item in checks}
+    result = _run(kind, frame, by_code.values())
+    for outcome in result.results:
+        item = by_code[outcome.expectation_config.meta["code"]]
+        if outcome.exception_info.get("raised_exception", True):
+            raise RuntimeError(f"{kind}: expectation {item.code} could not be computed: {outcome.exception_info}")
+        for position in outcome.result.get("unexpected_index_list") or ():
+            finding = Finding(code=item.code, reason=item.say(candidates[position]), warning=item.warning)
+            checked.findings.setdefault(position, []).append(finding)
+        _forget_values(outcome.result)
+    return result
 
 
-def _ranking_check(bound: Bound) -> Check:
-    def say(item: Candidate) -> str:
-        return bound.say(item.record.values["responses"], item.record.values["ranking"])
-
-    between = gxe.ExpectColumnValuesToBeBetween(column=bound.name, min_value=bound.least, max_value=bound.most)
-    return Check(code=bound.code, expectation=between, say=say)
-
-
-def _text_checks(name: str, longest: int) -> Iterator[Check]:
-    yield Check(
-        code=f"{name}.empty",
-        expectation=gxe.ExpectColumnValuesToMatchRegex(column=name, regex=r"\S"),
-        say=lambda _: f"{name}: is empty",
-    )
-    yield _length_check(name, "long", f"is longer than {longest} characters", max_value=longest)
-
-
-def _length_check(name: str, code: str, words: str, **bounds: int) -> Check:
-    expectation = gxe.ExpectColumnValueLengthsToBeBetween(column=name, **bounds)
-    return Check(code=f"{name}.{code}", expectation=expectation, say=lambda _: f"{name}: {words}")
-
-
-def _value_checks(name: str, config: ValidateConfig) -> Iterator[Check]:
-    """What only certain fields may hold."""
-    between = partial(gxe.ExpectColumnValuesToBeBetween, column=name)
-    one_of = partial(gxe.ExpectColumnValuesToBeInSet, column=name)
-    match name:
-        case "choice":
-            yield _value_check(name, one_of(value_set=CHOICES), f"must be one of {', '.join(CHOICES)}")
-        case "annotator":
-            form = gxe.ExpectColumnValuesToMatchRegex(column=name, regex=ANNOTATOR)
-            yield _value_check(name, form, "must be 1 to 64 letters, digits or . @ : + - _")
-        case "strength":
-            yield _value_check(name, between(min_value=STRENGTH[0], max_value=STRENGTH[1]), "must be from 1 to 5")
-        case "seconds":
-            yield _value_check(name, between(min_value=0), "must not be negative")
-        case "criterion":
-            known = list(config.criteria)
-            words = f"must be one of {', '.join(known)}, or be named in validate.criteria"
-            yield _value_check(name, one_of(value_set=known), words)
-        case "score" if config.score_range:
-            low, high = config.score_range
-            yield _value_check(name, between(min_value=low, max_value=high), f"must be from {low} to {high}")
-
-
-def _value_check(name: str, expectation: gxe.Expectation, words: str) -> Check:
-    return Check(
-        code=f"{name}.value",
-        expectation=expectation,
-        say=lambda item: f"{name}: is {str(item.record.values[name])[:40]!r}, {words}",
-    )
-
-
-def _validate(kind: Kind, frame: pd.DataFrame, checks: dict[str, Check]) -> Any:
+def _run(kind: Kind, frame: pd.DataFrame, checks: Iterable[Check]) -> Any:
     # The default context would leave a folder for its own docs site in the system's temporary directory.
     memory = InMemoryStoreBackendDefaults(init_temp_docs_sites=False)
     config = DataContextConfig(store_backend_defaults=memory, analytics_enabled=False)
@@ -250,13 +125,27 @@ def _validate(kind: Kind, frame: pd.DataFrame, checks: dict[str, Check]) -> Any:
     asset = context.data_sources.add_pandas("data").add_dataframe_asset(kind)
     batch = asset.add_batch_definition_whole_dataframe("all rows")
     expectations = gx.ExpectationSuite(name=kind)
-    for item in checks.values():
+    for item in checks:
         item.expectation.meta = {"code": item.code}
         expectations.add_expectation(item.expectation)
     definition = gx.ValidationDefinition(name=kind, data=batch, suite=context.suites.add(expectations))
     return context.validation_definitions.add(definition).run(
         batch_parameters={"dataframe": frame}, result_format="COMPLETE", run_id=_FIXED_RUN
     )
+
+
+def _joined(first: Any, second: Any) -> Any:
+    """Two results of one kind as one, for one page."""
+    first.results.extend(second.results)
+    first.success = first.success and second.success
+    passed = sum(bool(outcome.success) for outcome in first.results)
+    first.statistics = {
+        "evaluated_expectations": len(first.results),
+        "successful_expectations": passed,
+        "unsuccessful_expectations": len(first.results) - passed,
+        "success_percent": 100 * passed / len(first.results),
+    }
+    return first
 
 
 def _forget_values(result: dict[str, Any]) -> None:

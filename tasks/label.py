@@ -5,8 +5,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, Protocol
 
+from rlhf_core.data.kinds import OVERALL
 from rlhf_core.data.rankings import ranking_source
-from rlhf_core.data.records import OVERALL
 from rlhf_core.errors import DataError
 from rlhf_core.feedback.annotators import gold_agreement, simulated_ballots
 from rlhf_core.feedback.labelling import (

@@ -4,8 +4,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from rlhf_core.data.identity import prompt_group
+from rlhf_core.data.kinds import UNNAMED
+from rlhf_core.data.normal import normal_form
 from rlhf_core.data.rankings import RANKINGS, ranked_choices
-from rlhf_core.data.records import UNNAMED, content_id
+from rlhf_core.data.records import content_id
 from rlhf_core.data.splits import split_of
 from rlhf_core.errors import DataError
 from rlhf_core.feedback.labelling import Ballot, Pair, Vote, pair_id
@@ -86,11 +88,13 @@ def _voted(rows: Iterable[Row], split: Callable[[str], str]) -> Iterator[Ballot]
 def _as_shown(pair: Pair, row: Row) -> Vote:
     """A row's vote in the order of `pair`."""
     vote = Vote(annotator=row["annotator"], choice=row["choice"], strength=row["strength"], seconds=row["seconds"])
-    shown = (row["prompt"], row["response_a"], row["response_b"])
-    if shown == (pair.prompt, pair.response_a, pair.response_b):
-        return vote
-    if shown == (pair.prompt, pair.response_b, pair.response_a):
-        return Vote.from_signed(vote.annotator, -vote.signed, seconds=vote.seconds)
+    prompt, one, other = map(normal_form, (row["prompt"], row["response_a"], row["response_b"]))
+    if prompt == normal_form(pair.prompt):
+        here = normal_form(pair.response_a), normal_form(pair.response_b)
+        if here == (one, other):
+            return vote
+        if here == (other, one):
+            return Vote.from_signed(vote.annotator, -vote.signed, seconds=vote.seconds)
     raise DataError(
         f"votes: pair_id: {pair.pair_id!r} stands for two different pairs of responses. "
         "Fix: give each pair an id of its own, or leave the column out"
@@ -99,7 +103,8 @@ def _as_shown(pair: Pair, row: Row) -> Vote:
 
 def _compare(box: BallotBox, row: Row) -> None:
     """One vote for the chosen response; rows on the same pair, even contradictory ones, are one ballot."""
-    _add(box, row, row["chosen"], row["rejected"], Vote(annotator=UNNAMED, choice="a"))
+    vote = Vote(annotator=row["annotator"], choice="a", strength=row["strength"])
+    _add(box, row, row["chosen"], row["rejected"], vote)
 
 
 def _rank(box: BallotBox, row: Row) -> None:

@@ -9,9 +9,9 @@ from typing import Any
 
 from rlhf_core.config import PreferencesConfig
 from rlhf_core.data.duplicates import leaking_prompts
+from rlhf_core.data.kinds import OVERALL
 from rlhf_core.data.labelled import Preference, without_equal
 from rlhf_core.data.other_pairs import GRADED, cap_by_criterion, graded_pairs, to_tie, without_compared, without_decided
-from rlhf_core.data.records import OVERALL
 from tasks.funnel import Funnel, Pairs, clean
 from tasks.tables import SCHEMAS
 

@@ -12,7 +12,7 @@ from typing import Any
 from rlhf_core.data.balance import mean_length_difference, share_longer_chosen
 from rlhf_core.data.duplicates import leaking_prompts
 from rlhf_core.data.identity import prompt_group
-from rlhf_core.data.records import OVERALL
+from rlhf_core.data.kinds import OVERALL
 from rlhf_core.data.splits import Split, split_of
 from rlhf_core.errors import DataError
 from rlhf_core.state.atomic import write_json

@@ -11,8 +11,9 @@ from typing import Any, cast
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_core.config import RewardConfig
+from rlhf_core.data.kinds import OVERALL
 from rlhf_core.data.pairs import PreferenceGroup, encode_pairs, group_pairs
-from rlhf_core.data.records import OVERALL, prompt_id
+from rlhf_core.data.records import prompt_id
 from rlhf_core.errors import DataError, GateRefused
 from rlhf_core.evaluation.judges import reward_scores
 from rlhf_core.evaluation.readings import Reading, read_responses

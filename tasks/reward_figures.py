@@ -4,9 +4,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rlhf_core.config import RewardConfig
+from rlhf_core.data.kinds import OVERALL
 from rlhf_core.data.pair_table import pair_table, rankings_apart
 from rlhf_core.data.pairs import PreferenceGroup
-from rlhf_core.data.records import OVERALL
 from rlhf_core.evaluation.readings import Reading
 from rlhf_core.evaluation.reward_card import calibration_bins
 from rlhf_core.evaluation.uncertainty import (

@@ -5,12 +5,15 @@ training rankings, each on the whole; prompts and held-out prompts are those of 
 the votes, else of the demonstrations.
 """
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rlhf_core.data.identity import prompt_group, prompt_identity
-from rlhf_core.data.records import OVERALL, Kind, Record, content_id, prompt_id
+from rlhf_core.data.judgements import pair_names, texts_of
+from rlhf_core.data.kinds import OVERALL, Kind
+from rlhf_core.data.records import Record, content_id, prompt_id
 from rlhf_core.data.splits import Split, split_of
 from rlhf_core.errors import DataError
 from tasks.tables import SCHEMAS, write_table
@@ -31,13 +34,14 @@ def write_tables(folder: Path, records: Records, heldout_share: float) -> dict[s
         return split_of(prompt, groups, heldout_share)
 
     train_prompts, heldout_prompts = _prompts(records, split)
+    grades = list(_grades(records.get("graded", ())))
     rows: dict[str, list[dict[str, Any]]] = {
         "demonstrations": list(_demonstrations(records, split)),
         "prompts": train_prompts,
         "heldout_prompts": heldout_prompts,
-        "graded": [_graded(record) for record in records.get("graded", ()) if _is_overall(record)],
-        "criteria": [_criterion(record) for record in records.get("graded", ()) if not _is_overall(record)],
-        "votes": [_vote(record) for record in records.get("votes", ())],
+        "graded": [_without_criterion(row) for row in grades if row["criterion"] == OVERALL],
+        "criteria": [row for row in grades if row["criterion"] != OVERALL],
+        "votes": list(_votes(records.get("votes", ()))),
         "comparisons": [_comparison(record, split) for record in records.get("comparisons", ())],
         "rankings": [_ranking(record, split) for record in records.get("rankings", ())],
     }
@@ -116,27 +120,46 @@ def _is_overall(record: Record) -> bool:
     return bool(record.values["criterion"] == OVERALL)
 
 
-def _graded(record: Record) -> dict[str, Any]:
-    values = record.values
-    identity = values["id"] or content_id("graded", values["prompt"], values["response"], values["criterion"])
-    return _pick(values, "prompt", "response", "score") | {"id": identity}
+def _grades(records: Iterable[Record]) -> Iterator[dict[str, Any]]:
+    """One row a response and criterion, whose score is the mean of all the grades that it got."""
+    scores: dict[tuple[str, str, str], list[float]] = {}
+    names: dict[tuple[str, str, str], str] = {}
+    for record in records:
+        values = record.values
+        key = values["prompt"], values["response"], values["criterion"]
+        scores.setdefault(key, []).append(values["score"])
+        if values["id"]:
+            names.setdefault(key, values["id"])
+    for key, given in scores.items():
+        prompt, response, criterion = key
+        yield {
+            "id": names.get(key) or content_id("graded", *key),
+            "prompt": prompt,
+            "response": response,
+            "criterion": criterion,
+            "score": math.fsum(given) / len(given),
+        }
 
 
-def _criterion(record: Record) -> dict[str, Any]:
-    return _graded(record) | {"criterion": record.values["criterion"]}
+def _without_criterion(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in row.items() if name != "criterion"}
 
 
-def _vote(record: Record) -> dict[str, Any]:
-    values = record.values
-    identity = content_id(prompt_id(values["prompt"]), *sorted((values["response_a"], values["response_b"])))
-    return values | {"pair_id": values["pair_id"] or identity, "prompt_id": prompt_id(values["prompt"])}
+def _votes(records: Iterable[Record]) -> Iterator[dict[str, Any]]:
+    """The votes with the identity of their pair: the given one, or one that the same texts have in another row."""
+    rows = [record.values for record in records]
+    names = pair_names(rows)
+    for values in rows:
+        texts = texts_of("votes", values)
+        identity = values["pair_id"] or names.get(texts) or content_id(prompt_id(texts[0]), *texts[1:])
+        yield values | {"pair_id": identity, "prompt_id": prompt_id(values["prompt"])}
 
 
 def _comparison(record: Record, split: SplitRule) -> dict[str, Any]:
     values = record.values
-    judged = (values["prompt"], values["chosen"], values["rejected"], values["criterion"])
+    judgement = (values["prompt"], values["chosen"], values["rejected"], values["criterion"])
     return values | {
-        "id": values["id"] or content_id("comparison", *judged),
+        "id": values["id"] or content_id("comparison", *judgement),
         "prompt_id": prompt_id(values["prompt"]),
         "split": split(values["prompt"]),
     }

@@ -116,7 +116,11 @@ def test_the_mlflow_folder_does_not_shadow_the_library() -> None:
 
 @pytest.mark.parametrize(
     ("library", "homes"),
-    [("mlflow", ("tasks/tracking/",)), ("great_expectations", ("tasks/expectations.py",)), ("prefect", ("flows/",))],
+    [
+        ("mlflow", ("tasks/tracking/",)),
+        ("great_expectations", ("tasks/expectations.py", "tasks/suites.py")),
+        ("prefect", ("flows/",)),
+    ],
 )
 def test_each_service_is_imported_in_one_place(library: str, homes: tuple[str, ...]) -> None:
     for path in sources():

@@ -53,4 +53,7 @@ class DataProject:
         return table.to_pylist()
 
     def quarantine(self, out: str = "out") -> list[dict[str, Any]]:
-        return [json.loads(line) for line in (self.root / out / "quarantine.jsonl").read_text().splitlines()]
+        return self.entries("quarantine", out)
+
+    def entries(self, name: str, out: str = "out") -> list[dict[str, Any]]:
+        return [json.loads(line) for line in (self.root / out / f"{name}.jsonl").read_text().splitlines()]

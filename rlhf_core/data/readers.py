@@ -23,14 +23,16 @@ MAX_JSON_BYTES = 512 * 2**20
 class Row:
     """A row as it stands in the file.
 
-    `line` counts from 1; it is the row number in Parquet, and the first line of a row that spans several. `textual`
-    says that the format (CSV) knows only text, so numbers have yet to be read out of it.
+    `line` counts from 1; it is the row number in Parquet, and the first line of a row that spans several. `item` counts
+    the rows of a JSON array, several of which may stand on one line; it is null in the other formats. `textual` says
+    that the format (CSV) knows only text, so numbers have yet to be read out of it.
     """
 
     line: int
     sha256: str
     value: Any
     textual: bool = False
+    item: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,6 +42,7 @@ class Refused:
     line: int
     sha256: str
     reason: str
+    item: int | None = None
 
 
 def read_rows(path: Path, max_line_bytes: int = MAX_LINE_BYTES) -> Iterator[Row | Refused]:
@@ -92,22 +95,26 @@ def _json_items(path: Path, text: str, cap: int) -> Iterator[Row | Refused]:
     position = _skip_blanks(text, 0)
     if text[position : position + 1] != "[":
         raise DataError(f"{path}:1: not an array of objects. Fix: wrap the rows in [ ], or name the file .jsonl")
-    position, line, counted = _skip_blanks(text, position + 1), 1, 0
+    position, line, counted, item = _skip_blanks(text, position + 1), 1, 0, 0
     while text[position : position + 1] != "]":
-        line, counted = line + text.count("\n", counted, position), position
+        line, counted, item = line + text.count("\n", counted, position), position, item + 1
         try:
             value, end, fault = decoder.decode(text, position)
         except ValueError as error:
-            raise DataError(f"{path}:{line}: not JSON: {error}. Fix: repair the array from here on") from None
+            raise DataError(
+                f"{path}:{line}: item {item}: not JSON: {error}. Fix: repair the array from here on"
+            ) from None
         raw = text[position:end].encode("utf-8", errors="surrogateescape")
         if len(raw) > cap:
             fault = _too_long(len(raw), cap)
-        yield _row(line, hashlib.sha256(raw).hexdigest(), value, fault)
+        yield _row(line, hashlib.sha256(raw).hexdigest(), value, fault, item=item)
         position = _skip_blanks(text, end)
         if text[position : position + 1] == ",":
             position = _skip_blanks(text, position + 1)
         elif text[position : position + 1] != "]":
-            raise DataError(f"{path}:{line}: the array is cut off, or a comma is missing. Fix: repair the file")
+            raise DataError(
+                f"{path}:{line}: item {item}: the array is cut off, or a comma is missing. Fix: repair the file"
+            )
     if _skip_blanks(text, position + 1) != len(text):
         raise DataError(f"{path}: more text after the array. Fix: keep one array a file")
 
@@ -210,10 +217,12 @@ def _too_long(size: int, cap: int) -> str:
     return f"{size} bytes long, more than the {cap} allowed"
 
 
-def _row(line: int, sha256: str, value: Any, fault: str | None, *, textual: bool = False) -> Row | Refused:
+def _row(
+    line: int, sha256: str, value: Any, fault: str | None, *, textual: bool = False, item: int | None = None
+) -> Row | Refused:
     if fault is not None:
-        return Refused(line=line, sha256=sha256, reason=fault)
-    return Row(line=line, sha256=sha256, value=value, textual=textual)
+        return Refused(line=line, sha256=sha256, reason=fault, item=item)
+    return Row(line=line, sha256=sha256, value=value, textual=textual, item=item)
 
 
 _READERS: dict[str, Callable[[Path, int], Iterator[Row | Refused]]] = {

@@ -1,4 +1,4 @@
-"""The record kinds: their fields, other names they are known by, and rows brought into one form to be checked.
+"""Rows of every record kind brought into one form, to be checked.
 
 Bringing into form decides nothing: a value of the wrong type becomes null, beside a note of what it was, and the
 checks (Great Expectations suites, in the validate stage) say which rows are bad.
@@ -9,92 +9,12 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
-from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any
 
-from rlhf_core.data.fields import RIGHT_TYPE, FieldSpec, type_name, typed
+from rlhf_core.data.fields import type_name, typed
+from rlhf_core.data.kinds import SPECS, Kind
 from rlhf_core.data.readers import Row
 from rlhf_core.data.transcripts import Dialogue, is_transcript, parse_messages, parse_transcript
-
-Kind = Literal["demonstrations", "prompts", "heldout_prompts", "graded", "votes", "comparisons", "rankings"]
-
-OVERALL = "overall"
-"""What is judged where a row names no criterion: which response is better on the whole."""
-
-UNNAMED = "file"
-"""Who judged where a row names no annotator."""
-
-_PROMPT = FieldSpec(type="prompt", aliases=("question",))
-_RESPONSE = FieldSpec(type="response", aliases=("answer",))
-_TASK = FieldSpec(type="name", required=False, default="")
-_SOURCE = FieldSpec(type="name", required=False, default="file")
-_ID = FieldSpec(type="name", required=False)
-_REPLY = FieldSpec(type="response")
-_CRITERION = FieldSpec(type="name", required=False, default=OVERALL)
-
-SPECS: Mapping[Kind, Mapping[str, FieldSpec]] = MappingProxyType(
-    {
-        "demonstrations": {
-            "id": _ID,
-            "prompt": _PROMPT,
-            "response": _RESPONSE,
-            "task": _TASK,
-            "source": _SOURCE,
-        },
-        "prompts": {"id": _ID, "prompt": _PROMPT, "task": _TASK},
-        "heldout_prompts": {"id": _ID, "prompt": _PROMPT, "task": _TASK},
-        "graded": {
-            "id": _ID,
-            "prompt": _PROMPT,
-            "response": _RESPONSE,
-            "score": FieldSpec(type="number"),
-            "criterion": _CRITERION,
-        },
-        "votes": {
-            "pair_id": _ID,
-            "prompt": _PROMPT,
-            "response_a": _REPLY,
-            "response_b": _REPLY,
-            "annotator": FieldSpec(type="name"),
-            "choice": FieldSpec(type="name"),
-            "strength": FieldSpec(type="integer", required=False, default=1),
-            "seconds": FieldSpec(type="number", required=False),
-            "criterion": _CRITERION,
-            "task": _TASK,
-        },
-        "comparisons": {
-            "id": _ID,
-            "prompt": _PROMPT,
-            "chosen": _REPLY,
-            "rejected": _REPLY,
-            "criterion": _CRITERION,
-            "task": _TASK,
-            "source": _SOURCE,
-        },
-        "rankings": {
-            "id": _ID,
-            "prompt": _PROMPT,
-            "responses": FieldSpec(type="responses"),
-            "ranking": FieldSpec(type="ranking"),
-            "annotator": FieldSpec(type="name", required=False, default=UNNAMED),
-            "criterion": _CRITERION,
-            "task": _TASK,
-        },
-    }
-)
-
-IDENTITY: Mapping[Kind, tuple[str, ...]] = MappingProxyType(
-    {
-        "demonstrations": ("prompt", "response"),
-        "prompts": ("prompt",),
-        "heldout_prompts": ("prompt",),
-        "graded": ("prompt", "response", "criterion"),
-        "votes": ("prompt", "response_a", "response_b", "annotator", "criterion"),
-        "comparisons": ("prompt", "chosen", "rejected", "criterion"),
-        "rankings": ("prompt", "responses", "ranking", "annotator", "criterion"),
-    }
-)
-"""The fields that make two rows of a kind the same item, whatever the rest says."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -103,7 +23,9 @@ class Record:
 
     Attributes:
         values: every field of the kind; null where it is absent or of the wrong type.
-        types: for every field `right`, or what stands there instead (`missing (...)`, `null`, `boolean`, ...).
+        types: for every field `right`, or what stands there instead (`missing (...)`, `null`, `boolean`, ...); null in
+            a row that has not the form of its kind.
+        item: number of the row among all of its file, where several may share a line (a JSON array), else null.
         problem: why the row has not the form of its kind at all, or null.
         parts_early: two transcripts that differ before their last turn.
         alternates: the speakers of a dialogue take turns (true where there is no dialogue).
@@ -113,16 +35,22 @@ class Record:
     line: int
     sha256: str
     values: dict[str, Any]
-    types: dict[str, str]
-    raw_identity: tuple[Any, ...] = ()
+    types: dict[str, str | None]
+    item: int | None = None
     problem: str | None = None
     parts_early: bool = False
     alternates: bool = True
     unknown: frozenset[str] = field(default_factory=frozenset)
 
-    def identity(self) -> str:
-        """Digest of the raw fields that say which item this is, also where they are of the wrong type."""
-        return content_id(*map(repr, self.raw_identity))
+    @property
+    def place(self) -> str:
+        """Where the row stands in its file, in words."""
+        return place(self.line, self.item)
+
+
+def place(line: int, item: int | None) -> str:
+    """`line 7`, or `item 3, line 1` in a file whose rows may share a line."""
+    return f"line {line}" if item is None else f"item {item}, line {line}"
 
 
 def content_id(*parts: str) -> str:
@@ -141,7 +69,9 @@ def to_record(kind: Kind, row: Row) -> Record:
     value = row.value
     if isinstance(value, str) and kind in ("prompts", "heldout_prompts"):
         value = {"prompt": value}
-    record = Record(line=row.line, sha256=row.sha256, values=dict.fromkeys(spec), types=dict.fromkeys(spec, "missing"))
+    record = Record(
+        line=row.line, item=row.item, sha256=row.sha256, values=dict.fromkeys(spec), types=dict.fromkeys(spec)
+    )
     if not isinstance(value, dict):
         record.problem = f"a row must be an object, this is {type_name(value)}"
         return record
@@ -158,9 +88,6 @@ def to_record(kind: Kind, row: Row) -> Record:
             record.types[name] = plan.hints[name]
         else:
             record.values[name], record.types[name] = typed(spec[name], raw.get(name), textual=row.textual)
-            if not spec[name].required and record.types[name] == RIGHT_TYPE:
-                raw[name] = record.values[name]  # a default that is written out is the same item as one that is not
-    record.raw_identity = tuple(raw.get(name) for name in IDENTITY[kind])
     return record
 
 

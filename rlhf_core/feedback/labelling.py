@@ -9,7 +9,7 @@ from itertools import combinations
 from typing import Any, Literal, Self
 
 from rlhf_core.data.agreement import fleiss_kappa, krippendorff_alpha, ordinal_alpha
-from rlhf_core.data.records import OVERALL, UNNAMED
+from rlhf_core.data.kinds import OVERALL, UNNAMED
 
 Choice = Literal["a", "b", "tie"]
 AddressedRandom = Callable[[str], random.Random]

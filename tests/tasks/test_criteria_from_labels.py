@@ -11,9 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 from project_support import change_sections
 
+from rlhf_core.data.kinds import SPECS
 from rlhf_core.data.pair_table import implied_ranking
 from rlhf_core.data.pairs import group_pairs
-from rlhf_core.data.records import SPECS
 from rlhf_core.models.tokenizer import encode_responses, load_tokenizer
 from tasks import label, preferences, reward, validate
 from tasks.definition import stage_definition

@@ -81,10 +81,12 @@ def write_votes(*rows: dict) -> None:
     write_table(paths.VALIDATE / "votes.parquet", rows, SCHEMAS["votes"])
 
 
-def comparison(chosen: str, rejected: str, split: str = "train", criterion: str = "overall") -> dict:
+def comparison(
+    chosen: str, rejected: str, split: str = "train", criterion: str = "overall", annotator: str = "file"
+) -> dict:
     return {
         "id": "c", "prompt_id": "id-lamp", "prompt": PROMPT, "chosen": chosen, "rejected": rejected,
-        "criterion": criterion, "task": "", "source": "x.jsonl", "split": split,
+        "annotator": annotator, "strength": 1, "criterion": criterion, "task": "", "source": "x.jsonl", "split": split,
     }  # fmt: skip
 
 
@@ -192,6 +194,29 @@ def test_comparisons_serve_where_there_are_no_votes(project: Path) -> None:
     ]
     assert {row["annotator"] for row in votes} == {"file"}
     assert metrics["krippendorff_alpha"] is None  # one vote a pair agrees with nothing
+
+
+def test_comparisons_are_votes_of_their_annotators(project: Path) -> None:
+    """Three for, one against: three quarters agree. Of ann's two the last counts, with strength 4."""
+    write_comparisons(*([comparison(RIGHT, WRONG)] * 3), comparison(WRONG, RIGHT))
+    _, pairs, _ = run(project, source="file")
+    assert [(pair["label"], pair["num_votes"], pair["agreement"], pair["margin"]) for pair in pairs] == [
+        ("a", 4, 0.75, 0.5)
+    ]
+    write_comparisons(
+        comparison(WRONG, RIGHT, annotator="ann"),
+        comparison(RIGHT, WRONG, annotator="bob"),
+        comparison(RIGHT, WRONG, annotator="ann") | {"strength": 4},
+    )
+    _, pairs, _ = run(project, out="again", source="file")
+    (pair,) = pairs
+    assert (pair[f"response_{pair['label']}"], pair["num_votes"], pair["margin"]) == (RIGHT, 2, 2.5)
+
+
+def test_pair_id_joins_votes_whose_texts_differ_in_white_space(project: Path) -> None:
+    write_votes(vote("ann", "a"), vote("bob", "b", prompt=f"{PROMPT} ", response_a=WRONG, response_b=RIGHT))
+    _, pairs, _ = run(project, source="file")
+    assert [(pair["label"], pair["num_votes"]) for pair in pairs] == [("a", 2)]
 
 
 def test_contradictory_comparisons_are_a_tie(project: Path) -> None:

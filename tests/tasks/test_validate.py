@@ -45,9 +45,9 @@ def test_comparisons_dirty_like_real_ones(project):
         {"chosen": transcript(*shared, ""), "rejected": transcript(*shared, "No.")},
         {"chosen": transcript("Hi", "Hullo", "More", "a"), "rejected": transcript("Hi", "Hello", "More", "b")},
         COMPARISON | {"chosen": True},
-        COMPARISON,
+        COMPARISON | {"id": "c5"},
         {"prompt": "Ask?", "chosen": "Same ", "rejected": "SAME"},
-        COMPARISON,
+        COMPARISON | {"id": "c5"},
         '{"prompt": "Ask?", "chosen": "a", "chosen": "b", "rejected": "c"}',
         {"prompt": "Ask?", "choosen": "Good.", "rejected": "Bad."},
         {"chosen": "\n\nHuman: a\n\nHuman: b\n\nAssistant: c", "rejected": "\n\nHuman: a\n\nHuman: b\n\nAssistant: d"},
@@ -65,9 +65,11 @@ def test_comparisons_dirty_like_real_ones(project):
         9: ["chosen.type"],
     }
     assert found[4][1] == "chosen: is boolean, must be text"
-    assert found[7][1] == "the same item stands at line 5"
+    assert found[7][1] == "the same judgement stands at line 5"
     assert "nearest name is 'choosen'" in found[9][1]
     assert metrics["warnings"] == {"turns.alternate": 1}
+    (warning,) = project.entries("warnings")
+    assert (warning["file"], warning["line"], warning["code"]) == ("comparisons.jsonl", 10, "turns.alternate")
     assert (metrics["rows_in"], metrics["rows_kept"], metrics["rows_bad"], metrics["rows_duplicate"]) == (10, 3, 6, 1)
     assert metrics["reasons"]["chosen.type"] == 2
     raw = (project.root / "comparisons.jsonl").read_text().split("\n")
@@ -111,12 +113,89 @@ def test_votes_hold_known_values_only(project):
 
 def test_votes_get_ids_that_gather_a_pair_in_either_order(project):
     swapped = VOTE | {"annotator": "ben", "response_a": "y", "response_b": "x"}
-    project.write("votes", [VOTE, swapped, VOTE | {"annotator": "cleo", "response_b": "z"}, VOTE | {"choice": "tie"}])
+    project.write("votes", [VOTE, swapped, VOTE | {"annotator": "cleo", "response_b": "z"}])
     project.run()
     first, second, third = project.table("votes")
     assert first["pair_id"] == second["pair_id"] != third["pair_id"]
     assert (first["strength"], first["seconds"], first["task"]) == (1, None, "")
-    assert project.quarantine()[0]["codes"] == ["row.duplicate"], "an annotator votes once on what was shown"
+
+
+def test_the_last_vote_of_an_annotator_is_kept_and_the_one_before_named(project, capsys):
+    """Opinions go a, b, a: the last says a, also where the row before it is not a good one."""
+    rows = [VOTE, VOTE | {"choice": "b"}, VOTE | {"strength": 5}, VOTE | {"choice": "c"}]
+    project.write("votes", [*rows, VOTE | {"annotator": "ben", "choice": "b"}])
+    figures = project.run()["kinds"]["votes"]
+    assert [(row["annotator"], row["choice"], row["strength"]) for row in project.table("votes")] == [
+        ("anna", "a", 5),
+        ("ben", "b", 1),
+    ]
+    assert [(entry["line"], entry["codes"]) for entry in project.quarantine()] == [
+        (1, ["row.revised"]),
+        (2, ["row.revised"]),
+        (4, ["choice.value"]),
+    ]
+    assert "annotator 'anna' judges these responses again at line 3" in project.quarantine()[1]["reason"]
+    counts = ("rows_revised", "rows_bad", "rows_duplicate", "judged", "judged_again", "annotators")
+    assert [figures[name] for name in counts] == [2, 1, 0, 1, 1, 2]
+    assert "warning: votes.jsonl: 2 judgements were revised by their annotator later" in capsys.readouterr().out
+
+
+def test_grades_of_several_people_are_averaged_and_counted(project):
+    """Worked by hand: 4, 1 and 1 are 2; kim's second thought replaces the first; nobody's grade is lost."""
+    grade = {"prompt": "Ask?", "response": "x"}
+    rows = [
+        grade | {"score": 5, "annotator": "kim"},
+        grade | {"score": 1, "annotator": "lee"},
+        grade | {"score": 1, "annotator": "max"},
+        grade | {"score": 4, "annotator": "kim"},
+        grade | {"response": "y", "score": 1},
+        grade | {"response": "y", "score": 2},
+        grade | {"response": "y", "score": 1},
+        grade | {"response": "z", "score": 2, "id": "g"},
+        grade | {"response": "z", "score": 2, "id": "g"},
+    ]
+    project.write("graded", rows)
+    figures = project.run()["kinds"]["graded"]
+    assert [(row["response"], row["score"]) for row in project.table("graded")] == [
+        ("x", 2.0),
+        ("y", 4 / 3),
+        ("z", 2.0),
+    ]
+    assert [(entry["line"], entry["codes"]) for entry in project.quarantine()] == [
+        (1, ["row.revised"]),
+        (9, ["row.duplicate"]),
+    ]
+    assert (figures["judged"], figures["judged_again"], figures["annotators"], figures["rows_bad"]) == (3, 4, 3, 0)
+
+
+def test_rows_of_an_array_on_one_line_have_places_of_their_own(project):
+    rows = [DEMONSTRATIONS[0], DEMONSTRATIONS[0], {"prompt": "p", "response": ""}, {"prompt": 1}, DEMONSTRATIONS[1]]
+    (project.root / "d.json").write_text(json.dumps(rows))
+    project.data["demonstrations"] = "d.json"
+    project.run()
+    assert [(entry["line"], entry["item"], entry["codes"]) for entry in project.quarantine()] == [
+        (1, 2, ["row.duplicate"]),
+        (1, 3, ["response.empty"]),
+        (1, 4, ["prompt.type", "response.type"]),
+    ]
+    assert project.quarantine()[0]["reason"] == "the same item stands at item 1, line 1"
+    with pytest.raises(DataError, match=r"^d\.json:1: item 3: response: is empty"):
+        project.run(out="again", max_bad_share=0.0)
+
+
+def test_rows_without_form_are_no_duplicates_and_lack_no_optional_field(project):
+    project.write("comparisons", [COMPARISON, 7, 7, {"chosen": [], "rejected": []}, {"chosen": [], "rejected": []}])
+    metrics = project.run()["kinds"]["comparisons"]
+    assert [entry["codes"] for entry in project.quarantine()] == [["row.form"]] * 4
+    assert (metrics["rows_bad"], metrics["rows_duplicate"], metrics["reasons"]) == (4, 0, {"row.form": 4})
+
+
+def test_where_no_row_is_left_no_share_is_blamed(project):
+    project.write("demonstrations", [{"prompt": "p", "response": ""}] * 2)
+    with pytest.raises(
+        DataError, match=r"2 of 2 rows of data.demonstrations are bad \(.*\), so that none is left. Fix"
+    ):
+        project.run(max_bad_share=1.0)
 
 
 def test_an_id_says_one_thing_only(project):
@@ -134,10 +213,11 @@ def test_an_id_says_one_thing_only(project):
 
 
 def test_a_good_row_takes_the_place_of_a_bad_one_of_the_same_item(project):
-    project.write("votes", [VOTE | {"strength": 9}, VOTE | {"strength": 2}, VOTE | {"strength": 3}])
+    project.write("votes", [VOTE | {"strength": 9}, VOTE | {"strength": 2}, VOTE | {"strength": 2}])
     metrics = project.run()["kinds"]["votes"]
     assert [row["strength"] for row in project.table("votes")] == [2]
     assert (metrics["rows_bad"], metrics["rows_duplicate"], metrics["rows_kept"]) == (1, 1, 1)
+    assert project.quarantine()[1]["reason"] == "the same judgement stands at line 2"
 
 
 def test_grades_by_criterion_go_to_a_table_of_their_own(project):
@@ -285,7 +365,8 @@ def test_pandalm_shows_its_known_dirt(project):
     ]
     project.data = {}
     project.write("comparisons", rows)
-    reasons = project.run(heldout_share=0.2)["kinds"]["comparisons"]["reasons"]
+    figures = project.run(heldout_share=0.2)["kinds"]["comparisons"]
+    reasons = figures["reasons"]
     assert reasons["chosen.type"] + reasons["rejected.type"] == 6
     assert reasons["chosen.empty"] + reasons["rejected.empty"] == 54
-    assert reasons["row.duplicate"] == 99
+    assert (figures["rows_duplicate"], figures["judged_again"]) == (0, 102)

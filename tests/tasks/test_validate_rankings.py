@@ -30,7 +30,6 @@ BAD = [
     ({"responses": ["x", "y", " Y"]}, "responses.same", "responses: two are equal but for case, white space"),
     ({"annotator": "an na"}, "annotator.value", "annotator: is 'an na'"),
     ({"criterion": "smell"}, "criterion.value", "must be one of overall, tone, or be named in validate.criteria"),
-    ({"rankings": [1]}, None, None),  # an unknown field beside the known one
     ({"prompt": " "}, "prompt.empty", "prompt: is empty"),
 ]
 
@@ -42,13 +41,15 @@ def project(tmp_path, monkeypatch):
 
 
 def test_rankings_are_held_to_their_form(project):
-    project.write("rankings", [RANKING, *(RANKING | {"task": str(i)} | change for i, (change, *_) in enumerate(BAD))])
+    project.write(
+        "rankings",
+        [RANKING | {"rankings": [1]}, *(RANKING | {"task": str(i)} | change for i, (change, *_) in enumerate(BAD))],
+    )
     metrics = project.run(max_response_chars=50, criteria=["overall", "tone"])["kinds"]["rankings"]
     found = {entry["line"]: entry for entry in project.quarantine()}
     for line, (change, code, reason) in enumerate(BAD, start=2):
-        wanted = ["row.duplicate"] if code is None else [code]
-        assert found[line]["codes"] == wanted, change
-        assert (reason or "") in found[line]["reason"], found[line]
+        assert found[line]["codes"] == [code], change
+        assert reason in found[line]["reason"], found[line]
     assert metrics["unknown_fields"] == ["rankings"]
     (kept,) = project.table("rankings")
     assert (kept["responses"], kept["ranking"], kept["annotator"]) == (["x", "y", "z"], [2, 1, 2], "file")
@@ -57,17 +58,18 @@ def test_rankings_are_held_to_their_form(project):
 
 def test_a_ranking_is_another_one_by_order_annotator_or_criterion(project):
     changes = [
-        {},
-        {"criterion": "overall"},  # written out or not: the same item
         {"annotator": "anna"},
-        {"criterion": "tone"},
+        {"annotator": "anna", "criterion": "overall"},  # written out or not: the same judgement
+        {"annotator": "ben"},
+        {"annotator": "anna", "criterion": "tone"},
         {"ranking": [1, 2, 3]},
-        {"responses": ["x", "y", "w"]},
+        {"annotator": "anna", "responses": ["x", "y", "w"]},
     ]
     project.write("rankings", [RANKING | change for change in changes])
-    project.run(criteria=["overall", "tone"])
+    figures = project.run(criteria=["overall", "tone"])["kinds"]["rankings"]
     assert [(entry["line"], entry["codes"]) for entry in project.quarantine()] == [(2, ["row.duplicate"])]
     assert len({row["id"] for row in project.table("rankings")}) == 5
+    assert (figures["judged"], figures["judged_again"], figures["annotators"]) == (3, 2, 2)
 
 
 @pytest.mark.parametrize("form", ["jsonl", "json", "csv", "parquet"])
@@ -127,7 +129,7 @@ def test_labels_may_name_a_known_criterion(project, kind, row):
         {"criterion": True},
         {"criteria": 1},
     ]
-    project.write(kind, [row | change for change in changes])
+    project.write(kind, [row | {"annotator": "anna"} | change for change in changes])
     project.run(criteria=["overall", "tone"])
     assert [kept["criterion"] for kept in project.table(kind)] == ["overall", "tone"]
     found = {entry["line"]: (entry["file"], entry["codes"], entry["reason"]) for entry in project.quarantine()}
@@ -135,7 +137,7 @@ def test_labels_may_name_a_known_criterion(project, kind, row):
         2: ["row.duplicate"],
         4: ["criterion.value"],
         5: ["criterion.type"],
-        6: ["row.form", "row.duplicate"],
+        6: ["row.form"],
     }
     assert found[4][0] == f"{kind}.jsonl"
     assert found[4][2] == "criterion: is 'smell', must be one of overall, tone, or be named in validate.criteria"

@@ -172,6 +172,7 @@ def test_a_json_array_gives_each_row_its_line_and_refuses_single_rows(tmp_path):
 def test_a_json_array_names_bytes_that_are_not_utf8(tmp_path):
     rows = read(tmp_path, b'[{"a": "\xe9"}, {"a": 2}]', "rows.json")
     assert outcome(rows) == [(1, "byte 0xe9 is not valid UTF-8"), (1, {"a": 2})]
+    assert [row.item for row in rows] == [1, 2]
 
 
 @pytest.mark.parametrize(
@@ -179,8 +180,8 @@ def test_a_json_array_names_bytes_that_are_not_utf8(tmp_path):
     [
         ('{"a": 1}', ":1: not an array of objects"),
         ("", ":1: not an array of objects"),
-        ('[{"a": 1},\n{"a": }]', ":2: not JSON"),
-        ('[{"a": 1}\n{"a": 2}]', ":1: the array is cut off, or a comma is missing"),
+        ('[{"a": 1},\n{"a": }]', ":2: item 2: not JSON"),
+        ('[{"a": 1}\n{"a": 2}]', ":1: item 1: the array is cut off, or a comma is missing"),
         ('[{"a": 1},', "not JSON"),
         ('[{"a": 1}] 2', "more text after the array"),
     ],

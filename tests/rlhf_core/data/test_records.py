@@ -5,8 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rlhf_core.data.fields import RIGHT_TYPE
+from rlhf_core.data.kinds import SPECS
 from rlhf_core.data.readers import Row
-from rlhf_core.data.records import IDENTITY, SPECS, to_record
+from rlhf_core.data.records import to_record
 
 CHOSEN = "\n\nHuman: Hi\n\nAssistant: Hello\n\nHuman: How are you?\n\nAssistant: Well. "
 REJECTED = "\n\nHuman: Hi\n\nAssistant: Hello\n\nHuman: How are you?\n\nAssistant: Go away."
@@ -22,11 +23,6 @@ def messages(*contents, system=None):
     roles = ("user", "assistant")
     turns = [{"role": roles[i % 2], "content": content} for i, content in enumerate(contents)]
     return [{"role": "system", "content": system}, *turns] if system else turns
-
-
-def test_identities_and_specs_agree():
-    assert SPECS.keys() == IDENTITY.keys()
-    assert all(set(IDENTITY[kind]) <= set(SPECS[kind]) for kind in SPECS)
 
 
 def test_fields_keep_their_values_and_responses_lose_white_space_at_their_ends():
@@ -162,14 +158,6 @@ def test_a_missing_field_names_the_nearest_and_a_misspelt_optional_one_is_a_prob
         == "unknown field 'strenght'; the nearest known one is 'strength'"
     )
     assert record("votes", VOTE | {"strength": 3, "strenght": 3}).problem is None
-
-
-def test_identity_is_of_the_raw_fields_also_where_they_are_of_the_wrong_type():
-    base = {"prompt": "p", "chosen": True, "rejected": "r"}
-    first = record("comparisons", base).identity()
-    assert first == record("comparisons", base | {"task": "t"}).identity()
-    assert first != record("comparisons", base | {"chosen": "True"}).identity()
-    assert first != record("comparisons", base | {"chosen": 1}).identity()
 
 
 json_values = st.recursive(
