@@ -25,6 +25,7 @@ COMMANDS = {
     "deploy": "flows.cli_servers:deploy",
     "sync": "flows.cli_look:sync",
     "doctor": "flows.cli_look:doctor",
+    "profiles": "flows.cli_look:profiles",
     "schema": "flows.cli_look:schema",
 }
 MODEL_COMMANDS = {
@@ -44,7 +45,7 @@ def build_app() -> App:
         version=_version,
         result_action="return_value",
         help_format="plaintext",
-        default_parameter=Parameter(negative="", show_default=False),
+        default_parameter=Parameter(negative="", show_default=_shown_default),
     )
     for name, target in COMMANDS.items():
         app.command(target, name=name)
@@ -93,6 +94,16 @@ def _describe(app: App) -> None:
         app[name]
     for name in MODEL_COMMANDS:
         app["models"][name]
+
+
+def _shown_default(value: object) -> str:
+    """A default as help shows it: `none` where an option that is left out does nothing, `no` for a switch."""
+    match value:
+        case None | () | "":
+            return "none"
+        case bool():
+            return "yes" if value else "no"
+    return str(value)
 
 
 def _version() -> str:

@@ -12,33 +12,65 @@ from rich.table import Table
 from rich.text import Text
 
 from flows.cli_servers import has_desktop
+from flows.folding import Column, folding_table
 from flows.headlines import number, seconds
 from flows.result import PLAIN_WIDTH, verdict_line
 from flows.runs import find_root
 from flows.status import RunState, StageState, read_status
-from rlhf_core.errors import EnvironmentProblem
+from rlhf_core.errors import ConfigError, EnvironmentProblem
 from tasks import paths
 
 REPORT_PAGE = paths.REPORT / "report.html"
 COLOURS = {"done": "green", "ok": "green", "unchanged": "cyan", "running": "blue", "warn": "yellow", "fail": "red"}
 COLOURS |= {"failed": "red", "interrupted": "yellow"}
+RUNS_LISTED = 10
+STAGE_COLUMNS = (
+    Column(title="stage"),
+    Column(title="status"),
+    Column(title="step", folds=3, right=True),
+    Column(title="tokens/s", folds=1, right=True),
+    Column(title="left", folds=4, right=True),
+    Column(title="time", folds=5, right=True),
+    Column(title="model", folds=2),
+)
+RUN_COLUMNS = (
+    Column(title="run"),
+    Column(title="started", folds=2),
+    Column(title="status"),
+    Column(title="stages", folds=1, right=True),
+    Column(title="result"),
+)
 
 
-def status(*, json: bool = False) -> int:
-    """Where every run of this checkout stands. Reads files only, so it answers at once.
+def status(name: str | None = None, /, *, all: bool = False, json: bool = False) -> int:
+    """Where every run of this checkout stands, the newest first. Reads files only, so it answers at once.
+
+    The newest run and whatever is at work are shown stage by stage, the other runs in a line each.
 
     Parameters
     ----------
+    name:
+        A run by its name: this one alone, stage by stage.
+    all:
+        Every run stage by stage.
     json:
         Print everything as JSON.
     """
     found = read_status(find_root(Path.cwd()))
+    if name is not None:
+        runs = [run for run in found.runs if name in (run.run, Path(run.root).name)]
+        if not runs:
+            known = ", ".join(run.run for run in found.runs[:RUNS_LISTED] if run.run) or "none yet"
+            raise ConfigError(f"{name}: no such run. Fix: one of {known}")
+        found = found.model_copy(update={"runs": runs})
     if json:
         print(found.model_dump_json(indent=2))
         return 0
     console = _console()
-    for run in found.runs:
+    full = [run for place, run in enumerate(found.runs) if all or name or place == 0 or run.status == "running"]
+    for run in full:
         _print_run(console, run)
+    _print_briefly(console, [run for run in found.runs if run not in full])
     servers = ", ".join(f"{name} {url}" for name, url in found.servers.items())
     console.print(f"servers: {servers or 'none'}")
     if found.pending_records:
@@ -65,6 +97,35 @@ def report(name: str | None = None, /, *, json: bool = False) -> int:
     if has_desktop() and not json:
         webbrowser.open(page.as_uri())
     return 0
+
+
+def profiles(*, json: bool = False) -> int:
+    """The profiles that `rlhf run --profile` takes, each with what it is for.
+
+    Parameters
+    ----------
+    json:
+        Print them as JSON.
+    """
+    folder = paths.home(find_root(Path.cwd())) / paths.PROFILES
+    found = {path.stem: _purpose(path) for path in sorted(folder.glob("*.yaml"))}
+    if json:
+        print(json_format.dumps(found, indent=2))
+        return 0
+    if not found:
+        raise ConfigError(f"{folder}: no profile there. Fix: see docs/quick-start.md, A profile of your own")
+    rows = [{"profile": name, "what it is for": purpose} for name, purpose in found.items()]
+    console = _console()
+    columns = (Column(title="profile"), Column(title="what it is for"))
+    console.print(folding_table(columns, rows, width=console.width, figures="what it is for", box=SIMPLE_HEAD))
+    return 0
+
+
+def _purpose(path: Path) -> str:
+    """The first line of a profile's comment that is prose."""
+    head = path.read_text(encoding="utf-8").splitlines()[:5]
+    comments = [line.removeprefix("#").strip() for line in head if line.startswith("#")]
+    return next((line for line in comments if line and not line.startswith("yaml-language-server:")), "").rstrip(":")
 
 
 def schema() -> int:
@@ -123,15 +184,10 @@ def _print_run(console: Console, run: RunState) -> None:
     if run.status == "none":
         console.print("no run yet. Fix: rlhf run")
         return
-    since = time.strftime("%Y-%m-%d %H:%M", time.localtime(run.started)) if run.started else ""
     pid = f", process {run.pid}" if run.pid else ""
-    console.print(f"run {run.run} ({run.root}): {run.status}, started {since}{pid}")
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for title in ("stage", "status", "step", "tokens/s", "left", "time", "model"):
-        table.add_column(title)
-    for stage in run.stages:
-        table.add_row(*_stage_cells(stage))
-    console.print(table)
+    console.print(f"run {run.run} ({run.root}): {run.status}, started {_since(run)}{pid}")
+    rows = [_stage_cells(stage) for stage in run.stages]
+    console.print(folding_table(STAGE_COLUMNS, rows, width=console.width, box=SIMPLE_HEAD))
     if run.verdict:
         console.print(verdict_line(run.verdict))
     if run.message:
@@ -140,17 +196,42 @@ def _print_run(console: Console, run: RunState) -> None:
         console.print(f"to go on: {run.resume}")
 
 
-def _stage_cells(stage: StageState) -> list[Text | str]:
-    rate = number(round(stage.tokens_per_s)) if stage.tokens_per_s else ""
-    return [
-        stage.name,
-        Text(stage.status, COLOURS.get(stage.status, "")),
-        f"{stage.step}/{stage.total}" if stage.total else "",
-        rate,
-        seconds(stage.left_s) if stage.left_s is not None else "",
-        seconds(stage.wall_s) if stage.wall_s is not None else "",
-        stage.model_version or "",
-    ]
+def _print_briefly(console: Console, runs: list[RunState]) -> None:
+    """A line a run, the newest first; those that do not fit on a page are counted."""
+    if not runs:
+        return
+    rows = [_run_cells(run) for run in runs[:RUNS_LISTED]]
+    console.print(folding_table(RUN_COLUMNS, rows, width=console.width, figures="result", box=SIMPLE_HEAD))
+    if len(runs) > RUNS_LISTED:
+        console.print(f"{len(runs) - RUNS_LISTED} older runs: rlhf status --all")
+
+
+def _run_cells(run: RunState) -> dict[str, Text | str]:
+    done = sum(stage.status in ("done", "unchanged") for stage in run.stages)
+    verdict = f"{run.verdict.best}: win rate {run.verdict.win_rate:.3f}" if run.verdict else ""
+    return {
+        "run": run.run or run.root,
+        "started": _since(run),
+        "status": Text(run.status, COLOURS.get(run.status, "")),
+        "stages": f"{done}/{len(run.stages)}" if run.stages else "",
+        "result": verdict if run.status == "done" else run.resume or verdict,
+    }
+
+
+def _since(run: RunState) -> str:
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(run.started)) if run.started else ""
+
+
+def _stage_cells(stage: StageState) -> dict[str, Text | str]:
+    return {
+        "stage": stage.name,
+        "status": Text(stage.status, COLOURS.get(stage.status, "")),
+        "step": f"{stage.step}/{stage.total}" if stage.total else "",
+        "tokens/s": number(round(stage.tokens_per_s)) if stage.tokens_per_s else "",
+        "left": seconds(stage.left_s) if stage.left_s is not None else "",
+        "time": seconds(stage.wall_s) if stage.wall_s is not None else "",
+        "model": stage.model_version or "",
+    }
 
 
 def _console() -> Console:

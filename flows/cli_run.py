@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 from pydantic import ValidationError
 
-from flows.progress import watch
+from flows.progress import expected_seconds, watch
 from flows.result import print_result
 from flows.runs import PreparedRun, RunRequest, find_root, pipeline_stages, prepare_run
 from flows.servers import Server, ensure_prefect
@@ -46,13 +46,13 @@ def run(
     Parameters
     ----------
     profile:
-        A file of profiles/, without .yaml, laid over params.yaml.
+        A file of profiles/, without .yaml, laid over params.yaml; rlhf profiles lists them.
     set:
         section.key=value; may be given several times.
     data:
         kind=path, such as comparisons=pairs.jsonl.gz; may be given several times.
     name:
-        Name of the run and of its folder.
+        Name of the run and of its folder; left out, it is made from profile and date.
     timeout:
         Minutes after which a stage is ended.
     json:
@@ -128,7 +128,8 @@ def _run_flow(prepared: PreparedRun) -> RunSummary:
     from flows.execution import PipelineRun
     from flows.pipeline import CURRENT, pipeline
 
-    with watch(pipeline_stages(prepared.root), sys.stderr) as view:
+    stages = pipeline_stages(prepared.root)
+    with watch(stages, sys.stderr, expected_seconds(prepared.root, stages, changed)) as view:
         current = PipelineRun(prepared, changed, stop=stop, observer=view)
         _leave_in_time(current)
         token = CURRENT.set(current)

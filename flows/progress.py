@@ -2,22 +2,34 @@
 
 import threading
 import time
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import IO
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
-from rich.progress_bar import ProgressBar
-from rich.table import Table
 from rich.text import Text
 
+from flows.folding import Column, folding_table
 from flows.headlines import headline, number, seconds
 from flows.summary import StageSummary
-from tasks.runner import Event
+from tasks import paths
+from tasks.runner import Event, ProgressFollower
 
 PLAIN_SECONDS = 10.0
 RATE_SECONDS = 15.0
-BAR_WIDTH = 24
+BAR_WIDTH = 12
+COLUMNS = (
+    Column(title=""),
+    Column(title="stage"),
+    Column(title="status"),
+    Column(title="step", folds=2, right=True),
+    Column(title="tokens/s", folds=1, right=True),
+    Column(title="left", folds=3, right=True),
+    Column(title="time", folds=4, right=True),
+    Column(title="figures"),
+)
 FIGURES_SHOWN = 2
 MARKS = {"done": ("✓", "green"), "unchanged": ("=", "cyan"), "failed": ("✗", "red"), "interrupted": ("!", "yellow")}
 
@@ -63,12 +75,13 @@ class Row:
 class LiveTable:
     """A table of all stages that is redrawn in place; a context manager and an `Observer`."""
 
-    def __init__(self, stages: list[str], stream: IO[str]) -> None:
+    def __init__(self, stages: list[str], stream: IO[str], expected: Mapping[str, float] | None = None) -> None:
         self._rows = {name: Row(name) for name in stages}
+        self._expected = expected or {}
         self._lock = threading.Lock()
-        self._live = Live(
-            console=Console(file=stream), get_renderable=self._draw, refresh_per_second=4, redirect_stdout=False
-        )
+        self._began = time.monotonic()
+        self._console = Console(file=stream)
+        self._live = Live(console=self._console, get_renderable=self._draw, refresh_per_second=4, redirect_stdout=False)
 
     def __enter__(self) -> "LiveTable":
         self._live.start()
@@ -94,31 +107,69 @@ class LiveTable:
             self._rows[stage.name].finished = stage.model_copy()
 
     def _draw(self) -> RenderableType:
-        table = Table(box=None, pad_edge=False, header_style="bold")
-        for title in ("", "stage", "", "step", "tokens/s", "left", "time"):
-            table.add_column(title, justify="right" if title in ("step", "tokens/s", "left", "time") else "left")
-        table.add_column("figures", no_wrap=True, overflow="ellipsis", ratio=1)
         with self._lock:
-            for row in self._rows.values():
-                table.add_row(*_cells(row))
-        return Group(table)
+            rows = [_cells(row) for row in self._rows.values()]
+            left = time_left(self._rows.values(), self._expected)
+        table = folding_table(COLUMNS, rows, width=self._console.width, figures="figures")
+        elapsed = seconds(time.monotonic() - self._began)
+        return Group(table, Text(f"{elapsed} so far, {left}", "dim"))
 
 
-def _cells(row: Row) -> list[RenderableType]:
+def time_left(rows: Iterable[Row], expected: Mapping[str, float]) -> str:
+    """How long the run will still take, as far as it can be said, in words.
+
+    Args:
+        rows: all stages of the run.
+        expected: seconds that a stage took when it last ran; 0 for one that has nothing to do.
+    """
+    total, unknown = 0.0, False
+    for row in rows:
+        if row.finished is not None:
+            continue
+        _, left = row.rates()
+        if left is None and row.name in expected:
+            gone = 0.0 if row.started is None else time.monotonic() - row.started
+            left = max(0.0, expected[row.name] - gone)
+        unknown |= left is None
+        total += left or 0.0
+    if not unknown:
+        return f"about {seconds(total)} left"
+    return f"at least {seconds(total)} left" if total else "time left not known yet"
+
+
+def _cells(row: Row) -> dict[str, Text | str]:
     if row.finished is not None:
         mark, colour = MARKS.get(row.finished.status, ("?", "red"))
         done = row.finished
-        speed = number(round(done.tokens_per_s)) if done.tokens_per_s else ""
-        return [Text(mark, colour), row.name, done.status, "", speed, "", seconds(done.wall_s), Text(headline(done))]
+        return {
+            "": Text(mark, colour),
+            "stage": row.name,
+            "status": done.status,
+            "tokens/s": number(round(done.tokens_per_s)) if done.tokens_per_s else "",
+            "time": seconds(done.wall_s),
+            "figures": Text(headline(done)),
+        }
     if row.started is None:
-        return [Text("·", "dim"), Text(row.name, "dim"), *[""] * 6]
+        return {"": Text("·", "dim"), "stage": Text(row.name, "dim")}
     rate, left = row.rates()
-    elapsed = seconds(time.monotonic() - row.started)
-    bar = ProgressBar(total=row.total or None, completed=row.step, width=BAR_WIDTH, pulse=row.total == 0)
-    steps = f"{row.step}/{row.total}" if row.total else ""
-    speed = number(round(rate)) if rate else ""
-    remaining = seconds(left) if left is not None else ""
-    return [Text("▶", "blue"), Text(row.name, "bold"), bar, steps, speed, remaining, elapsed, Text(row.figures())]
+    return {
+        "": Text("▶", "blue"),
+        "stage": Text(row.name, "bold"),
+        "status": Text(_bar(row.step, row.total), "blue"),
+        "step": f"{row.step}/{row.total}" if row.total else "",
+        "tokens/s": number(round(rate)) if rate else "",
+        "left": seconds(left) if left is not None else "",
+        "time": seconds(time.monotonic() - row.started),
+        "figures": Text(row.figures()),
+    }
+
+
+def _bar(step: int, total: int) -> str:
+    """`━━━━────` and how much of the work is done."""
+    if not total:
+        return "started"
+    full = round(BAR_WIDTH * min(step, total) / total)
+    return f"{'━' * full}{'─' * (BAR_WIDTH - full)} {step / total:4.0%}"
 
 
 class PlainLines:
@@ -163,6 +214,24 @@ class PlainLines:
         print(text, file=self._stream, flush=True)
 
 
-def watch(stages: list[str], stream: IO[str]) -> LiveTable | PlainLines:
-    """The view that suits the stream."""
-    return LiveTable(stages, stream) if stream.isatty() else PlainLines(stages, stream)
+def watch(stages: list[str], stream: IO[str], expected: Mapping[str, float] | None = None) -> LiveTable | PlainLines:
+    """The view that suits the stream; `expected` is for `time_left`."""
+    return LiveTable(stages, stream, expected) if stream.isatty() else PlainLines(stages, stream)
+
+
+def expected_seconds(root: Path, stages: Iterable[str], changed: Collection[str]) -> dict[str, float]:
+    """Seconds that each stage will take: as long as when it last ran in this folder, nothing where nothing changed.
+
+    A stage that never ran to its end here is left out.
+    """
+    expected = {}
+    for stage in stages:
+        if stage not in changed:
+            expected[stage] = 0.0
+            continue
+        follower = ProgressFollower(root / paths.progress_file(stage))
+        follower.read()
+        follower.close()
+        if done := follower.seen.get("done"):
+            expected[stage] = float(done["compute_s"])
+    return expected

@@ -4,10 +4,10 @@ from typing import IO
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table
 
+from flows.folding import Column, folding_table
 from flows.headlines import headline, seconds
-from flows.summary import RunSummary, Verdict
+from flows.summary import RunSummary, StageSummary, Verdict
 
 NEXT_COMMANDS = (
     ("rlhf ui", "flow runs, logs, curves and models in the browser"),
@@ -15,25 +15,23 @@ NEXT_COMMANDS = (
     ("rlhf models compare rlhf-policy@candidate rlhf-sft@candidate", "what differs between two versions"),
 )
 PLAIN_WIDTH = 120
+COLUMNS = (
+    Column(title="stage"),
+    Column(title="status"),
+    Column(title="figures"),
+    Column(title="time", folds=3, right=True),
+    Column(title="overhead", folds=1, right=True),
+    Column(title="peak memory", folds=2, right=True),
+    Column(title="model", folds=4),
+)
 
 
 def print_result(summary: RunSummary, stream: IO[str]) -> None:
     """Print stages, times, versions, verdict, and what to do next."""
     console = Console(file=stream, highlight=False, width=None if stream.isatty() else PLAIN_WIDTH)
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, title=f"run {summary.run}", title_justify="left")
-    table.add_column("stage", no_wrap=True)
-    table.add_column("status", no_wrap=True)
-    table.add_column("figures", ratio=1)
-    for title in ("time", "overhead", "peak memory"):
-        table.add_column(title, justify="right", no_wrap=True)
-    table.add_column("model", no_wrap=True)
-    for stage in summary.stages:
-        memory = f"{stage.peak_memory_mb:,.0f} MB" if stage.peak_memory_mb is not None else ""
-        waiting = "waits to be sent" if stage.outputs_hash and not stage.model_version else ""
-        overhead = "" if stage.overhead_s is None else seconds(stage.overhead_s)
-        took = "" if stage.wall_s is None else seconds(stage.wall_s)
-        model = stage.model_version or waiting
-        table.add_row(stage.name, stage.status, headline(stage), took, overhead, memory, model)
+    rows = [_cells(stage) for stage in summary.stages]
+    title = f"run {summary.run}"
+    table = folding_table(COLUMNS, rows, width=console.width, figures="figures", box=SIMPLE_HEAD, title=title)
     console.print(table)
     console.print(_times(summary))
     if summary.verdict:
@@ -42,9 +40,23 @@ def print_result(summary: RunSummary, stream: IO[str]) -> None:
         console.print(f"tracking: {summary.tracking}")
     if summary.status == "done":
         console.print("\nnext:")
-        width = max(len(command) for command, _ in NEXT_COMMANDS)
+        wide = max(len(command) for command, _ in NEXT_COMMANDS)
+        beside = all(len(meaning) + wide + 4 <= console.width for _, meaning in NEXT_COMMANDS)
         for command, meaning in NEXT_COMMANDS:
-            console.print(f"  {command:<{width}}  {meaning}")
+            console.print(f"  {command:<{wide}}  {meaning}" if beside else f"  {command}\n      {meaning}")
+
+
+def _cells(stage: StageSummary) -> dict[str, str]:
+    waiting = "waits to be sent" if stage.outputs_hash and not stage.model_version else ""
+    return {
+        "stage": stage.name,
+        "status": stage.status,
+        "figures": headline(stage),
+        "time": "" if stage.wall_s is None else seconds(stage.wall_s),
+        "overhead": "" if stage.overhead_s is None else seconds(stage.overhead_s),
+        "peak memory": f"{stage.peak_memory_mb:,.0f} MB" if stage.peak_memory_mb is not None else "",
+        "model": stage.model_version or waiting,
+    }
 
 
 def verdict_line(verdict: Verdict) -> str:

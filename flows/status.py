@@ -59,10 +59,13 @@ class Status(BaseModel):
 
 
 def read_status(root: Path) -> Status:
-    """Read the state of the main checkout and of all its worktrees, the checkout first."""
+    """Read the state of the main checkout and of all its worktrees, the newest run first."""
     home = paths.home(root)
     folders = [home, *sorted(path for path in (home / paths.RUNS).glob("*") if (path / ".git").exists())]
     states = [_run_state(home, folder) for folder in folders]
+    if len(states) > 1:  # a checkout in which nothing was run says nothing beside runs
+        states = [state for state in states if state.status != "none"] or states[:1]
+    states.sort(key=lambda state: state.started or 0.0, reverse=True)
     servers = {name: server.url or "running" for name, server in known_servers(home).items()}
     return Status(runs=states, servers=servers, pending_records=_pending_records(home))
 

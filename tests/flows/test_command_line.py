@@ -55,6 +55,25 @@ def test_help_says_what_every_command_does(counting_project: Path) -> None:
     assert all(f"│ {name} " in models for name in MODEL_COMMANDS)
 
 
+def test_help_shows_what_an_option_is_when_it_is_left_out(counting_project: Path) -> None:
+    text = " ".join(rlhf(counting_project, "deploy", "--help").stdout.replace("│", " ").split())
+    assert "--name STR Name of the deployment. [default: pipeline]" in text
+    assert "[default: UTC]" in text
+    assert "--cron STR Five fields, such as '0 3 * * *' for every night at three. [default: none]" in text
+    assert text.count("[default: ") == text.count(" --") - text.count("--help"), "an option without its default"
+
+
+def test_profiles_are_listed_with_what_they_are_for(counting_project: Path) -> None:
+    folder = counting_project / "profiles"
+    folder.mkdir(exist_ok=True)
+    head = "# yaml-language-server: $schema=../params.schema.json\n"
+    (folder / "mine.yaml").write_text(f"{head}# Pairs of my own:\n#   rlhf run --profile mine\nsft: {{max_steps: 3}}\n")
+    (folder / "bare.yaml").write_text("sft: {max_steps: 3}\n")
+    found = json.loads(rlhf(counting_project, "profiles", "--json").stdout)
+    assert (found["mine"], found["bare"]) == ("Pairs of my own", "")
+    assert "Pairs of my own" in rlhf(counting_project, "profiles").stdout
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "part"),
     [

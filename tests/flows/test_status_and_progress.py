@@ -8,11 +8,13 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from flows.cli_look import status as print_status
 from flows.headlines import headline, number, seconds
-from flows.progress import LiveTable, PlainLines, Row, watch
+from flows.progress import LiveTable, PlainLines, Row, expected_seconds, time_left, watch
 from flows.result import print_result, verdict_line
 from flows.status import interrupted_runs, read_status
 from flows.summary import RunSummary, StageSummary, Verdict, write_live
+from rlhf_core.errors import ConfigError
 from tasks import paths
 from tasks.locks import RunLock
 
@@ -83,6 +85,30 @@ def test_status_is_quick_with_long_curves(tmp_path: Path) -> None:
     assert time.process_time() - started < 1
 
 
+def test_the_newest_run_comes_first_and_the_others_are_a_line_each(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "dvc.yaml").touch()
+    (tmp_path / "params.yaml").touch()
+    write_live(tmp_path, summary(status="done", started=5.0))
+    for place, name in enumerate(("old", "new", "middle")):
+        write_live(tmp_path / "runs" / name, summary(run=name, status="done", started=(1.0, 9.0, 7.0)[place]))
+        (tmp_path / "runs" / name / ".git").touch()
+    monkeypatch.chdir(tmp_path)
+    assert [run.run for run in read_status(tmp_path).runs] == ["new", "middle", "night", "old"]
+    print_status()
+    brief = capsys.readouterr().out
+    assert brief.startswith("run new (runs/new): done")
+    assert brief.count("align@ppo") == 1, "only the newest stage by stage"
+    assert brief.index("middle") < brief.index("night") < brief.index("old")
+    print_status(all=True)
+    assert capsys.readouterr().out.count("align@ppo") == 4
+    print_status("middle")
+    assert capsys.readouterr().out.count("align@ppo") == 1
+    with pytest.raises(ConfigError, match=r"nope: no such run\. Fix: one of new, middle"):
+        print_status("nope")
+
+
 def test_rates_come_from_the_last_seconds_only() -> None:
     row = Row("x")
     assert row.rates() == (None, None)
@@ -124,7 +150,8 @@ def test_the_live_table_shows_every_stage() -> None:
     table.stage_started("align@ppo")
     table.stage_event("align@ppo", progress(1, 100.0, 1000))
     table.stage_event("align@ppo", progress(5, 104.0, 9000))
-    Console(file=stream, width=140).print(table._draw())
+    table._console = Console(file=stream, width=140)
+    table._console.print(table._draw())
     lines = stream.getvalue().splitlines()
     assert "51,234" in lines[1]
     assert "5/20" in lines[2]
@@ -133,6 +160,55 @@ def test_the_live_table_shows_every_stage() -> None:
     assert "loss/policy 0.5" in lines[2]
     assert "nan" not in lines[2]
     assert "evaluate" in lines[3]
+    assert lines[4].rstrip().endswith("at least 15.0 s left"), "evaluate never ran here, so it may add to that"
+
+
+def test_the_time_left_counts_what_is_still_to_come() -> None:
+    running, waiting, unchanged = Row("align@ppo", started=0.0), Row("evaluate"), Row("report")
+    running.take(progress(1, 100.0, 1000))
+    running.take(progress(5, 104.0, 9000))  # a step a second, 15 of 20 to come
+    rows = [running, waiting, unchanged]
+    assert time_left(rows, {"evaluate": 12.0, "report": 0.0}) == "about 27.0 s left"
+    assert time_left(rows, {"report": 0.0}) == "at least 15.0 s left"
+    assert time_left([waiting], {}) == "time left not known yet"
+    running.finished = summary().stages[0]
+    assert time_left(rows, {"evaluate": 12.0, "report": 0.0}) == "about 12.0 s left"
+
+
+def test_a_stage_is_expected_to_take_as_long_as_it_last_did(tmp_path: Path) -> None:
+    stream = tmp_path / paths.progress_file("sft")
+    stream.parent.mkdir(parents=True)
+    stream.write_text('{"event": "start"}\n{"event": "done", "compute_s": 7.5}\n')
+    found = expected_seconds(tmp_path, ["validate", "sft", "reward"], changed={"sft", "reward"})
+    assert found == {"validate": 0.0, "sft": 7.5}
+
+
+@pytest.mark.parametrize("width", [80, 60, 120])
+def test_the_result_fits_the_page_and_loses_nothing(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flows.result.PLAIN_WIDTH", width)
+    stream = io.StringIO()
+    done = summary(verdict=VERDICT)
+    done.close("done", 0, 1.7e9 + 90)
+    print_result(done, stream)
+    lines = stream.getvalue().splitlines()
+    assert max(len(line.rstrip()) for line in lines) <= width
+    text = " ".join(stream.getvalue().split())
+    for part in ("align@ppo", "evaluate", "0.3548", "12.0 s", "2.0 s", "812", "rlhf-sft/3", "rlhf report"):
+        assert part in text, part
+
+
+def test_at_80_columns_the_live_table_keeps_names_and_figures() -> None:
+    stream = io.StringIO()
+    table = LiveTable(["sft", "align@ppo", "evaluate"], stream)
+    table._console = Console(file=stream, width=80)
+    table.stage_started("align@ppo")
+    table.stage_event("align@ppo", progress(1, 100.0, 1000))
+    table.stage_event("align@ppo", progress(5, 104.0, 9000))
+    table._console.print(table._draw())
+    text = stream.getvalue()
+    assert max(len(line.rstrip()) for line in text.splitlines()) <= 80
+    for part in ("align@ppo", "loss/policy 0.5 kl 2", "25%", "5/20", "tokens/s 2,000", "15.0 s"):
+        assert part in text, part
 
 
 def test_the_result_names_versions_verdict_and_next_commands() -> None:
