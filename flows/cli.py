@@ -24,6 +24,7 @@ COMMANDS = {
     "down": "flows.cli_servers:down",
     "deploy": "flows.cli_servers:deploy",
     "sync": "flows.cli_look:sync",
+    "clean": "flows.cli_clean:clean",
     "doctor": "flows.cli_look:doctor",
     "profiles": "flows.cli_look:profiles",
     "schema": "flows.cli_look:schema",

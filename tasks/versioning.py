@@ -10,7 +10,8 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Collection, Mapping
+import tempfile
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ __all__ = [
     "add_worktree",
     "changed_inputs",
     "changed_stages",
+    "collect_cache",
     "create_run_worktree",
     "data_target",
     "git_state",
@@ -178,6 +180,33 @@ def remove_run_worktree(home: Path, name: str) -> None:
     _run(home, "git", "worktree", "prune")
 
 
+def collect_cache(home: Path, worktrees: Sequence[Path], data_files: Collection[str]) -> str:
+    """Have DVC drop from the cache what neither the checkout, nor its worktrees, nor some data of the past needs.
+
+    Args:
+        home: main checkout.
+        worktrees: folders that share its cache.
+        data_files: texts of `data.dvc` whose data stays.
+
+    Returns:
+        What DVC says.
+
+    Raises:
+        EnvironmentProblem: DVC refuses.
+    """
+    with tempfile.TemporaryDirectory(prefix="rlhf-cache-") as scratch:
+        pinned = []
+        for number, text in enumerate(sorted(set(data_files))):  # DVC keeps what other projects need: so here are some
+            folder = Path(scratch) / str(number)
+            (folder / ".dvc").mkdir(parents=True)
+            (folder / ".dvc/config").write_text("[core]\n    no_scm = true\n    analytics = false\n")
+            (folder / DATA_FILE).write_text(text)
+            _share_cache(home, folder)
+            pinned.append(folder)
+        others = [str(folder) for folder in (*worktrees, *pinned)]
+        return _dvc(home, "gc", "--workspace", "--force", *(["--projects", *others] if others else [])).strip()
+
+
 def restore_data(worktree: Path) -> None:
     """Bring `data/` to what `data.dvc` says, from the cache or else from the remote.
 
@@ -220,11 +249,11 @@ def _share_cache(home: Path, worktree: Path) -> None:
         raise EnvironmentProblem(f"{worktree}: DVC cannot be set up ({_first_line(error)}). Fix: dvc doctor") from error
 
 
-def _dvc(root: Path, *arguments: str) -> None:
-    _run(root, sys.executable, "-m", "dvc", *arguments)
+def _dvc(root: Path, *arguments: str) -> str:
+    return _run(root, sys.executable, "-m", "dvc", *arguments)
 
 
-def _run(root: Path, *command: str) -> None:
+def _run(root: Path, *command: str) -> str:
     environment = os.environ | {"DVC_NO_ANALYTICS": "1"}
     done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -232,6 +261,7 @@ def _run(root: Path, *command: str) -> None:
         errors = [line for line in said if line.startswith(("ERROR:", "fatal:"))] or said or ["no message"]
         shown = " ".join(word for word in command if word != sys.executable)
         raise EnvironmentProblem(f"{root}: {shown}: {errors[-1]}. Fix: run it by hand there; dvc doctor shows more")
+    return done.stdout
 
 
 def _dump(document: Any) -> str:
