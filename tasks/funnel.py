@@ -5,7 +5,7 @@ from typing import Any
 
 from rlhf_core.config import PreferencesConfig
 from rlhf_core.data.balance import balance_lengths, balance_tasks, cap_per_prompt
-from rlhf_core.data.duplicates import without_exact, without_near
+from rlhf_core.data.duplicates import without_exact, without_near, without_near_contradictions
 from rlhf_core.data.labelled import Preference, to_preference, without_contradictions, without_equal
 
 Pairs = list[Preference]
@@ -36,18 +36,28 @@ def clean(rows: Sequence[Mapping[str, Any]], config: PreferencesConfig) -> tuple
     funnel = Funnel(len(rows))
     pairs = [pair for row in rows if (pair := to_preference(row))]
     funnel.record("ties", len(pairs), "the votes prefer neither response")
+    alike = f"Jaccard similarity at least {config.duplicate_threshold:g}, same numbers and signs"
     steps: list[tuple[str, str, Callable[[Pairs], Pairs]]] = [
         (
             "min_margin",
             f"mean vote strength below {config.min_margin:g}",
             lambda some: [pair for pair in some if pair.margin >= config.min_margin],
         ),
-        ("equal_responses", "the responses are the same but for case, white space or Unicode form", without_equal),
+        (
+            "equal_responses",
+            "the responses look the same but for case and white space",
+            without_equal,
+        ),
         ("contradictions", "other rows say the opposite with at least as much strength", without_contradictions),
+        (
+            "near_contradictions",
+            f"pairs that are alike ({alike}) say the opposite with at least as much strength",
+            lambda some: without_near_contradictions(some, config.duplicate_threshold),
+        ),
         ("exact_duplicates", "the same prompt, chosen and rejected response again", without_exact),
         (
             "near_duplicates",
-            f"prompt and both responses at least {config.duplicate_threshold:g} alike (Jaccard), same numbers",
+            f"prompt and both responses alike ({alike})",
             lambda some: without_near(some, config.duplicate_threshold),
         ),
     ]
@@ -55,6 +65,12 @@ def clean(rows: Sequence[Mapping[str, Any]], config: PreferencesConfig) -> tuple
         pairs = step(pairs)
         funnel.record(name, len(pairs), reason)
     return pairs, funnel
+
+
+def leakage_reason(config: PreferencesConfig) -> str:
+    """Why a training prompt is left out beside held-out ones."""
+    word = " or but for one word" if config.leakage_one_word else ""
+    return f"asks what a held-out prompt asks (Jaccard similarity at least {config.leakage_threshold:g}{word})"
 
 
 def balance(train: Pairs, num_heldout: int, funnel: Funnel, config: PreferencesConfig) -> Pairs:

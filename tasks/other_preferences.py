@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from rlhf_core.config import PreferencesConfig
-from rlhf_core.data.duplicates import leaking_prompts
 from rlhf_core.data.kinds import OVERALL
 from rlhf_core.data.labelled import Preference, without_equal
+from rlhf_core.data.leakage import leaking_prompts
 from rlhf_core.data.other_pairs import GRADED, cap_by_criterion, graded_pairs, to_tie, without_compared, without_decided
-from tasks.funnel import Funnel, Pairs, clean
+from tasks.funnel import Funnel, Pairs, clean, leakage_reason
 from tasks.tables import SCHEMAS
 
 Row = dict[str, Any]
@@ -55,10 +55,12 @@ class OtherPairs:
 
     def finish(self, heldout_prompts: Sequence[str]) -> None:
         """Leave out training pairs whose prompt is nearly a held-out one, cap them a prompt and criterion, and sort."""
-        threshold, most = self._config.leakage_threshold, self._config.max_pairs_per_prompt
-        leaking = leaking_prompts(self.prompts("train"), heldout_prompts, threshold)
+        config, most = self._config, self._config.max_pairs_per_prompt
+        leaking = leaking_prompts(
+            self.prompts("train"), heldout_prompts, config.leakage_threshold, one_word=config.leakage_one_word
+        )
         self.rows = [row for row in self.rows if row["split"] == "heldout" or row["prompt"] not in leaking]
-        self._record("leakage", f"a training prompt at least {threshold:g} like a held-out one (Jaccard), same numbers")
+        self._record("leakage", leakage_reason(config))
         self.rows = cap_by_criterion(self.rows, most)
         self._record("cap_per_prompt", f"training prompts with more than {most} pairs")
         self.rows.sort(key=lambda row: (row["criterion"], row["prompt_id"], row["pair_id"]))

@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_core.data.balance import mean_length_difference, share_longer_chosen
-from rlhf_core.data.duplicates import leaking_prompts
 from rlhf_core.data.identity import prompt_group
 from rlhf_core.data.kinds import OVERALL
+from rlhf_core.data.leakage import leaking_prompts
 from rlhf_core.data.splits import Split, split_of
 from rlhf_core.errors import DataError
 from rlhf_core.state.atomic import write_json
 from tasks import paths
-from tasks.funnel import Funnel, Pairs, balance, clean
+from tasks.funnel import Funnel, Pairs, balance, clean, leakage_reason
 from tasks.other_preferences import OtherPairs
 from tasks.stage import Stage
 from tasks.tables import SCHEMAS, read_table, write_table
@@ -58,11 +58,11 @@ def run(stage: Stage) -> dict[str, Any]:
 
 def _without_leaks(train: Pairs, heldout: Sequence[str], num_heldout: int, funnel: Funnel, stage: Stage) -> Pairs:
     """Training pairs whose prompt is nearly a held-out one are left out; an equal prompt is held out already."""
-    threshold = stage.params.preferences.leakage_threshold
-    leaking = leaking_prompts((pair.prompt for pair in train), heldout, threshold)
+    config = stage.params.preferences
+    prompts = (pair.prompt for pair in train)
+    leaking = leaking_prompts(prompts, heldout, config.leakage_threshold, one_word=config.leakage_one_word)
     kept = [pair for pair in train if pair.prompt not in leaking]
-    reason = f"a training prompt at least {threshold:g} like a held-out one (Jaccard), same numbers"
-    funnel.record("leakage", len(kept) + num_heldout, reason)
+    funnel.record("leakage", len(kept) + num_heldout, leakage_reason(config))
     return kept
 
 

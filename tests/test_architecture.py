@@ -145,7 +145,7 @@ import importlib, pkgutil, sys
 
 class Without:
     # a finder that does not find what is blocked, and is the wrapped finder otherwise
-    blocked = {"prefect", "mlflow", "dvc", "datasets", "great_expectations", "pandas", "pyarrow", "scipy", "datasketch",
+    blocked = {"prefect", "mlflow", "dvc", "datasets", "great_expectations", "pandas", "pyarrow", "scipy",
                "sklearn", "matplotlib", "fastapi", "sqlalchemy", "ruamel", "rich", "cyclopts", "statsmodels"}
     def __init__(self, finder):
         self.finder = finder

@@ -132,10 +132,13 @@ class PreferencesConfig(Section):
     """From labelled pairs to a clean, balanced, split preference data set."""
 
     duplicate_threshold: Annotated[float, Field(ge=0.5, le=1.0)] = Field(
-        0.9, description="Jaccard similarity of word triples at or above which two pairs are the same"
+        0.9, description="Jaccard similarity of token triples at or above which two pairs are the same"
     )
     leakage_threshold: Annotated[float, Field(ge=0.5, le=1.0)] = Field(
         0.95, description="the same at or above which a training prompt counts as a held-out one"
+    )
+    leakage_one_word: bool = Field(
+        True, description="so does a training prompt of at least four words that differs from one in a single word"
     )
     max_pairs_per_prompt: PositiveInt = Field(
         6, description="more training pairs than this are thinned, strongest kept; rankings stay whole"

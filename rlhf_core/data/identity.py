@@ -6,18 +6,32 @@ in other case, and with characters in it that nobody sees. A plain prompt is a d
 """
 
 import hashlib
+from functools import lru_cache
+from typing import NamedTuple
 
+from rlhf_core.data.likeness import num_words
 from rlhf_core.data.normal import normal_form, without_hidden
-from rlhf_core.data.transcripts import Message, prompt_turns
+from rlhf_core.data.transcripts import prompt_turns
+
+QUESTION_WORDS = 4
+"""A later turn of so many words means something by itself; `Thank you.` or `Tell me more.` does not."""
 
 _SPEAKER = {"system": "", "user": "human: ", "assistant": "assistant: "}
 
 
-def seen_turns(prompt: str) -> list[Message]:
-    """The turns of a prompt, their contents in normal form; turns of which nothing can be seen are left out."""
+class Turn(NamedTuple):
+    """Who speaks (system, user or assistant), and what can be seen of it, in normal form."""
+
+    role: str
+    content: str
+
+
+@lru_cache(maxsize=256)
+def seen_turns(prompt: str) -> tuple[Turn, ...]:
+    """The turns of a prompt; those of which nothing can be seen are left out."""
     turns = prompt_turns(without_hidden(prompt).replace("\r\n", "\n").replace("\r", "\n"))
-    seen = ({"role": turn["role"], "content": normal_form(turn["content"])} for turn in turns)
-    return [turn for turn in seen if turn["content"]]
+    seen = (Turn(turn["role"], normal_form(turn["content"])) for turn in turns)
+    return tuple(turn for turn in seen if turn.content)
 
 
 def prompt_identity(prompt: str) -> str:
@@ -37,13 +51,34 @@ def prompt_group(prompt: str) -> str:
 def opening(prompt: str) -> str:
     """The first turn of the user in normal form; where there is none, all turns."""
     turns = seen_turns(prompt)
-    return next((turn["content"] for turn in turns if turn["role"] == "user"), _text(turns))
+    return next((turn.content for turn in turns if turn.role == "user"), _text(turns))
 
 
-def _text(turns: list[Message]) -> str:
-    if [turn["role"] for turn in turns] == ["user"]:
-        return turns[0]["content"]
-    spoken = [_SPEAKER[turn["role"]] + turn["content"] for turn in turns]
+def later_questions(prompt: str) -> list[str]:
+    """The user's turns after the first, in normal form, that are at least four words long."""
+    asked = [turn.content for turn in seen_turns(prompt) if turn.role == "user"]
+    return [content for content in asked[1:] if num_words(content) >= QUESTION_WORDS]
+
+
+def later_groups(prompt: str) -> set[str]:
+    """The groups of the prompts that ask at first what this one asks later."""
+    return {_digest(question) for question in later_questions(prompt)}
+
+
+def instructions(prompt: str) -> str:
+    """What the system says, in normal form."""
+    return " ".join(turn.content for turn in seen_turns(prompt) if turn.role == "system")
+
+
+def said(prompt: str) -> str:
+    """What the user and the assistant say, in normal form."""
+    return _text(tuple(turn for turn in seen_turns(prompt) if turn.role != "system"))
+
+
+def _text(turns: tuple[Turn, ...]) -> str:
+    if [turn.role for turn in turns] == ["user"]:
+        return turns[0].content
+    spoken = [_SPEAKER[turn.role] + turn.content for turn in turns]
     return " ".join([*spoken, "assistant:"]) if spoken else ""
 
 

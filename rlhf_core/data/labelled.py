@@ -1,5 +1,6 @@
 """Labelled pairs as preferences: which rows say something, and which rows say the opposite of each other."""
 
+import hashlib
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -7,6 +8,14 @@ from typing import Any
 
 from rlhf_core.data.identity import prompt_identity
 from rlhf_core.data.normal import normal_form
+
+Content = tuple[str, bytes, bytes]
+"""Identity of a prompt, and keys of the chosen and of the rejected response."""
+
+
+def response_key(text: str) -> bytes:
+    """Digest of a response in normal form: the same for responses that look the same."""
+    return hashlib.sha256(normal_form(text).encode()).digest()[:16]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,9 +52,9 @@ class Preference:
         return len(self.chosen) - len(self.rejected)
 
     @property
-    def content(self) -> tuple[str, str, str]:
-        """What two exact duplicates have in common: prompt group, chosen and rejected in normal form."""
-        return self.group, normal_form(self.chosen), normal_form(self.rejected)
+    def content(self) -> Content:
+        """What two exact duplicates have in common."""
+        return self.group, response_key(self.chosen), response_key(self.rejected)
 
 
 def to_preference(row: Mapping[str, Any]) -> Preference | None:
@@ -63,7 +72,7 @@ def to_preference(row: Mapping[str, Any]) -> Preference | None:
 
 
 def without_equal(pairs: Iterable[Preference]) -> list[Preference]:
-    """Leave out pairs whose responses differ in nothing but case, white space or Unicode form."""
+    """Leave out pairs whose responses differ in nothing but case, white space, Unicode form or what cannot be seen."""
     return [pair for pair in pairs if normal_form(pair.chosen) != normal_form(pair.rejected)]
 
 
@@ -73,7 +82,7 @@ def without_contradictions(pairs: Iterable[Preference]) -> list[Preference]:
     The strength of a row is its margin times its votes.
     """
     pairs = list(pairs)
-    sides: defaultdict[tuple[str, str, str], list[float]] = defaultdict(list)
+    sides: defaultdict[Content, list[float]] = defaultdict(list)
     for pair in pairs:
         sides[pair.content].append(pair.margin * pair.num_votes)
     # sorted: a sum of floats depends on the order of its terms

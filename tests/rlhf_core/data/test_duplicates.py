@@ -8,19 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlhf_core.data.duplicates import (
-    MISS_PROBABILITY,
-    NUM_PERMUTATIONS,
-    NearDuplicates,
-    bands,
-    leaking_prompts,
-    shingles,
-    similarity,
-    without_exact,
-    without_near,
-)
-from rlhf_core.data.identity import prompt_group
-from rlhf_core.data.labelled import Preference
+from rlhf_core.data.banding import MISS_PROBABILITY, NUM_PERMUTATIONS, Banding, Buckets, Members, alike, bands
+from rlhf_core.data.duplicates import without_exact, without_near, without_near_contradictions
+from rlhf_core.data.identity import prompt_identity
+from rlhf_core.data.labelled import Preference, without_equal
+from rlhf_core.data.likeness import shingles, similarity
 from rlhf_core.data.rankings import ranking_source
 
 LONG = " ".join(f"word{chr(97 + i // 10)}{chr(97 + i % 10)}" for i in range(80))
@@ -31,7 +23,7 @@ def preference(prompt="Where is it?", chosen="Here.", rejected="There.", pair_id
         pair_id=pair_id,
         prompt_id="id",
         prompt=prompt,
-        group=prompt_group(prompt),
+        group=prompt_identity(prompt),
         task="",
         chosen=chosen,
         rejected=rejected,
@@ -82,22 +74,23 @@ def test_the_index_finds_what_brute_force_finds(threshold):
     expected = {
         (i, j) for i, j in itertools.combinations(range(len(texts)), 2) if similarity(cut[i], cut[j]) >= threshold
     }
-    index: NearDuplicates[int] = NearDuplicates(threshold)
+    banding = Banding(threshold, [frozenset()])
+    members = Members(Buckets(banding.table([(text,) for text in texts], len(texts))))
     found = set()
     for position, text in enumerate(texts):
-        found |= {(other, position) for other in index.find((text,))}
-        index.add(position, (text,))
+        near = [other for other in members.beside(position) if banding.alike((text,), (texts[other],))]
+        assert len(near) == len(set(near))
+        found |= {(other, position) for other in near}
+        members.add(position)
     assert len(expected) > 20
     assert found <= expected, "something below the threshold was called a near duplicate"
     assert len(expected - found) <= 0.001 * len(expected)
 
 
 def test_an_item_is_alike_only_in_all_its_texts():
-    index: NearDuplicates[str] = NearDuplicates(0.9)
-    index.add("x", (LONG, LONG + " end"))
-    assert index.find((LONG, LONG + " end")) == ["x"]
-    assert index.find((LONG, "something else entirely")) == []
-    assert index.find((LONG + " end", LONG)) == ["x"]
+    assert alike((LONG, LONG + " end"), (LONG, LONG + " end"), 1.0)
+    assert not alike((LONG, LONG + " end"), (LONG, "something else entirely"), 0.9)
+    assert alike((LONG + " end", LONG), (LONG, LONG + " end"), 0.9)
 
 
 def test_near_duplicates_need_prompt_and_both_responses_and_the_surest_stays():
@@ -115,8 +108,8 @@ def test_pairs_that_were_ranked_together_are_no_near_duplicates_of_each_other():
     ]
     ranked = [dataclasses.replace(pair, source=ranking_source(["r1"])) for pair in ranked]
     assert set(without_near(ranked, 0.9)) == set(ranked)
-    elsewhere = [dataclasses.replace(pair, prompt=LONG, group=prompt_group(LONG)) for pair in ranked[:1]]
-    near = [dataclasses.replace(pair, prompt=LONG + " end", group=prompt_group(LONG + " end")) for pair in elsewhere]
+    elsewhere = [dataclasses.replace(pair, prompt=LONG, group=prompt_identity(LONG)) for pair in ranked[:1]]
+    near = [dataclasses.replace(pair, prompt=LONG + " end", group=prompt_identity(LONG + " end")) for pair in elsewhere]
     assert len(without_near([*elsewhere, *near], 0.9)) == 1, (
         "rankings of two prompts are duplicates where both are alike"
     )
@@ -144,14 +137,6 @@ def test_short_texts_that_differ_in_a_word_all_stay():
     assert len(without_near(pairs, 0.9)) == len(pairs)
 
 
-def test_leaks_are_near_duplicates_of_held_out_prompts():
-    heldout = [LONG + " and what does it cost", "Is the lamp 15 dollars?"]
-    train = [LONG.upper() + "  and what does it cost", LONG[::-1], "Is the lamp 25 dollars?", LONG + " and what is it"]
-    assert leaking_prompts(train, heldout, 0.95) == {train[0]}
-    assert leaking_prompts(train, heldout, 0.9) == {train[0], train[3]}
-    assert leaking_prompts(train, [], 0.9) == set()
-
-
 words = st.sampled_from(["one", "two", "three", "four", "5", "6"])
 phrases = st.lists(words, min_size=1, max_size=6).map(" ".join)
 
@@ -169,3 +154,85 @@ def test_the_order_of_rows_changes_nothing_and_nothing_kept_is_a_duplicate(rows,
         assert kept == rule(shuffled)
         assert rule(kept) == kept
     assert len({pair.content for pair in without_exact(pairs)}) == len({pair.content for pair in pairs})
+
+
+def test_near_duplicates_with_opposite_labels_keep_the_stronger_side():
+    asked, yes, no = LONG, LONG + " yes", " ".join(reversed(LONG.split()))
+    one = preference(prompt=asked, chosen=yes, rejected=no, pair_id="a", margin=2.0)
+    against = preference(prompt=asked + " please", chosen=no, rejected=yes + " indeed", pair_id="b", margin=1.0)
+    beside = preference(prompt=asked + " please", chosen=no + " well", rejected=yes, pair_id="c", margin=1.5)
+    unlike = preference(prompt="Another?", chosen=no, rejected=yes, pair_id="d", margin=9.0)
+    assert set(without_near_contradictions([one, against, unlike], 0.9)) == {one, unlike}
+    assert set(without_near_contradictions([one, against, beside, unlike], 0.9)) == {against, beside, unlike}
+    even = dataclasses.replace(one, margin=1.0)
+    assert without_near_contradictions([even, against], 0.9) == []
+    assert without_near_contradictions([even, dataclasses.replace(against, num_votes=6)], 0.9)[0].pair_id == "b"
+
+
+def test_which_of_two_like_responses_is_better_contradicts_nothing():
+    pairs = [
+        preference(prompt=LONG, chosen=LONG + " one", rejected=LONG + " two", pair_id="a"),
+        preference(prompt=LONG + " please", chosen=LONG + " two", rejected=LONG + " one", pair_id="b"),
+    ]
+    assert set(without_near_contradictions(pairs, 0.9)) == set(pairs)
+    ranked = [
+        preference(prompt=LONG, chosen=LONG, rejected="No.", pair_id="a"),
+        preference(prompt=LONG, chosen="No.", rejected=LONG + " well", pair_id="b"),
+    ]
+    assert without_near_contradictions(ranked, 0.9) == []
+    ranked = [dataclasses.replace(pair, source=ranking_source(["r"])) for pair in ranked]
+    assert set(without_near_contradictions(ranked, 0.9)) == set(ranked)
+
+
+def test_pairs_under_other_instructions_are_no_duplicates():
+    pairs = [
+        preference(prompt=f"{system}\n\nHuman: {LONG}\n\nAssistant:", chosen=LONG, rejected="No.", pair_id=system)
+        for system in ("Answer at length, as a friend.", "Answer in one word, as a clerk.")
+    ]
+    assert set(without_near(pairs, 0.9)) == set(pairs)
+    turned = [pairs[0], dataclasses.replace(pairs[1], chosen="No.", rejected=LONG)]
+    assert set(without_near_contradictions(turned, 0.9)) == set(turned)
+
+
+def test_a_threshold_of_one_leaves_out_what_differs_in_punctuation_alone():
+    base = preference(prompt=LONG, chosen=LONG, rejected="No.", pair_id="a")
+    same = dataclasses.replace(base, prompt=LONG + "!", rejected="no", pair_id="b")
+    near = dataclasses.replace(base, prompt=LONG + " end", pair_id="c")
+    assert set(without_near([base, same, near], 1.0)) == {base, near}
+
+
+def test_near_duplicates_are_found_in_chinese():
+    asked = "请问在北京春天的时候有什么好玩的地方可以带孩子一起去而且不需要花太多钱最好还能坐地铁到达" * 2
+    base = preference(prompt=asked, chosen=asked + "可以去公园", rejected="不知道", pair_id="a")
+    near = dataclasses.replace(base, prompt=asked + "呢", pair_id="b")
+    other = dataclasses.replace(base, chosen="去长城和故宫都很好", pair_id="c")
+    assert set(without_near([base, near, other], 0.9)) == {base, other}
+
+
+def test_responses_that_differ_in_what_cannot_be_seen_are_equal():
+    same = preference(chosen="Yes\u200b.", rejected="yes\ufeff. \u2800")
+    assert without_equal([same, preference(chosen="👩\u200d🚀", rejected="👩🚀")]) == [
+        preference(chosen="👩\u200d🚀", rejected="👩🚀")
+    ]
+    twice = [preference(pair_id="a"), preference(prompt="Where\u2060 is it?", chosen="He\u00adre.", pair_id="b")]
+    assert len(without_exact(twice)) == 1
+
+
+def test_likeness_is_asked_of_few_pairs_under_shared_instructions(monkeypatch):
+    """A count and not a time: what is shared by all must not make every pair a candidate of every other."""
+    instructions = " ".join(f"rule{chr(97 + i % 26)}{chr(97 + i // 26)}" for i in range(500))
+    rng = random.Random(4)
+    texts = ["".join(rng.choices("abcdefgh", k=5)) for _ in range(4000)]
+    pairs = [
+        preference(
+            prompt=f"{instructions} {' '.join(rng.sample(texts, 8))}",
+            chosen=" ".join(rng.sample(texts, 8)),
+            rejected="I am sorry, but that is nothing that I could ever help anybody with, " + instructions[:100],
+            pair_id=str(number),
+        )
+        for number in range(400)
+    ]
+    asked = []
+    monkeypatch.setattr(Banding, "alike", lambda *_: asked.append(1) and False)
+    assert len(without_near(pairs, 0.9)) == len(without_near_contradictions(pairs, 0.9)) == 400
+    assert len(asked) < 400

@@ -103,7 +103,7 @@ def test_a_group_is_a_dialogue_whatever_its_length_and_instructions():
 
 
 def test_turns_without_anything_to_see_do_not_count():
-    assert seen_turns("\n\nHuman: \u200b\n\nHuman: Hello.\n\nAssistant:") == [{"role": "user", "content": "hello."}]
+    assert seen_turns("\n\nHuman: \u200b\n\nHuman: Hello.\n\nAssistant:") == (("user", "hello."),)
     assert prompt_identity("\u200b") == prompt_identity("")
 
 

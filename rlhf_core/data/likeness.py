@@ -1,0 +1,116 @@
+"""How alike two texts are: Jaccard similarity of their runs of three tokens, if they hold the same numbers and signs.
+
+Tokens are words with their combining marks, each character of a script that puts no spaces between words, and signs:
+operators, currency, emoji. Ordinary punctuation is none. A price of 15 is not a price of 45, and a < b is not a > b,
+however alike the rest is.
+"""
+
+import heapq
+import zlib
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+
+import regex
+
+from rlhf_core.data.normal import normal_form
+
+RUN_TOKENS = 3
+SHARED_SHARE, SHARED_TEXTS = 0.05, 20
+SAMPLE = 2000
+"""Runs in so large a share of the texts, and in so many of them, are shared: they come from a template. Shares are
+taken in a sample of the texts, drawn by a hash of each."""
+
+_SPACELESS = (
+    r"[[\p{Han}\p{Hiragana}\p{Katakana}ー\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\p{Tibetan}\p{Javanese}\p{Tai_Tham}]"
+    r"&&\p{L}]"
+)
+_WORD = rf"[[\p{{L}}\p{{M}}\p{{N}}\p{{Pc}}]--{_SPACELESS}][[\p{{L}}\p{{M}}\p{{N}}\p{{Pc}}\u200c\u200d]--{_SPACELESS}]*"
+_DASH = r"[\p{Pd}\u2212]"
+_HYPHEN = rf"(?<=[\p{{L}}\p{{M}}]){_DASH}(?=\p{{L}})|(?<=[\p{{L}}\p{{M}}]{{2}}){_DASH}(?=\p{{N}})"
+_NOT = r"!(?==)|(?<![\p{L}\p{M}\p{N}])!(?=[\p{L}\p{N}(_])|(?<=\p{N})!"
+_OPERATOR = rf"[[\p{{S}}*/%&@#\\†‡§¶‰‱\u200d\U000e0020-\U000e007f]--[`´¨¸˜]]|{_DASH}|{_NOT}"
+_DASH_SIGN = regex.compile(_DASH)
+_TOKEN = regex.compile(
+    rf"(?:{_HYPHEN})|(?P<character>{_SPACELESS}\p{{M}}*)|(?P<word>{_WORD})|(?P<sign>{_OPERATOR})", regex.V1
+)
+_MARK = regex.compile(
+    rf"(?:{_HYPHEN})|(?P<number>\p{{Nd}}+(?:[.,]\p{{Nd}}+)*|[\p{{Nl}}\p{{No}}])|(?P<sign>{_OPERATOR})|"
+    r"(?P<bracket>[(){}\[\]])",
+    regex.V1,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Shingles:
+    """What likeness is judged by: the set of token runs, and the numbers and signs in the order of the text."""
+
+    runs: frozenset[str]
+    marks: tuple[str, ...]
+
+
+@lru_cache(maxsize=1024)
+def cut(text: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The tokens of a text in normal form, and what each is: word, character (of a script without spaces) or sign."""
+    found = [(each[0], each.lastgroup) for each in _TOKEN.finditer(text) if each.lastgroup]
+    return tuple(token for token, _ in found), tuple(kind for _, kind in found if kind)
+
+
+def tokens(text: str) -> tuple[str, ...]:
+    """Words, characters of scripts without spaces, and signs of a text in normal form."""
+    return cut(text)[0]
+
+
+def num_words(text: str) -> float:
+    """Words of a text in normal form; a character of a script without spaces is two thirds of one, a sign is none."""
+    kinds = cut(text)[1]
+    return kinds.count("word") + kinds.count("character") * 2 / 3
+
+
+def marks(text: str) -> tuple[str, ...]:
+    """Numbers and signs of a text in normal form, in order; brackets are signs where there is an operator."""
+    found = [(each.lastgroup, _DASH_SIGN.sub("-", each[0])) for each in _MARK.finditer(text) if each.lastgroup]
+    operators = any(kind == "sign" for kind, _ in found)
+    return tuple(mark for kind, mark in found if kind != "bracket" or operators)
+
+
+@lru_cache(maxsize=1024)
+def shingles(text: str) -> Shingles:
+    """Cut a text into runs of three tokens; a shorter one is a single run, one without tokens its normal form."""
+    plain = normal_form(text)
+    found = tokens(plain) or (plain,)
+    last = max(1, len(found) - RUN_TOKENS + 1)
+    runs = frozenset(" ".join(found[start : start + RUN_TOKENS]) for start in range(last))
+    return Shingles(runs, marks(plain))
+
+
+def similarity(first: Shingles, second: Shingles, shared: frozenset[str] = frozenset()) -> float:
+    """Jaccard similarity of the runs, 0 where numbers or signs differ, and 1 for the same runs and marks.
+
+    Runs that both have count neither for nor against if they are `shared`: what a template says is no evidence.
+    """
+    if first.marks != second.marks:
+        return 0.0
+    if first.runs == second.runs:
+        return 1.0
+    both = first.runs & second.runs
+    told = len(both - shared) if shared else len(both)
+    return told / (len(first.runs | second.runs) - len(both) + told)
+
+
+def shared_runs(texts: Iterable[tuple[str, str]]) -> frozenset[str]:
+    """Runs that stand in at least 5 % of the texts, and in 20 of them: those of a template.
+
+    Args:
+        texts: (where it stands, text); the same text at the same place counts once.
+    """
+    sample: dict[int, str] = {}
+    for where, text in texts:
+        sample[zlib.crc32(f"{where} {text}".encode())] = text
+        if len(sample) >= 2 * SAMPLE:
+            sample = dict(heapq.nsmallest(SAMPLE, sample.items()))
+    sample = dict(heapq.nsmallest(SAMPLE, sample.items()))
+    counts = Counter(run for text in sample.values() for run in shingles(text).runs)
+    least = max(SHARED_TEXTS, SHARED_SHARE * len(sample))
+    return frozenset(run for run, count in counts.items() if count >= least)
