@@ -39,6 +39,8 @@ def test_every_step_counts_what_it_leaves_out(run):
         pair("twice? ", "good", "bad"),
         pair(LONG, LONG + " yes", LONG + " no", margin=2.0),
         pair(LONG + " please", LONG + " yes", LONG + " no"),
+        pair("Torn " + LONG, BACKWARDS, "bad", margin=2.0),
+        pair("Torn " + LONG + " now", "bad", BACKWARDS + " then"),
         pair(f"held {BACKWARDS}?", "good", "bad"),
         *(pair("Many?", "good", f"bad {i}", margin=float(i)) for i in range(1, 5)),
     ]
@@ -50,6 +52,7 @@ def test_every_step_counts_what_it_leaves_out(run):
         "min_margin": 1,
         "equal_responses": 1,
         "contradictions": 2,
+        "near_contradictions": 1,
         "exact_duplicates": 1,
         "near_duplicates": 1,
         "leakage": 1,
@@ -60,8 +63,8 @@ def test_every_step_counts_what_it_leaves_out(run):
     assert (kept["Plain?"]["chosen"], kept["Plain?"]["rejected"]) == ("bad", "good")
     assert LONG in kept
     assert [row["rejected"] for row in train if row["prompt"] == "Many?"].count("bad 1") == 0
-    assert (metrics["pairs_in"], metrics["pairs_train"], metrics["pairs_heldout"]) == (len(rows), 6, 1)
-    assert (metrics["prompts_train"], metrics["prompts_heldout"]) == (4, 1)
+    assert (metrics["pairs_in"], metrics["pairs_train"], metrics["pairs_heldout"]) == (len(rows), 7, 1)
+    assert (metrics["prompts_train"], metrics["prompts_heldout"]) == (5, 1)
     steps = list(funnel.values())
     assert [step["pairs_in"] for step in steps[1:]] == [step["pairs_out"] for step in steps[:-1]]
     assert steps[-1]["pairs_out"] == len(train) + len(heldout)
