@@ -3,8 +3,9 @@
 import os
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -20,8 +21,9 @@ from flows.status import interrupted_runs
 from flows.summary import RunSummary
 from rlhf_core.errors import ConfigError, EnvironmentProblem
 from tasks import paths
+from tasks.forked import Forks
 from tasks.locks import RunLock
-from tasks.runner import Stop
+from tasks.runner import Stop, start_forks
 
 if TYPE_CHECKING:
     from flows.execution import PipelineRun
@@ -117,20 +119,26 @@ def _execute(prepared: PreparedRun, *, as_json: bool) -> int:
 
 
 def _run_flow(prepared: PreparedRun) -> RunSummary:
-    stop = Stop()
-    with ThreadPoolExecutor(max_workers=1) as pool:  # the server takes seconds to answer; look at the files meanwhile
+    with ExitStack() as stack:
+        # the server takes seconds to answer, and so do the imports; look at the files meanwhile
+        pool = stack.enter_context(ThreadPoolExecutor(max_workers=1))
         print("starting or finding the Prefect server", file=sys.stderr)
         server = pool.submit(_server, prepared.home)
         from tasks.versioning import changed_stages
 
         changed = changed_stages(prepared.root)
+        forks = stack.enter_context(start_forks(prepared.root, changed)) if changed else None
         _use(prepared.home, server)
+        return _run_stages(prepared, changed, forks)
+
+
+def _run_stages(prepared: PreparedRun, changed: Collection[str], forks: Forks | None) -> RunSummary:
     from flows.execution import PipelineRun
     from flows.pipeline import CURRENT, pipeline
 
     stages = pipeline_stages(prepared.root)
     with watch(stages, sys.stderr, expected_seconds(prepared.root, stages, changed)) as view:
-        current = PipelineRun(prepared, changed, stop=stop, observer=view)
+        current = PipelineRun(prepared, changed, stop=Stop(), observer=view, forks=forks)
         _leave_in_time(current)
         token = CURRENT.set(current)
         try:

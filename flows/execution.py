@@ -19,6 +19,7 @@ from flows.summary import (
     write_summary,
 )
 from tasks import paths
+from tasks.forked import Forks
 from tasks.runner import Event, ProgressFollower, StageResult, Stop, run_stage_process
 
 if TYPE_CHECKING:
@@ -69,13 +70,21 @@ class PipelineRun:
         changed: stages that are not up to date.
         stop: ends the run when requested.
         observer: is told what happens.
+        forks: forks the stages' processes; None has them start afresh.
     """
 
     def __init__(
-        self, prepared: PreparedRun, changed: Iterable[str], *, stop: Stop, observer: Observer | None = None
+        self,
+        prepared: PreparedRun,
+        changed: Iterable[str],
+        *,
+        stop: Stop,
+        observer: Observer | None = None,
+        forks: Forks | None = None,
     ) -> None:
         self.prepared, self.root, self.stop = prepared, prepared.root, stop
         self.observer: Observer = observer or Nobody()
+        self.forks = forks
         self.changed = set(changed)
         names = pipeline_stages(self.root)
         self._before = read_summary(self.root / LIVE_FILE)
@@ -163,6 +172,7 @@ class PipelineRun:
             on_line=on_line,
             on_event=on_event,
             timeout_s=minutes * 60.0 if minutes else None,
+            forks=self.forks,
         )
         curves.send()
         _take_over(stage, result, interrupted=self.stop.requested)

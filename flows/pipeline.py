@@ -32,7 +32,7 @@ from flows.settings import GPU_TAG
 from flows.summary import RunStatus, StageSummary
 from rlhf_core.errors import RlhfError
 from tasks.locks import RunLock
-from tasks.runner import Stop
+from tasks.runner import Stop, start_forks
 
 FLOW_NAME = "rlhf-pipeline"
 CANCEL_POLL_SECONDS = 1.0
@@ -73,9 +73,11 @@ def pipeline(run: RunRequest = RunRequest()) -> State:  # noqa: B008 - it is fro
         with RunLock(prepared.root, prepared.name):
             from tasks.versioning import changed_stages
 
-            current = PipelineRun(prepared, changed_stages(prepared.root), stop=Stop())
-            CURRENT.set(current)
-            return _run_stages(current)
+            changed = changed_stages(prepared.root)
+            with start_forks(prepared.root, changed) as forks:
+                current = PipelineRun(prepared, changed, stop=Stop(), forks=forks)
+                CURRENT.set(current)
+                return _run_stages(current)
     except RlhfError as error:
         return Failed(message=str(error))
 

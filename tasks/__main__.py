@@ -36,10 +36,11 @@ def _hand_over(arguments: list[str]) -> int:
 
 
 def _run(name: str, module: str) -> int:
-    # How long threads spin while they wait for each other. For as long as libgomp likes, a stage on cores that others
-    # use too runs ten times slower; not at all, and it is half as fast on idle ones (measured: docs/lab-log.md). Read
-    # when torch loads its thread library.
-    os.environ.setdefault("GOMP_SPINCOUNT", "20000")
+    from tasks.libraries import set_library_environment
+    from tasks.watchdog import end_with_ancestors
+
+    end_with_ancestors(os.environ)  # first of all: whoever started this may be gone before the imports are done
+    set_library_environment()
     import importlib
 
     from rlhf_core.errors import RlhfError
@@ -47,9 +48,7 @@ def _run(name: str, module: str) -> int:
     from tasks.frame import run_stage
     from tasks.params import load_params
     from tasks.ranks import only_watches, run_in_processes, wants_processes
-    from tasks.watchdog import end_with_ancestors
 
-    end_with_ancestors(os.environ.get("RLHF_SUPERVISOR"))
     root = Path.cwd()
     try:
         params = load_params(root / paths.PARAMS)
@@ -65,4 +64,6 @@ def _run(name: str, module: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    from tasks.leave import leave
+
+    leave(lambda: main(sys.argv[1:]))

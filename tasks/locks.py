@@ -102,7 +102,7 @@ def _dvc_runs(owner: Mapping[str, Any]) -> bool:
         command = Path(f"/proc/{pid}/cmdline").read_bytes()
     except OSError:
         return False
-    return process_start(pid) is not None and b"dvc" in command
+    return process_start(pid) is not None and (b"dvc" in command or b"tasks.forkserver" in command)
 
 
 class RunLock:

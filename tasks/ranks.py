@@ -21,6 +21,7 @@ from rlhf_core.config import Params
 from tasks import paths
 from tasks.frame import FOLLOWED, GRACE_SECONDS, LAUNCHED
 from tasks.stage import Place
+from tasks.watchdog import named
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
@@ -135,7 +136,7 @@ def _tell(root: Path, stage: str, cause: Cause) -> None:
 
 def _environment(params: Params) -> dict[str, str]:
     """What the processes find in their environment beside what the agent gives them."""
-    own = {LAUNCHED: "1"}
+    own = {LAUNCHED: named(os.getpid())}
     if "OMP_NUM_THREADS" not in os.environ:
         own["OMP_NUM_THREADS"] = str(max(1, params.compute.threads // params.compute.processes))
     if sys.platform == "linux" and "GLOO_SOCKET_IFNAME" not in os.environ:

@@ -9,6 +9,7 @@ from typing import Any
 from rlhf_core.errors import EnvironmentProblem, RlhfError
 from rlhf_core.state.atomic import write_text
 from tasks import paths
+from tasks.forked import Forks
 from tasks.manifest import (
     DATA_FILE,
     LOCK,
@@ -20,7 +21,7 @@ from tasks.manifest import (
     upstream,
 )
 from tasks.model_folders import copy_model_folders, model_folders
-from tasks.runner import Stop, run_stage_process
+from tasks.runner import Stop, run_stage_process, start_forks
 from tasks.versioning import add_worktree, changed_inputs, remove_run_worktree, restore_data
 
 
@@ -98,29 +99,36 @@ def reproduce(
     # JSON keeps no order of keys that could be relied on; the lock knows which stage reads from which
     order = upstream(manifest["dvc_lock"], manifest["stage"])
     expected: Mapping[str, Mapping[str, str]] = {stage: manifest["outputs"][stage] for stage in order}
-    done: list[str] = []
-    for stage, files in expected.items():
-        result = run_stage_process(worktree, stage, stop=stop or Stop(), on_line=on_line, options=("--no-run-cache",))
-        if result.exit_code:
-            failure = RlhfError(f"{reference}: stage {stage} failed: {result.message}. Kept in {worktree}")
-            failure.exit_code = result.exit_code
-            raise failure
-        done.append(stage)
-        lock = (worktree / LOCK).read_text()
-        found = output_digests(worktree, lock, stage)
-        differing = tuple(sorted(path for path in {*files, *found} if files.get(path) != found.get(path)))
-        if differing:
-            return Reproduction(
-                reference=reference,
-                stages=tuple(done),
-                files=sum(len(expected[one]) for one in done),
-                stage=stage,
-                differing=differing,
-                why=(*reasons(manifest), *_other_inputs(manifest["dvc_lock"], lock, stage)),
-                worktree=worktree,
-            )
+    files = 0
+    with start_forks(worktree, order) as forks:
+        for number, stage in enumerate(order, start=1):
+            _run_again(worktree, reference, stage, stop or Stop(), on_line, forks)
+            files += len(expected[stage])
+            lock = (worktree / LOCK).read_text()
+            found = output_digests(worktree, lock, stage)
+            differing = {path for path in {*expected[stage], *found} if expected[stage].get(path) != found.get(path)}
+            if differing:
+                return Reproduction(
+                    reference=reference,
+                    stages=tuple(order[:number]),
+                    files=files,
+                    stage=stage,
+                    differing=tuple(sorted(differing)),
+                    why=(*reasons(manifest), *_other_inputs(manifest["dvc_lock"], lock, stage)),
+                    worktree=worktree,
+                )
     remove_run_worktree(home, name)
-    return Reproduction(reference=reference, stages=tuple(done), files=sum(map(len, expected.values())))
+    return Reproduction(reference=reference, stages=tuple(order), files=files)
+
+
+def _run_again(
+    worktree: Path, reference: str, stage: str, stop: Stop, on_line: Callable[[str], None], forks: Forks
+) -> None:
+    result = run_stage_process(worktree, stage, stop=stop, on_line=on_line, options=("--no-run-cache",), forks=forks)
+    if result.exit_code:
+        failure = RlhfError(f"{reference}: stage {stage} failed: {result.message}. Kept in {worktree}")
+        failure.exit_code = result.exit_code
+        raise failure
 
 
 def reasons(manifest: Mapping[str, Any]) -> list[str]:

@@ -1,8 +1,9 @@
 """One stage in a process group of its own, by way of DVC: streamed, followed, and ended as a whole.
 
-`dvc repro` leaves its child running when it is killed, and an orchestrator's cancel does not reach a plain child.
-So the group is ended from here whatever happens, the kernel ends DVC when this process dies, and the stage's own
-watchdog (`tasks/watchdog.py`) sees both.
+DVC and the stage are forked from a process that has imported what they need (`tasks/forked.py`), or started afresh.
+`dvc repro` leaves its child running when it is killed, and an orchestrator's cancel does not reach a plain child. So
+the group is ended from here whatever happens, the kernel ends DVC when this process dies, and the stage's own watchdog
+(`tasks/watchdog.py`) sees both.
 """
 
 import contextlib
@@ -20,7 +21,9 @@ from pathlib import Path
 from typing import IO, Any
 
 from tasks import paths
-from tasks.watchdog import process_start
+from tasks.forked import ForkedProcess, Forks
+from tasks.launch import tied
+from tasks.watchdog import named
 
 Event = Mapping[str, Any]
 GRACE_SECONDS = 3.0
@@ -94,6 +97,7 @@ def run_stage_process(
     on_event: Callable[[Event], None] = lambda event: None,
     timeout_s: float | None = None,
     options: Sequence[str] = (),
+    forks: Forks | None = None,
 ) -> StageResult:
     """Bring one stage up to date with `dvc repro --single-item` and return how it went.
 
@@ -105,13 +109,14 @@ def run_stage_process(
         on_event: gets each event of the stage's progress stream.
         timeout_s: ends the group after this long; None waits for ever.
         options: further options of `dvc repro`.
+        forks: forks the processes, which then start at once; None, or one that cannot, has them start afresh.
 
     Whatever ends this function, an exception included, no process of the group is left.
     """
     started = time.monotonic()
     progress = root / paths.progress_file(stage)
     progress.unlink(missing_ok=True)
-    process = _start(root, stage, options)
+    process = _start(root, stage, options, forks, stop)
     lines: queue.SimpleQueue[str] = queue.SimpleQueue()
     reader = threading.Thread(target=_read_lines, args=(process.stdout, lines), daemon=True)
     reader.start()
@@ -134,7 +139,7 @@ def run_stage_process(
                 stop.request("timeout")
             if stop.requested:
                 break
-            time.sleep(POLL_SECONDS)
+            _wait(process, POLL_SECONDS)
     finally:
         end_group(process)
     reader.join(timeout=1.0)
@@ -143,20 +148,34 @@ def run_stage_process(
     return _result(stage, process.returncode, follower.seen, last_lines, time.monotonic() - started, stop)
 
 
-def _start(root: Path, stage: str, options: Sequence[str]) -> subprocess.Popen[str]:
-    pid = os.getpid()
-    environment = os.environ | {
+def stage_environment() -> dict[str, str]:
+    """Environment of DVC and of the stage that it runs."""
+    return os.environ | {
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
         "PYTHONUNBUFFERED": "1",
         "SHELL": "/bin/sh",  # DVC runs the command in the user's own shell, which may be any
         "DVC_NO_ANALYTICS": "1",
-        "RLHF_SUPERVISOR": f"{pid}:{process_start(pid)}",
+        "RLHF_SUPERVISOR": named(os.getpid()),
     }
-    command = [sys.executable, "-m", "dvc", "repro", "--single-item", *options, stage]
+
+
+def start_forks(root: Path, stages: Iterable[str]) -> Forks:
+    """A fork server for the stages of a checkout; to be started early, since it takes seconds to import."""
+    return Forks(root, stages, stage_environment())
+
+
+def _start(
+    root: Path, stage: str, options: Sequence[str], forks: Forks | None, stop: Stop
+) -> "subprocess.Popen[str] | ForkedProcess":
+    # stages that run side by side hold DVC's lock for moments only, and must wait for each other then
+    dvc = ["--wait-for-lock", "repro", "--single-item", *options, stage]
+    forked = forks.start(stage, dvc, given_up=lambda: stop.requested) if forks else None
+    if forked is not None:
+        return forked
     return subprocess.Popen(
-        [sys.executable, "-m", "tasks.launch", str(pid), *command],
+        tied([sys.executable, "-m", "dvc", *dvc]),
         cwd=root,
-        env=environment,
+        env=stage_environment(),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -199,7 +218,7 @@ class ProgressFollower:
 
 
 def _result(
-    stage: str, return_code: int, seen: Mapping[str, Event], last_lines: list[str], wall_s: float, stop: Stop
+    stage: str, return_code: int | None, seen: Mapping[str, Event], last_lines: list[str], wall_s: float, stop: Stop
 ) -> StageResult:
     done, failed = seen.get("done"), seen.get("failed")
     exit_code, message = 0, ""
@@ -209,7 +228,7 @@ def _result(
         elif failed:
             exit_code, message = int(failed["exit_code"]), str(failed["message"])
         else:
-            exit_code, message = _explain(stage, last_lines)
+            exit_code, message = _explain(stage, return_code, last_lines)
     return StageResult(
         stage=stage,
         exit_code=exit_code,
@@ -223,11 +242,11 @@ def _result(
     )
 
 
-def _explain(stage: str, last_lines: list[str]) -> tuple[int, str]:
+def _explain(stage: str, return_code: int | None, last_lines: list[str]) -> tuple[int, str]:
     """Exit code and message of a failure that the stage itself could not write down."""
     errors = [line for line in last_lines if line.startswith("ERROR:")]
     text = (errors or last_lines or ["no output"])[-1].removeprefix("ERROR:").strip()
-    if "exited with -9" in text or "exited with 137" in text:
+    if return_code == -signal.SIGKILL or "exited with -9" in text or "exited with 137" in text:
         return 7, f"{stage}: killed from outside, perhaps for want of memory. Fix: free memory, then rlhf resume"
     if any("acquire lock" in line.lower() or "rwlock" in line.lower() for line in last_lines):
         return 7, f"{stage}: another dvc command holds the lock ({text}). Fix: wait for it, then rlhf resume"
@@ -249,7 +268,12 @@ def group_members(group: int) -> list[int]:
     return members
 
 
-def end_group(process: "subprocess.Popen[Any]", grace_s: float = GRACE_SECONDS) -> None:
+def _wait(process: "subprocess.Popen[Any] | ForkedProcess", seconds: float) -> None:
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(seconds)
+
+
+def end_group(process: "subprocess.Popen[Any] | ForkedProcess", grace_s: float = GRACE_SECONDS) -> None:
     """End every process of the group that `process` leads: SIGTERM, a grace, SIGKILL. Nothing to end is fine."""
 
     def left() -> bool:

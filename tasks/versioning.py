@@ -21,6 +21,7 @@ from rlhf_core.errors import ConfigError, EnvironmentProblem
 from rlhf_core.state.atomic import write_text
 from tasks import paths
 from tasks.definition import DVC_FILE
+from tasks.launch import tied
 from tasks.manifest import DATA_FILE, LOCK, data_hash, git_state
 from tasks.model_folders import copy_model_folders
 
@@ -255,7 +256,8 @@ def _dvc(root: Path, *arguments: str) -> str:
 
 def _run(root: Path, *command: str) -> str:
     environment = os.environ | {"DVC_NO_ANALYTICS": "1"}
-    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
+    program = [shutil.which(command[0]) or command[0], *command[1:]]
+    done = subprocess.run(tied(program), cwd=root, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         said = [line for line in (done.stderr or done.stdout).splitlines() if line.strip()]
         errors = [line for line in said if line.startswith(("ERROR:", "fatal:"))] or said or ["no message"]

@@ -61,7 +61,7 @@ def body(stage):
     return {"steps": total}
 
 
-end_with_ancestors(os.environ.get("RLHF_SUPERVISOR"))
+end_with_ancestors(os.environ)
 sys.exit(run_stage(sys.argv[1], body, load_params(Path("params.yaml")), Path.cwd()))
 '''
 

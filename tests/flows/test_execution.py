@@ -106,7 +106,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def fake_stage(monkeypatch: pytest.MonkeyPatch, results: dict[str, StageResult], stop: Stop | None = None) -> list[str]:
     ran: list[str] = []
 
-    def run(root, stage, *, stop, on_line, on_event, timeout_s) -> StageResult:
+    def run(root, stage, *, stop, on_line, on_event, timeout_s, forks) -> StageResult:
         ran.append(stage)
         on_line(f"line of {stage}")
         on_event({"event": "progress", "step": 1, "total": 1, "time": 1.0, "metrics": {"loss/train": 2.0}, "tokens": 5})

@@ -188,6 +188,12 @@ def test_a_half_written_event_waits(tmp_path: Path) -> None:
     ],
 )
 def test_failures_that_the_stage_could_not_write_down(line: str, code: int, part: str) -> None:
-    found, message = _explain("sft", ["Running stage 'sft':", line])
+    found, message = _explain("sft", 1, ["Running stage 'sft':", line])
     assert found == code
     assert part in message
+
+
+def test_dvc_itself_killed_is_said_to_be() -> None:
+    found, message = _explain("sft", -signal.SIGKILL, ["step 1/24"])
+    assert found == 7
+    assert "killed from outside" in message

@@ -53,7 +53,7 @@ def body(stage):
     stage.log(1, 1, {"loss/train": 0.5}, tokens=7)
     return {"figure": 0.1}
 
-end_with_ancestors(os.environ.get("RLHF_SUPERVISOR"))
+end_with_ancestors(os.environ)
 sys.exit(frame.run_stage("toy", body, Params(), Path.cwd()))
 """
 
