@@ -13,6 +13,7 @@ from ruamel.yaml import YAML
 
 from rlhf_core.config import Params
 from rlhf_core.data.kinds import SPECS
+from rlhf_core.data.readers import format_suffix
 from rlhf_core.errors import ConfigError, DataError, EnvironmentProblem
 from tasks import paths
 from tasks.definition import DVC_FILE
@@ -144,6 +145,10 @@ def _data_file(kind: str, given: str) -> Path:
     path = path if path.is_absolute() else Path.cwd() / path
     if not path.is_file():
         raise DataError(f"--data {kind}={given}: no such file. Fix: path of a JSONL, JSON, CSV or Parquet file")
+    try:
+        format_suffix(path)
+    except DataError as error:
+        raise ConfigError(f"--data {kind}={error}") from None
     return path.resolve()
 
 

@@ -24,8 +24,9 @@ from great_expectations.render.view import DefaultJinjaPageView
 from rlhf_core.config import ValidateConfig
 from rlhf_core.data.judgements import repeats
 from rlhf_core.data.kinds import SPECS, Kind
+from rlhf_core.data.normal import visible
 from rlhf_core.data.rankings import Bound, ranking_bounds
-from tasks.suites import BESIDE, Candidate, Check, beside_suite, suite
+from tasks.suites import BESIDE, Candidate, Check, beside_suite, suite, to_see
 
 _FIXED_RUN = RunIdentifier(run_name="validate", run_time=datetime.datetime(2000, 1, 1, tzinfo=datetime.UTC))
 
@@ -72,15 +73,24 @@ def to_frame(kind: Kind, candidates: Sequence[Candidate], config: ValidateConfig
         dtype = {"integer": "Int64", "number": "Float64"}.get(spec.type, "object")
         if spec.type not in ("responses", "ranking"):
             columns[name] = pd.Series(values, dtype=dtype)
+        if spec.type in ("prompt", "response", "name"):
+            columns[to_see(name)] = pd.Series([_seen(value) for value in values], dtype="Int64")
         columns[f"type of {name}"] = pd.Series([item.record.types[name] for item in candidates], dtype="object")
     columns["form"] = pd.Series([item.record.problem for item in candidates], dtype="object")
     columns["responses are the same"] = [item.same_responses for item in candidates]
     columns["transcripts part early"] = [item.record.parts_early for item in candidates]
     columns["turns alternate"] = [item.record.alternates for item in candidates]
+    columns["nearly a transcript"] = [item.record.reformed for item in candidates]
+    columns["turns within a turn"] = [item.record.holds_turns for item in candidates]
     if kind == "rankings":
-        for bound in ranking_bounds(config.max_response_chars):
+        for bound in ranking_bounds(config.max_response_chars, empty=config.keep_empty_responses):
             columns[bound.name] = pd.Series([_measured(bound, item) for item in candidates], dtype="Int64")
     return pd.DataFrame(columns)
+
+
+def _seen(text: str | None) -> int | None:
+    """How many characters of a text can be seen; null where there is none."""
+    return None if text is None else len(visible(text))
 
 
 def _measured(bound: Bound, item: Candidate) -> int | None:

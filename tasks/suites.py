@@ -15,7 +15,7 @@ import great_expectations.expectations as gxe
 
 from rlhf_core.config import ValidateConfig
 from rlhf_core.data.fields import RIGHT_TYPE
-from rlhf_core.data.judgements import ITEMS, Repeat
+from rlhf_core.data.judgements import ITEMS, RESPONSES, Repeat
 from rlhf_core.data.kinds import SPECS, Kind
 from rlhf_core.data.rankings import Bound, ranking_bounds
 from rlhf_core.data.records import Record
@@ -79,23 +79,42 @@ def suite(kind: Kind, config: ValidateConfig) -> Iterator[Check]:
         yield Check(
             code="responses.same",
             expectation=gxe.ExpectColumnValuesToBeInSet(column="responses are the same", value_set=[False]),
-            say=lambda _: f"{_SAME[kind]} but for case, white space or Unicode form",
+            say=lambda _: f"{_SAME[kind]} but for case, white space, Unicode form or what cannot be seen",
         )
     if kind == "rankings":
-        yield from map(_ranking_check, ranking_bounds(config.max_response_chars))
-    if kind == "comparisons":
+        bounds = ranking_bounds(config.max_response_chars, empty=config.keep_empty_responses)
+        yield from map(_ranking_check, bounds)
+    yield from _dialogue_checks(kind)
+
+
+def _dialogue_checks(kind: Kind) -> Iterator[Check]:
+    if kind in _SAME:
         yield Check(
             code="transcripts.part_early",
             expectation=gxe.ExpectColumnValuesToBeInSet(column="transcripts part early", value_set=[False]),
-            say=lambda _: "chosen and rejected differ before the last turn, so they answer different prompts",
+            say=lambda _: "its dialogues differ before the last turn, so the replies answer different prompts",
         )
-    if kind in ("comparisons", "demonstrations"):
-        yield Check(
-            code="turns.alternate",
-            expectation=gxe.ExpectColumnValuesToBeInSet(column="turns alternate", value_set=[True], severity="warning"),
-            say=lambda _: "somebody speaks twice in a row, or the human does not speak first",
-            warning=True,
-        )
+    odd = {
+        "turns.alternate": (
+            "turns alternate",
+            True,
+            "somebody speaks twice in a row, or the human does not speak first",
+        ),
+        "prompt.reformed": ("nearly a transcript", False, "prompt: nearly a transcript, and read as one"),
+        "turns.within": ("turns within a turn", False, "prompt: one turn of the user, though lines in it begin turns"),
+    }
+    for code, (column, right, words) in odd.items():
+        expectation = gxe.ExpectColumnValuesToBeInSet(column=column, value_set=[right], severity="warning")
+        yield Check(code=code, expectation=expectation, say=partial(_say, words), warning=True)
+
+
+def _say(words: str, item: Candidate) -> str:
+    return words
+
+
+def to_see(name: str) -> str:
+    """Name of the column that counts the characters of a field that can be seen."""
+    return f"characters of {name} to see"
 
 
 def _field_checks(kind: Kind, name: str, config: ValidateConfig) -> Iterator[Check]:
@@ -108,9 +127,10 @@ def _field_checks(kind: Kind, name: str, config: ValidateConfig) -> Iterator[Che
     if spec.type == "prompt":
         yield from _text_checks(name, config.max_prompt_chars)
     elif spec.type == "response":
-        yield from _text_checks(name, config.max_response_chars)
+        may_be_empty = config.keep_empty_responses and kind in RESPONSES
+        yield from _text_checks(name, config.max_response_chars, may_be_empty=may_be_empty)
     elif spec.type == "name" and name not in ("task", "source"):
-        yield _length_check(name, "empty", "is empty", min_value=1)
+        yield _empty_check(name)
     if spec.type == "name":
         yield _length_check(name, "long", f"is longer than {NAME_LENGTH} characters", max_value=NAME_LENGTH)
     yield from _value_checks(name, config)
@@ -124,13 +144,18 @@ def _ranking_check(bound: Bound) -> Check:
     return Check(code=bound.code, expectation=between, say=say)
 
 
-def _text_checks(name: str, longest: int) -> Iterator[Check]:
-    yield Check(
-        code=f"{name}.empty",
-        expectation=gxe.ExpectColumnValuesToMatchRegex(column=name, regex=r"\S"),
-        say=lambda _: f"{name}: is empty",
-    )
+def _text_checks(name: str, longest: int, *, may_be_empty: bool = False) -> Iterator[Check]:
+    if not may_be_empty:
+        yield _empty_check(name)
     yield _length_check(name, "long", f"is longer than {longest} characters", max_value=longest)
+
+
+def _empty_check(name: str) -> Check:
+    def say(item: Candidate) -> str:
+        return f"{name}: holds nothing that can be seen" if item.record.values[name].strip() else f"{name}: is empty"
+
+    expectation = gxe.ExpectColumnValuesToBeBetween(column=to_see(name), min_value=1)
+    return Check(code=f"{name}.empty", expectation=expectation, say=say)
 
 
 def _length_check(name: str, code: str, words: str, **bounds: int) -> Check:

@@ -73,7 +73,10 @@ def judge(stage: Stage, kind: Kind, file: str) -> Verdict:
             verdict.set_aside(row, row.reason, [UNREADABLE])
         else:
             record = to_record(kind, row)
-            candidates.append(Candidate(record=record, same_responses=_has_same_responses(record, kind)))
+            if record.unreadable:
+                verdict.set_aside(record, record.unreadable, [UNREADABLE])
+            else:
+                candidates.append(Candidate(record=record, same_responses=_has_same_responses(record, kind)))
     if candidates:
         checked = check(kind, candidates, stage.params.validate_)
         verdict.page = checked.page
@@ -83,8 +86,8 @@ def judge(stage: Stage, kind: Kind, file: str) -> Verdict:
 
 
 def _has_same_responses(record: Record, kind: Kind) -> bool:
-    """Whether two of the responses that a row compares are the same to a reader; empty ones are none."""
-    texts = [text for text in map(normal_form, responses_of(kind, record.values)) if text]
+    """Whether two of the responses that a row compares are the same to a reader."""
+    texts = list(map(normal_form, responses_of(kind, record.values)))
     return len(set(texts)) < len(texts)
 
 

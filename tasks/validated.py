@@ -13,6 +13,7 @@ from typing import Any
 from rlhf_core.data.identity import prompt_group, prompt_identity
 from rlhf_core.data.judgements import pair_names, texts_of
 from rlhf_core.data.kinds import OVERALL, Kind
+from rlhf_core.data.normal import visible
 from rlhf_core.data.records import Record, content_id, prompt_id
 from rlhf_core.data.splits import Split, split_of
 from rlhf_core.errors import DataError
@@ -61,6 +62,8 @@ def _demonstrations(records: Records, split: SplitRule) -> Iterator[dict[str, An
     seen: set[str] = set()
     for source, record, response in _preferred(records):
         values = record.values
+        if not visible(response):
+            continue  # kept as a reply that people judged; nothing in it to imitate
         identity = content_id("demonstration", values["prompt"], response)
         if split(values["prompt"]) == "train" and identity not in seen:
             seen.add(identity)

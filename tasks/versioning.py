@@ -17,6 +17,7 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
+from rlhf_core.data.readers import format_suffix
 from rlhf_core.errors import ConfigError, EnvironmentProblem
 from rlhf_core.state.atomic import write_text
 from tasks import paths
@@ -40,7 +41,6 @@ __all__ = [
 ]
 
 NAME_FORM = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-FORMATS = frozenset({".jsonl", ".json", ".csv", ".parquet", ".gz"})
 
 
 def changed_stages(root: Path) -> set[str]:
@@ -105,8 +105,12 @@ def tracked_data_hash(root: Path) -> str:
 
 
 def data_target(kind: str, source: Path) -> Path:
-    """Where a run keeps a data file that a person gave: `data/comparisons.jsonl.gz`."""
-    return paths.DATA / (kind + "".join(suffix for suffix in source.suffixes if suffix in FORMATS))
+    """Where a run keeps a data file that a person gave: `data/comparisons.jsonl.gz`, in lower case.
+
+    Raises:
+        DataError: no format has the file's name.
+    """
+    return paths.DATA / (kind + format_suffix(source))
 
 
 def create_run_worktree(home: Path, name: str, params_text: str, data: Mapping[str, Path]) -> Path:

@@ -30,6 +30,11 @@ class ValidateConfig(Section):
     max_bad_share: Share = Field(0.01, description="a record kind with a larger share of bad rows stops the pipeline")
     max_prompt_chars: PositiveInt = Field(20_000, description="longer prompts are bad rows")
     max_response_chars: PositiveInt = Field(20_000, description="longer responses are bad rows")
+    keep_empty_responses: bool = Field(
+        False,
+        description="an empty reply that people judged (in graded, votes, comparisons, rankings) is a reply; false: a "
+        "bad row. Demonstrations are never empty",
+    )
     score_range: tuple[float, float] | None = Field(
         None, strict=False, description="[lowest, highest] score of a graded response; null: any finite number"
     )

@@ -8,7 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from rlhf_core.data.strict_json import StrictDecoder
+from rlhf_core.data.normal import visible
+from rlhf_core.data.strict_json import StrictDecoder, content_fault
 
 FieldType = Literal["prompt", "response", "responses", "ranking", "name", "integer", "number"]
 
@@ -19,7 +20,8 @@ RIGHT_TYPE = "right"
 class FieldSpec:
     """A field of a record kind.
 
-    A `response` loses white space at its ends, and so does each of `responses`. A `name` may be written as an integer.
+    A `response` loses white space at its ends, and so does each of `responses`. A `name` is what can be seen of it, and
+    may be written as a whole number, also as 1.0, which is how data frames write ids beside missing ones.
     A `ranking` is a list of whole numbers. In a format that knows only text, lists are JSON in their cell.
     """
 
@@ -35,7 +37,7 @@ def typed(spec: FieldSpec, value: Any, *, textual: bool) -> tuple[Any, str]:
     Args:
         textual: the format knows only text, so numbers and lists have yet to be read out of it.
     """
-    if not spec.required and (value is None or (textual and value == "")):
+    if not spec.required and (is_missing(value) or (textual and value == "")):
         return spec.default, RIGHT_TYPE
     match spec.type:
         case "prompt" if isinstance(value, str):
@@ -43,9 +45,11 @@ def typed(spec: FieldSpec, value: Any, *, textual: bool) -> tuple[Any, str]:
         case "response" if isinstance(value, str):
             return value.strip(), RIGHT_TYPE
         case "name" if isinstance(value, str):
-            return value.strip(), RIGHT_TYPE
+            return visible(value), RIGHT_TYPE
         case "name" if isinstance(value, int) and not isinstance(value, bool):
             return str(value), RIGHT_TYPE
+        case "name" if isinstance(value, float) and value.is_integer():
+            return str(int(value)), RIGHT_TYPE
         case "integer" | "number":
             return _number(value, textual=textual, whole=spec.type == "integer")
         case "responses":
@@ -53,6 +57,11 @@ def typed(spec: FieldSpec, value: Any, *, textual: bool) -> tuple[Any, str]:
         case "ranking":
             return _items(value, _whole, textual=textual)
     return None, type_name(value)
+
+
+def is_missing(value: Any) -> bool:
+    """Whether a value stands for none: null, and NaN, by which data frames say null."""
+    return value is None or (isinstance(value, float) and math.isnan(value))
 
 
 def type_name(value: Any) -> str:
@@ -67,7 +76,7 @@ def _items(value: Any, read: Callable[[Any], tuple[Any, str]], *, textual: bool)
     """A list with every item read, or null and the first item that is none."""
     if textual and isinstance(value, str):
         value, fault = StrictDecoder().decode_line(value)
-        if fault is not None:
+        if fault or content_fault(value):
             return None, "text that is no JSON array"
     if not isinstance(value, list):
         return None, type_name(value)

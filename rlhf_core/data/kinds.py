@@ -15,7 +15,7 @@ UNNAMED = "file"
 """Who judged where a row names no annotator."""
 
 _PROMPT = FieldSpec(type="prompt", aliases=("question",))
-_RESPONSE = FieldSpec(type="response", aliases=("answer",))
+_RESPONSE = FieldSpec(type="response", aliases=("completion", "answer"))
 _TASK = FieldSpec(type="name", required=False, default="")
 _SOURCE = FieldSpec(type="name", required=False, default="file")
 _ID = FieldSpec(type="name", required=False)

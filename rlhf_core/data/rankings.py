@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Literal
 
+from rlhf_core.data.normal import visible
+
 RANKINGS = "rankings"
 """How the `source` of a pair begins that a ranking gave."""
 
@@ -49,22 +51,29 @@ class Bound:
     say: Callable[[Sequence[str], Sequence[int]], str]
 
 
-def ranking_bounds(max_response_chars: int) -> tuple[Bound, ...]:
-    """All that must hold of a row's two lists beside each other, once both are of the right type."""
+_NONE_EMPTY = Bound(
+    code="responses.empty",
+    name="characters of the shortest response",
+    least=1,
+    measure=lambda responses, _: min((len(visible(text)) for text in responses), default=1),
+    say=lambda responses, _: f"responses: item {1 + [bool(visible(text)) for text in responses].index(False)} is empty",
+)
+
+
+def ranking_bounds(max_response_chars: int, *, empty: bool = False) -> tuple[Bound, ...]:
+    """All that must hold of a row's two lists beside each other, once both are of the right type.
+
+    Args:
+        empty: responses of which nothing can be seen are allowed.
+    """
     return (
+        *(() if empty else (_NONE_EMPTY,)),
         Bound(
             code="responses.few",
             name="number of responses",
             least=2,
             measure=lambda responses, _: len(responses),
             say=lambda responses, _: f"responses: holds {len(responses)}, a ranking needs at least two",
-        ),
-        Bound(
-            code="responses.empty",
-            name="characters of the shortest response",
-            least=1,
-            measure=lambda responses, _: min(map(len, responses), default=1),
-            say=lambda responses, _: f"responses: item {1 + responses.index('')} is empty",
         ),
         Bound(
             code="responses.long",

@@ -7,13 +7,14 @@ Plain and gzipped files are told apart by their first bytes, the format by the n
 import csv
 import hashlib
 import json
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from rlhf_core.data.lines import MAX_LINE_BYTES, RawLine, changed, fingerprint, read_lines
-from rlhf_core.data.strict_json import StrictDecoder, content_fault
+from rlhf_core.data.normal import visible
+from rlhf_core.data.strict_json import StrictDecoder, row_faults
 from rlhf_core.errors import DataError
 
 MAX_JSON_BYTES = 512 * 2**20
@@ -25,7 +26,8 @@ class Row:
 
     `line` counts from 1; it is the row number in Parquet, and the first line of a row that spans several. `item` counts
     the rows of a JSON array, several of which may stand on one line; it is null in the other formats. `textual` says
-    that the format (CSV) knows only text, so numbers have yet to be read out of it.
+    that the format (CSV) knows only text, so numbers have yet to be read out of it. `faults` says why single columns
+    cannot be read, which is no harm where nobody reads them.
     """
 
     line: int
@@ -33,6 +35,7 @@ class Row:
     value: Any
     textual: bool = False
     item: int | None = None
+    faults: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,15 +57,25 @@ def read_rows(path: Path, max_line_bytes: int = MAX_LINE_BYTES) -> Iterator[Row 
     Raises:
         DataError: the format is unknown, or the file as a whole cannot be read.
     """
+    return _READERS[format_suffix(path).removesuffix(_GZIPPED)](path, max_line_bytes)
+
+
+def format_suffix(path: Path) -> str:
+    """How a file of this file's format is named: its last suffix in lower case, with `.gz` behind it if it has that.
+
+    Raises:
+        DataError: no format has this name.
+    """
     suffixes = [suffix.lower() for suffix in path.suffixes]
-    if suffixes[-1:] == [".gz"]:
+    gzipped = _GZIPPED if suffixes[-1:] == [_GZIPPED] else ""
+    if gzipped:
         suffixes.pop()
     suffix = suffixes[-1] if suffixes else ""
-    reader = _READERS.get(suffix)
-    if reader is None:
+    if suffix not in _READERS or (gzipped and suffix == ".parquet"):
         known = ", ".join(sorted(_READERS))
-        raise DataError(f"{path}: unknown format {suffix or 'without suffix'!r}. Fix: use one of {known}")
-    return reader(path, max_line_bytes)
+        shown = repr(suffix + gzipped) if suffix else "without suffix"
+        raise DataError(f"{path}: unknown format {shown}. Fix: use one of {known}, all but the last also with .gz")
+    return suffix + gzipped
 
 
 def _read_jsonl(path: Path, cap: int) -> Iterator[Row | Refused]:
@@ -71,7 +84,8 @@ def _read_jsonl(path: Path, cap: int) -> Iterator[Row | Refused]:
         text, fault = _decode_utf8(line, cap)
         value = None
         if fault is None:
-            if not text.strip(" \t\r"):
+            text = text.lstrip("\ufeff \t\r")  # of files put one behind the other each may bring a byte order mark
+            if not text:
                 continue
             value, fault = decoder.decode_line(text)
             if fault is not None and fault.startswith("not JSON") and not line.ended:
@@ -99,14 +113,13 @@ def _json_items(path: Path, text: str, cap: int) -> Iterator[Row | Refused]:
     while text[position : position + 1] != "]":
         line, counted, item = line + text.count("\n", counted, position), position, item + 1
         try:
-            value, end, fault = decoder.decode(text, position)
+            value, end = decoder.decode(text, position)
         except ValueError as error:
             raise DataError(
                 f"{path}:{line}: item {item}: not JSON: {error}. Fix: repair the array from here on"
             ) from None
         raw = text[position:end].encode("utf-8", errors="surrogateescape")
-        if len(raw) > cap:
-            fault = _too_long(len(raw), cap)
+        fault = _too_long(len(raw), cap) if len(raw) > cap else None
         yield _row(line, hashlib.sha256(raw).hexdigest(), value, fault, item=item)
         position = _skip_blanks(text, end)
         if text[position : position + 1] == ",":
@@ -170,16 +183,17 @@ def _read_csv(path: Path, cap: int) -> Iterator[Row | Refused]:
         if fault is None and len(record) != len(header):
             fault = f"{len(record)} cells where the header has {len(header)}"
         value = dict(zip(header, record, strict=False))
-        fault = fault or content_fault(value)
         yield _row(lines.taken[0].number, digest, value, fault, textual=True)
 
 
 def _csv_header(path: Path, record: list[str], fault: str | None) -> list[str]:
-    twice = sorted({name for name in record if record.count(name) > 1})
-    if fault or twice:
-        problem = fault or f"column {twice[0]!r} stands twice"
-        raise DataError(f"{path}:1: {problem}. Fix: give each column one name in the first line")
-    return [name.strip() for name in record]
+    if fault:
+        raise DataError(f"{path}:1: {fault}. Fix: end lines with a line feed, and close quoted cells")
+    names = [visible(name) for name in record]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise DataError(f"{path}:1: column {twice[0]!r} stands twice. Fix: give each column one name in the first line")
+    return names
 
 
 def _read_parquet(path: Path, cap: int) -> Iterator[Row | Refused]:
@@ -190,11 +204,14 @@ def _read_parquet(path: Path, cap: int) -> Iterator[Row | Refused]:
     line = 0
     try:
         with pq.ParquetFile(path) as file:
+            names = file.schema_arrow.names
+            if twice := sorted({name for name in names if names.count(name) > 1}):
+                raise DataError(f"{path}: column {twice[0]!r} stands twice. Fix: give each column one name")
             for batch in file.iter_batches(1024):
                 for value in batch.to_pylist():
                     line += 1
                     raw = json.dumps(value, sort_keys=True, default=repr).encode()
-                    fault = _too_long(len(raw), cap) if len(raw) > cap else content_fault(value)
+                    fault = _too_long(len(raw), cap) if len(raw) > cap else None
                     yield _row(line, hashlib.sha256(raw).hexdigest(), value, fault)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         problem = str(error).splitlines()[0]
@@ -220,11 +237,13 @@ def _too_long(size: int, cap: int) -> str:
 def _row(
     line: int, sha256: str, value: Any, fault: str | None, *, textual: bool = False, item: int | None = None
 ) -> Row | Refused:
+    fault, faults = (fault, {}) if fault is not None else row_faults(value)
     if fault is not None:
         return Refused(line=line, sha256=sha256, reason=fault, item=item)
-    return Row(line=line, sha256=sha256, value=value, textual=textual, item=item)
+    return Row(line=line, sha256=sha256, value=value, textual=textual, item=item, faults=faults)
 
 
+_GZIPPED = ".gz"
 _READERS: dict[str, Callable[[Path, int], Iterator[Row | Refused]]] = {
     ".jsonl": _read_jsonl,
     ".ndjson": _read_jsonl,

@@ -4,17 +4,15 @@ Bringing into form decides nothing: a value of the wrong type becomes null, besi
 checks (Great Expectations suites, in the validate stage) say which rows are bad.
 """
 
-import difflib
 import hashlib
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import Any
 
-from rlhf_core.data.fields import type_name, typed
+from rlhf_core.data.columns import known_columns, plan, weight_problem
+from rlhf_core.data.dialogues import unfold
+from rlhf_core.data.fields import is_missing, type_name, typed
 from rlhf_core.data.kinds import SPECS, Kind
 from rlhf_core.data.readers import Row
-from rlhf_core.data.transcripts import Dialogue, is_transcript, parse_messages, parse_transcript
 
 
 @dataclass(kw_only=True, slots=True)
@@ -29,6 +27,9 @@ class Record:
         problem: why the row has not the form of its kind at all, or null.
         parts_early: two transcripts that differ before their last turn.
         alternates: the speakers of a dialogue take turns (true where there is no dialogue).
+        reformed: the prompt was a text that is nearly a transcript, and is one now.
+        holds_turns: the prompt is read as one turn of the user, and has lines that begin turns.
+        unreadable: a field of the kind that cannot be read, and why, or null.
         unknown: fields of the row that the kind does not know; they are left out.
     """
 
@@ -40,6 +41,9 @@ class Record:
     problem: str | None = None
     parts_early: bool = False
     alternates: bool = True
+    reformed: bool = False
+    holds_turns: bool = False
+    unreadable: str | None = None
     unknown: frozenset[str] = field(default_factory=frozenset)
 
     @property
@@ -75,79 +79,29 @@ def to_record(kind: Kind, row: Row) -> Record:
     if not isinstance(value, dict):
         record.problem = f"a row must be an object, this is {type_name(value)}"
         return record
+    faults = {
+        name: fault
+        for name, fault in row.faults.items()
+        if name in known_columns(kind) and not is_missing(value[name])  # NaN is judged by its field
+    }
+    if faults:
+        name = min(faults)
+        record.unreadable = f"{name}: {faults[name]}"
+        return record
     try:
-        value = _unfold(kind, value, record)
+        unfolded = unfold(kind, value)
     except ValueError as error:
         record.problem = str(error)
         return record
-    plan = _plan(kind, frozenset(value))
-    record.unknown, record.problem = plan.unknown, plan.problem
-    raw = {name: value[source] for name, source in plan.sources.items()}
+    record.parts_early, record.alternates = unfolded.parts_early, unfolded.alternates
+    record.reformed, record.holds_turns = unfolded.reformed, unfolded.holds_turns
+    columns = plan(kind, frozenset(unfolded.value))
+    record.unknown = columns.unknown
+    record.problem = columns.problem or weight_problem(kind, unfolded.value, columns.unknown)
     for name in spec:
-        if name in plan.hints:
-            record.types[name] = plan.hints[name]
+        if name in columns.hints:
+            record.types[name] = columns.hints[name]
         else:
-            record.values[name], record.types[name] = typed(spec[name], raw.get(name), textual=row.textual)
+            given = unfolded.value.get(columns.sources.get(name, ""))
+            record.values[name], record.types[name] = typed(spec[name], given, textual=row.textual)
     return record
-
-
-def _unfold(kind: Kind, value: dict[str, Any], record: Record) -> dict[str, Any]:
-    """Rows that hold whole dialogues become rows with a prompt and responses."""
-    if kind == "demonstrations" and isinstance(value.get("messages"), list) and "prompt" not in value:
-        dialogue = parse_messages(value["messages"])
-        record.alternates = dialogue.alternates
-        rest = {name: item for name, item in value.items() if name != "messages"}
-        return rest | {"prompt": dialogue.prompt, "response": dialogue.response}
-    if kind == "comparisons":
-        chosen, rejected = _dialogue(value, "chosen"), _dialogue(value, "rejected")
-        if chosen and rejected:
-            record.parts_early = chosen.prompt != rejected.prompt
-            record.alternates = chosen.alternates and rejected.alternates
-            return value | {"prompt": chosen.prompt, "chosen": chosen.response, "rejected": rejected.response}
-    return value
-
-
-def _dialogue(value: dict[str, Any], name: str) -> Dialogue | None:
-    """The dialogue in a field, if it holds one: a list of messages, or a transcript in a row without a prompt."""
-    item = value.get(name)
-    try:
-        if isinstance(item, list):
-            return parse_messages(item)
-        if isinstance(item, str) and is_transcript(item) and not {"prompt", "question"} & value.keys():
-            return parse_transcript(item)
-    except ValueError as error:
-        raise ValueError(f"{name}: {error}") from None
-    return None
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Plan:
-    """Which field of a row is read as which field of the kind; the same for all rows with the same names."""
-
-    sources: Mapping[str, str]
-    unknown: frozenset[str]
-    hints: Mapping[str, str]  # for a required field that is absent, what stands there instead
-    problem: str | None  # an unknown field that is nearly an absent one
-
-
-@lru_cache(maxsize=1024)
-def _plan(kind: Kind, names: frozenset[str]) -> _Plan:
-    sources: dict[str, str] = {}
-    for name, spec in SPECS[kind].items():
-        found = next((known for known in (name, *spec.aliases) if known in names), None)
-        if found is not None:
-            sources[name] = found
-    unknown = names - set(sources.values())
-    hints: dict[str, str] = {}
-    problem = None
-    for name, spec in SPECS[kind].items():
-        if name in sources:
-            continue
-        near = difflib.get_close_matches(name, sorted(unknown), n=1, cutoff=0.6 if spec.required else 0.8)
-        if spec.required:
-            there = ", ".join(sorted(names)) or "nothing"
-            have = f"the nearest name is {near[0]!r}" if near else f"the row has {there}"
-            hints[name] = f"missing ({have})"
-        elif near:
-            problem = f"unknown field {near[0]!r}; the nearest known one is {name!r}"
-    return _Plan(sources=sources, unknown=unknown, hints=hints, problem=problem)

@@ -12,6 +12,8 @@ from typing import Any
 
 HUMAN, ASSISTANT = "\n\nHuman:", "\n\nAssistant:"
 _TURN = re.compile(r"\n\n(Human|Assistant):")
+_USER = ("user", "human")
+_SYSTEM = ("system", "developer")
 _SPEAKER = {"user": HUMAN, "human": HUMAN, "assistant": ASSISTANT}
 _ROLE = {"Human": "user", "Assistant": "assistant"}
 
@@ -25,12 +27,6 @@ class Dialogue:
 
     prompt: str
     response: str
-
-    @property
-    def alternates(self) -> bool:
-        """Whether the human speaks first and nobody speaks twice in a row."""
-        speakers = _TURN.findall(self.prompt)
-        return speakers[:1] == ["Human"] and all(first != second for first, second in pairwise(speakers))
 
 
 def is_transcript(text: str) -> bool:
@@ -81,38 +77,77 @@ def replies_of(prompt: str, response: str) -> list[tuple[str, str]]:
     return [*((before, reply) for before, reply in spoken if reply), (prompt, response)]
 
 
+def alternates(prompt: str) -> bool:
+    """Whether the human speaks first and nobody speaks twice in a row; true where there are no turns."""
+    speakers = _TURN.findall(prompt)
+    return not speakers or (speakers[0] == "Human" and all(first != second for first, second in pairwise(speakers)))
+
+
 def parse_messages(messages: Sequence[Any]) -> Dialogue:
     """Render `[{"role": "system" | "user" | "assistant", "content": text}, ...]` as a dialogue.
 
-    A system message may only come first; its text stands before the first turn. Role `human` is read as `user`.
+    System messages may only come first; their text stands before the first turn. Role `human` is read as `user`,
+    `developer` as `system`. A content may be a list of parts `{"type": "text", "text": ...}`.
 
     Raises:
-        ValueError: a message of another form, an unknown role, no or an empty turn before the reply, one whose text
-            would be read back as more than one turn, or a last message that is not the assistant's.
+        ValueError: a message of another form, an unknown role, a part that is no text, no or an empty turn before the
+            reply, one whose text would be read back as more than one turn, or a last message that is not the
+            assistant's.
     """
-    parts: list[str] = []
-    role = ""
-    for number, message in enumerate(messages, start=1):
-        role, content = _role_and_content(message, number)
-        if number < len(messages) and (forged := _TURN.search(content)):
+    turns = _read(messages)
+    if len(turns) < 2 or turns[-1][0] != "assistant":
+        raise ValueError("the last of at least two messages must be the assistant's")
+    return Dialogue(prompt=_render(turns[:-1]), response=turns[-1][1].strip())
+
+
+def render_turns(messages: Sequence[Any]) -> str:
+    """Render the messages of a prompt, after which the assistant is to speak, as a dialogue; see `parse_messages`.
+
+    Raises:
+        ValueError: as `parse_messages`, and a last message that is not the user's.
+    """
+    turns = _read(messages)
+    if not turns or turns[-1][0] not in _USER:
+        raise ValueError("the last message of a prompt must be the user's")
+    return _render(turns)
+
+
+def _read(messages: Sequence[Any]) -> list[tuple[str, str]]:
+    """Role and content of each message, all roles being known and those of the system's turn first."""
+    turns = [_role_and_content(message, number) for number, message in enumerate(messages, start=1)]
+    for number, (role, _) in enumerate(turns, start=1):
+        if role in _SYSTEM and any(earlier not in _SYSTEM for earlier, _ in turns[:number]):
+            raise ValueError(f"message {number} has role {role!r}, which only the first may have")
+        if role not in _SYSTEM and role not in _SPEAKER:
+            raise ValueError(f"message {number} has role {role!r}; known are system, developer, user, assistant")
+    return turns
+
+
+def _render(turns: Sequence[tuple[str, str]]) -> str:
+    before = [content.strip() for role, content in turns if role in _SYSTEM]
+    text = "\n\n".join(filter(None, before))
+    for number, (role, content) in enumerate(turns, start=1):
+        if forged := _TURN.search(content):
             raise ValueError(f"message {number} has a line that begins a turn of its own, {forged[0].strip()!r}")
-        if role == "system":
-            if number > 1:
-                raise ValueError(f"message {number} has role 'system', which only the first may have")
-            parts.append(content.strip())
-        elif role not in _SPEAKER:
-            raise ValueError(f"message {number} has role {role!r}; known are system, user, assistant")
-        elif number < len(messages):
+        if role in _SPEAKER:
             if not content.strip():
                 raise ValueError(f"message {number} is empty")
-            parts.append(f"{_SPEAKER[role]} {content.strip()}")
-    if role != "assistant" or len(parts) == 0:
-        raise ValueError("the last of at least two messages must be the assistant's")
-    return Dialogue(prompt="".join(parts) + ASSISTANT, response=content.strip())
+            text += f"{_SPEAKER[role]} {content.strip()}"
+    return text + ASSISTANT
 
 
 def _role_and_content(message: Any, number: int) -> tuple[str, str]:
     match message:
         case {"role": str(role), "content": str(content)}:
             return role, content
+        case {"role": str(role), "content": list(parts)}:
+            return role, "".join(_text_of_part(part, number) for part in parts)
     raise ValueError(f"message {number} is not an object with text `role` and `content`")
+
+
+def _text_of_part(part: Any, number: int) -> str:
+    match part:
+        case str(text) | {"type": "text", "text": str(text)}:
+            return text
+    kind = part.get("type") if isinstance(part, dict) else part
+    raise ValueError(f"message {number} has a part of type {str(kind)[:40]!r}; only text is read")

@@ -6,6 +6,8 @@ import json
 import re
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from validate_support import DEMONSTRATIONS, HELDOUT, DataProject
 
@@ -370,3 +372,102 @@ def test_pandalm_shows_its_known_dirt(project):
     assert reasons["chosen.type"] + reasons["rejected.type"] == 6
     assert reasons["chosen.empty"] + reasons["rejected.empty"] == 54
     assert (figures["rows_duplicate"], figures["judged_again"]) == (0, 102)
+
+
+ZERO_WIDTH, SOFT_HYPHEN, BRAILLE_BLANK = "\u200b", "\u00ad", "\u2800"
+
+
+@pytest.mark.parametrize("nothing", [ZERO_WIDTH, f" {SOFT_HYPHEN}\n", "\ufeff\u2060", BRAILLE_BLANK, "\u3164"])
+def test_text_with_nothing_to_see_is_empty_in_every_kind(project, nothing):
+    project.write("demonstrations", [*DEMONSTRATIONS, {"prompt": "p", "response": nothing}])
+    project.write("prompts", [{"prompt": "Well?"}, {"prompt": nothing}, {"prompt": "q", "id": nothing}])
+    project.write("comparisons", [COMPARISON, COMPARISON | {"chosen": nothing}])
+    project.write("votes", [VOTE, VOTE | {"response_b": nothing}])
+    ranking = {"prompt": "Ask?", "responses": ["x", "y"], "ranking": [1, 2]}
+    project.write("rankings", [ranking, ranking | {"responses": ["x", nothing]}])
+    grade = {"prompt": "Ask?", "response": "x", "score": 1}
+    project.write("graded", [grade, grade | {"response": nothing}])
+    project.run()
+    codes = [(entry["kind"], entry["line"], entry["codes"]) for entry in project.quarantine()]
+    assert codes == [
+        ("demonstrations", 7, ["response.empty"]),
+        ("prompts", 2, ["prompt.empty"]),
+        ("prompts", 3, ["id.empty"]),
+        ("graded", 2, ["response.empty"]),
+        ("votes", 2, ["response_b.empty"]),
+        ("comparisons", 2, ["chosen.empty"]),
+        ("rankings", 2, ["responses.empty"]),
+    ]
+
+
+def test_pairs_that_differ_in_what_cannot_be_seen_alone_are_no_pairs(project):
+    unseen = [f"Go{ZERO_WIDTH}od.", f"Good.{SOFT_HYPHEN}", "\u202aGood.\u202c"]
+    rows = [COMPARISON | {"rejected": text} for text in unseen]
+    project.write("comparisons", [COMPARISON, *rows])
+    ranking = {"prompt": "Ask?", "responses": ["Good.", "x", "y"], "ranking": [1, 2, 3]}
+    project.write("rankings", [ranking | {"responses": ["Good.", "x", unseen[0]]}, ranking])
+    project.write("votes", [VOTE, VOTE | {"response_a": "Good.", "response_b": unseen[1]}])
+    project.run()
+    found = {(entry["kind"], entry["line"]): entry["codes"] for entry in project.quarantine()}
+    places = [("comparisons", 2), ("comparisons", 3), ("comparisons", 4), ("votes", 2), ("rankings", 1)]
+    assert found == {place: ["responses.same"] for place in places}
+
+
+def test_empty_replies_that_people_judged_are_kept_where_that_is_asked_for(project):
+    rows = [COMPARISON, COMPARISON | {"rejected": " "}, COMPARISON | {"chosen": "", "rejected": "\u200b"}]
+    project.write("comparisons", rows)
+    project.write("rankings", [{"prompt": "Ask?", "responses": ["x", ""], "ranking": [1, 2]}])
+    project.write("graded", [{"prompt": "Ask?", "response": "", "score": 0}])
+    project.write("votes", [VOTE | {"response_b": ""}])
+    project.write("demonstrations", [*DEMONSTRATIONS, {"prompt": "p", "response": ""}])
+    project.run(keep_empty_responses=True)
+    assert [(entry["kind"], entry["line"], entry["codes"]) for entry in project.quarantine()] == [
+        ("demonstrations", 7, ["response.empty"]),
+        ("comparisons", 3, ["responses.same"]),
+    ]
+    assert [row["rejected"] for row in project.table("comparisons")] == ["Bad.", ""]
+    assert (project.table("votes")[0]["response_b"], project.table("graded")[0]["response"]) == ("", "")
+
+
+def test_an_empty_reply_that_people_preferred_is_no_demonstration(project):
+    project.data = {}
+    rows = [COMPARISON | {"prompt": f"Ask {i}?"} for i in range(20)]
+    project.write("comparisons", [*rows, COMPARISON | {"prompt": "Nothing?", "chosen": ""}])
+    project.run(keep_empty_responses=True, heldout_share=0.2)
+    assert {row["response"] for row in project.table("demonstrations")} == {"Good."}
+
+
+def test_prompts_that_are_nearly_transcripts_are_read_and_named(project, capsys):
+    near = transcript("Lamp?", "")[:-1]
+    rows = [COMPARISON | {"prompt": text} for text in (near, near + " ", near.lstrip(), near + "\n")]
+    project.write("comparisons", [*rows, COMPARISON | {"prompt": "x", "chosen": near + " B", "rejected": near + " C"}])
+    project.run()
+    assert [row["prompt"] for row in project.table("comparisons")] == [near] * 4
+    assert [(entry["line"], entry["code"]) for entry in project.entries("warnings")] == [
+        (line, "prompt.reformed") for line in (2, 3, 4)
+    ]
+    assert [entry["codes"] for entry in project.quarantine()] == [["row.form"]]
+    said = (
+        "warning: comparisons.jsonl: line 2: prompt: nearly a transcript, and read as one (prompt.reformed, 3 of 5 rows"
+    )
+    assert said in capsys.readouterr().out
+
+
+def test_a_column_that_nobody_reads_spoils_no_row(project, capsys):
+    gap = pa.array([float("nan"), 1.0, None])
+    chosen = ["a", "b\x00", "c"]
+    table = {"prompt": ["p"] * 3, "chosen": chosen, "rejected": ["x"] * 3, "id": [1.0, 2.0, None], "uid": ["u"] * 3}
+    pq.write_table(pa.table(table | {"reward_gap": gap}), project.root / "c.parquet")
+    project.data["comparisons"] = "c.parquet"
+    project.write("votes", [json.dumps(VOTE)[:-1] + ', "meta": {"a": NaN, "b": "\\u0000", "b": 1e999}}'])
+    figures = project.run()["kinds"]
+    assert [row["id"] for row in project.table("comparisons")][:1] == ["1"]
+    assert [(entry["codes"], entry["reason"]) for entry in project.quarantine()] == [
+        (["row.unreadable"], "chosen: control character U+0000")
+    ]
+    assert figures["comparisons"]["unknown_fields"] == ["reward_gap", "uid"]
+    assert (figures["votes"]["rows_kept"], figures["votes"]["unknown_fields"]) == (1, ["meta"])
+    said = (
+        "warning: c.parquet: columns that comparisons do not have are left out: 'reward_gap' (2 rows), 'uid' (2 rows)"
+    )
+    assert said in capsys.readouterr().out

@@ -6,7 +6,7 @@ import sys
 import pytest
 from tracking_support import git
 
-from rlhf_core.errors import ConfigError, EnvironmentProblem
+from rlhf_core.errors import ConfigError, DataError, EnvironmentProblem
 from tasks import paths
 from tasks.manifest import build_manifest
 from tasks.reproduce import reproduce
@@ -123,11 +123,21 @@ def test_lock_entries(project):
     [
         ("x/harmless-base.test.jsonl.gz", "comparisons.jsonl.gz"),
         ("a.parquet", "comparisons.parquet"),
-        ("a", "comparisons"),
+        ("a.ndjson", "comparisons.ndjson"),
+        ("PAIRS.JSONL", "comparisons.jsonl"),
+        ("a.jsonl.GZ", "comparisons.jsonl.gz"),
+        ("a.csv.jsonl", "comparisons.jsonl"),
+        ("X.CSV", "comparisons.csv"),
     ],
 )
 def test_a_given_file_keeps_its_format_in_its_name(tmp_path, source, target):
     assert data_target("comparisons", tmp_path / source) == paths.DATA / target
+
+
+@pytest.mark.parametrize("source", ["a", "a.txt", "a.gz", "a.parquet.gz", "a.jsonl.bz2"])
+def test_a_given_file_of_no_known_format_is_refused(tmp_path, source):
+    with pytest.raises(DataError, match=r"unknown format .* Fix: use one of \.csv"):
+        data_target("comparisons", tmp_path / source)
 
 
 def test_a_run_with_other_parameters_starts_from_the_same_data_and_the_shared_cache(project):

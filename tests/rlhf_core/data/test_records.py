@@ -81,9 +81,23 @@ def test_a_transcript_that_the_human_ends_has_no_response():
     assert record("comparisons", value).problem == "chosen: the last turn is not the assistant's"
 
 
-def test_texts_that_only_look_like_transcripts_stay_with_their_prompt():
-    found = record("comparisons", {"prompt": "p", "chosen": CHOSEN, "rejected": "r"})
-    assert (found.values["prompt"], found.values["chosen"]) == ("p", CHOSEN.strip())
+@pytest.mark.parametrize("prompt", [PROMPT, PROMPT + " ", PROMPT.lstrip(), "How are you?", "  hi "])
+def test_a_prompt_beside_transcripts_says_what_they_say(prompt):
+    found = record("comparisons", {"prompt": prompt, "chosen": CHOSEN, "rejected": REJECTED})
+    assert (found.values["prompt"], found.values["chosen"], found.problem) == (PROMPT, "Well.", None)
+
+
+@pytest.mark.parametrize("reply", [CHOSEN, CHOSEN.strip(), messages("Hi", "Hello", "How are you?", "Well.")])
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [("comparisons", "chosen"), ("votes", "response_b"), ("graded", "response"), ("demonstrations", "response")],
+)
+def test_a_prompt_that_differs_from_the_dialogue_beside_it_is_refused(kind, name, reply):
+    row = {"prompt": "Something else?", "chosen": "r", "rejected": "r", "response_a": "r", "response_b": "r"}
+    found = record(kind, row | {name: reply})
+    assert found.problem == f"prompt: says something else than the turns before the reply in {name}"
+    same = record(kind, row | {"prompt": PROMPT, name: reply})
+    assert (same.values["prompt"], same.values[name], same.problem) == (PROMPT, "Well.", None)
 
 
 def test_messages_are_rendered_as_a_transcript():
@@ -177,3 +191,167 @@ def test_any_row_becomes_a_record(kind, value):
     required = [name for name, spec in SPECS[kind].items() if spec.required]
     if found.problem is None and all(found.types[name] == RIGHT_TYPE for name in SPECS[kind]):
         assert all(found.values[name] is not None for name in required)
+
+
+TURNS = messages("Hi", "Hello", "How are you?")
+PARTS = [
+    {"role": "developer", "content": [{"type": "text", "text": "Be "}, {"type": "text", "text": "kind."}]},
+    {"role": "user", "content": [{"type": "text", "text": "Hi"}]},
+]
+
+
+def reply(text):
+    return [{"role": "assistant", "content": text}]
+
+
+# What TRL calls its formats (docs of 1.16, "Dataset formats and types"), each saying the same.
+SHAPES = [
+    ("comparisons", {"prompt": TURNS, "chosen": reply("Well."), "rejected": reply("Go.")}),
+    ("comparisons", {"prompt": TURNS, "chosen": "Well.", "rejected": "Go."}),
+    ("comparisons", {"prompt": PROMPT, "chosen": reply("Well."), "rejected": reply("Go.")}),
+    ("comparisons", {"chosen": TURNS + reply("Well."), "rejected": TURNS + reply("Go.")}),
+    ("comparisons", {"prompt": TURNS, "chosen": TURNS + reply("Well."), "rejected": TURNS + reply("Go.")}),
+    ("comparisons", {"prompt": TURNS[:1], "chosen": TURNS[1:] + reply("Well."), "rejected": TURNS[1:] + reply("Go.")}),
+    ("demonstrations", {"prompt": TURNS, "completion": reply("Well.")}),
+    ("demonstrations", {"prompt": PROMPT, "completion": "Well."}),
+    ("demonstrations", {"messages": TURNS + reply("Well.")}),
+    ("demonstrations", {"prompt": "Hi", "messages": TURNS + reply("Well.")}),
+    ("votes", {"prompt": TURNS, "response_a": reply("Well."), "response_b": "Go."} | {"annotator": "a", "choice": "a"}),
+    ("rankings", {"prompt": TURNS, "responses": [reply("Well."), "Go."], "ranking": [1, 2]}),
+    ("graded", {"prompt": TURNS, "completion": reply("Well."), "score": 1}),
+    ("prompts", {"prompt": TURNS}),
+    ("prompts", {"messages": TURNS}),
+    ("heldout_prompts", {"prompt": PROMPT.strip()}),
+]
+
+
+@pytest.mark.parametrize(("kind", "row"), SHAPES)
+def test_every_shape_of_a_dialogue_gives_the_same_row(kind, row):
+    found = record(kind, row)
+    assert found.problem is None
+    assert set(found.types.values()) == {RIGHT_TYPE}
+    assert found.values["prompt"] == PROMPT
+    replies = {name: found.values.get(name) for name in ("chosen", "response", "response_a", "responses")}
+    assert {str(text) for text in replies.values() if text} <= {"Well.", "['Well.', 'Go.']"}
+    assert found.alternates
+    assert not found.parts_early
+
+
+def test_developer_turns_are_the_systems_and_content_may_come_in_parts():
+    found = record("comparisons", {"prompt": PARTS, "chosen": reply([{"type": "text", "text": "a"}]), "rejected": "b"})
+    assert found.values["prompt"] == "Be kind.\n\nHuman: Hi\n\nAssistant:"
+    assert found.values["chosen"] == "a"
+    picture = [{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}]
+    assert (
+        "message 1 has a part of type 'image_url'; only text is read" in record("prompts", {"prompt": picture}).problem
+    )
+
+
+def test_explicit_prompts_whose_replies_part_early_are_noted():
+    chosen, rejected = TURNS[1:] + reply("x"), reply("Hullo") + TURNS[2:] + reply("y")
+    assert record("comparisons", {"prompt": TURNS[:1], "chosen": chosen, "rejected": rejected}).parts_early
+
+
+@pytest.mark.parametrize(
+    ("prompt", "problem"),
+    [
+        (reply("Hi"), "prompt: the last message of a prompt must be the user's"),
+        ([], "prompt: the last message of a prompt must be the user's"),
+        ("Human: A\n\nAssistant: B", "prompt: begins like a transcript and ends within a turn of the assistant"),
+        ("\n\nHuman: A\n\nAssistant: B", "prompt: begins like a transcript and ends within a turn of the assistant"),
+    ],
+)
+def test_a_prompt_that_the_assistant_has_answered_is_refused(prompt, problem):
+    assert record("prompts", {"prompt": prompt}).problem == problem
+
+
+@pytest.mark.parametrize("kind", sorted(SPECS))
+def test_a_prompt_that_is_nearly_a_transcript_becomes_one_and_is_noted(kind):
+    found = record(kind, {"prompt": PROMPT + " "})
+    assert (found.values["prompt"], found.reformed, found.alternates) == (PROMPT, True, True)
+    twice = record(kind, {"prompt": "\n\nHuman: a\n\nHuman: b\n\nAssistant:"})
+    assert (twice.reformed, twice.alternates) == (False, False)
+    within = record(kind, {"prompt": "Sum up:\n\nHuman: hi\n\nAssistant: hello\n\nWell?"})
+    assert (within.holds_turns, within.reformed) == (True, False)
+
+
+WHOLE = "Human: Hi\n\nAssistant: Hello\n\nHuman: How are you?\n\nAssistant: "
+
+
+def test_whole_dialogues_that_are_nearly_transcripts_are_read():
+    found = record("comparisons", {"chosen": WHOLE + "Well.", "rejected": REJECTED.replace("\n", "\r\n").strip()})
+    assert (found.values["prompt"], found.values["chosen"], found.values["rejected"]) == (PROMPT, "Well.", "Go away.")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "uid",
+        "idx",
+        "pid",
+        "qid",
+        "ids",
+        "source_id",
+        "resource",
+        "sources",
+        "tasks",
+        "task_id",
+        "criteria",
+        "annotators",
+    ],
+)
+def test_columns_that_are_other_words_are_left_out(name):
+    found = record("comparisons", {"prompt": "p", "chosen": "c", "rejected": "r", name: "x"})
+    assert (found.problem, found.unknown) == (None, {name})
+
+
+@pytest.mark.parametrize("name", ["anotator", "annotater", "annottaor", "strenght", "sourc", "critterion"])
+def test_misspelt_optional_fields_are_a_problem(name):
+    assert (
+        f"unknown field {name!r}"
+        in record("comparisons", {"prompt": "p", "chosen": "c", "rejected": "r", name: 1}).problem
+    )
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [(1.0, "1"), (7, "7"), (float("nan"), None), (None, None), (" a\u200b ", "a"), (1.5, "number"), (True, "boolean")],
+)
+def test_ids_as_data_frames_write_them(value, expected):
+    row = Row(line=1, sha256="", value={"prompt": "p", "id": value}, faults={"id": "nan"} if value != value else {})
+    found = to_record("prompts", row)
+    assert expected in ((found.values["id"], found.types["id"]) if expected is not None else (found.values["id"],))
+
+
+def test_what_nobody_reads_spoils_no_row():
+    row = {"prompt": "p", "chosen": "c", "rejected": "r", "gap": float("nan"), "strength": float("nan")}
+    found = to_record("comparisons", Row(line=1, sha256="", value=row, faults={"gap": "nan", "strength": "nan"}))
+    assert (found.unreadable, found.problem, found.values["strength"]) == (None, None, 1)
+    grade = {"prompt": "p", "response": "r", "score": float("nan")}
+    found = to_record("graded", Row(line=1, sha256="", value=grade, faults={"score": "nan is not a finite number"}))
+    assert found.types["score"] == "number that is not finite"
+    faults = {"chosen": "control character U+0000"}
+    assert to_record("comparisons", Row(line=1, sha256="", value=row, faults=faults)).unreadable == (
+        "chosen: control character U+0000"
+    )
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "value"),
+    [
+        ("comparisons", "weight", 0.5),
+        ("comparisons", "soft_label", 0.8),
+        ("comparisons", "label", 0),
+        ("comparisons", "margin", 3.0),
+        ("votes", "weight", 2),
+        ("graded", "sample_weight", "0.5"),
+        ("demonstrations", "label", False),
+        ("demonstrations", "Weight", 0),
+        ("prompts", "weight", [1]),
+    ],
+)
+def test_weights_and_soft_labels_that_say_something_are_refused(kind, name, value):
+    row = VOTE | {"chosen": "c", "rejected": "r", "response": "r", "score": 1}
+    assert record(kind, row | {name: value}).problem.startswith(f"{name} is {value}")
+    for neutral in (1, 1.0, True, None, float("nan"), "1"):
+        assert record(kind, row | {name: neutral}).problem is None
