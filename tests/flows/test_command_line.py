@@ -89,6 +89,7 @@ def test_profiles_are_listed_with_what_they_are_for(counting_project: Path) -> N
         (["run", "--data", "wishes=x.jsonl"], 2, "unknown record kind"),
         (["run", "--data", "votes=absent.jsonl"], 4, "no such file"),
         (["run", "--data", "rankings=absent.jsonl"], 4, "no such file"),
+        (["run", "--data", "votes=params.yaml"], 2, "unknown format '.yaml'"),
         (["resume"], 2, "nothing to go on with"),
         (["report"], 7, "no report yet"),
         (["deploy", "--cron", "0 3 * * *", "--profile", "nope"], 2, "no such profile"),
