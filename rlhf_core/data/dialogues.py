@@ -151,6 +151,6 @@ def _says_the_same(given: str, prompt: str) -> bool:
     if prompt_identity(given) == prompt_identity(prompt):
         return True
     turns = seen_turns(prompt)
-    spoken = [turn for turn in turns if turn["role"] != "system"]
-    users = [turn["content"] for turn in spoken if turn["role"] == "user"]
+    spoken = tuple(turn for turn in turns if turn.role != "system")
+    users = [turn.content for turn in spoken if turn.role == "user"]
     return seen_turns(given) == spoken or (bool(users) and normal_form(given) in (users[0], users[-1]))
