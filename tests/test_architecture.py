@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -192,6 +193,19 @@ def test_the_readme_tree_is_the_tree() -> None:
         for path in (ROOT / package).rglob("__init__.py")
     }
     assert packages <= named, f"README lacks {sorted(packages - named)}"
+
+
+def test_every_declared_package_is_used() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    declared = [*project["dependencies"], *project["optional-dependencies"]["dev"]]
+    names = {re.split(r"[<>=!~]", entry)[0].lower() for entry in declared}
+    files = [path for folder in (*PACKAGES, "tests", "benchmarks") for path in (ROOT / folder).rglob("*.py")]
+    used = {name.split(".")[0] for path in files for name in imported(path)}
+    modules = {"great-expectations": "great_expectations", "ruamel.yaml": "ruamel"}
+    unused = {name for name in names if modules.get(name, name) not in used}
+    bounds = {"fastapi", "sqlalchemy"}  # named for their versions, which Prefect cannot do without
+    tools = {"ruff", "mypy", "import-linter", "pytest-timeout", "pytest-xdist"}
+    assert unused <= bounds | tools, f"declared and never imported: {sorted(unused - bounds - tools)}"
 
 
 def test_what_is_made_from_the_schema_is_fresh() -> None:
