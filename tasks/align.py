@@ -23,10 +23,11 @@ from rlhf_core.models.reward_ensemble import RewardEnsemble, load_reward_model
 from rlhf_core.models.tokenizer import load_tokenizer
 from rlhf_core.state.atomic import write_json
 from rlhf_core.state.train_state import TrainState
+from rlhf_core.trainers.optimisation import refused_steps
 from tasks import paths
 from tasks.align_chain import run_chain
 from tasks.align_dpo import run_dpo
-from tasks.align_ppo import guard_figures, run_ppo
+from tasks.align_ppo import guard_figures, run_ppo, set_aside_figures
 from tasks.align_prompts import training_prompts
 from tasks.stage import Stage
 
@@ -61,7 +62,8 @@ def run(stage: Stage) -> dict[str, Any]:
     save_policy(policy, tokenizer, stage.out / "model")
     metrics, samples = _compare(stage, tokenizer, policy, reference, reward_model)
     write_json(stage.out / "samples.json", samples)
-    return metrics | {"steps": state.step} | _last_figures(state) | guard_figures(state) | links
+    metrics |= {"steps": state.step, "refused_steps": refused_steps(state)} | set_aside_figures(stage, tokenizer, state)
+    return metrics | _last_figures(state) | guard_figures(state) | links
 
 
 def _compare(

@@ -25,6 +25,8 @@ from rlhf_core.state.checkpoint import Checkpointer
 from rlhf_core.state.sharding import lend_whole
 from rlhf_core.state.train_state import TrainState
 from rlhf_core.trainers.guard import STOPPED
+from rlhf_core.trainers.optimisation import REFUSED
+from rlhf_core.trainers.ppo_aside import SET_ASIDE
 from tasks.align_dpo import run_dpo
 from tasks.align_ppo import run_ppo
 from tasks.align_prompts import training_prompts
@@ -75,8 +77,24 @@ def run_chain(
         ]
         whole.step += state.step
         whole.extra["tokens"] = _tokens(whole) + _tokens(state)
+        _add_refusals(whole, state)
     stage.history = whole.history
     return whole, {"links": figures}
+
+
+def _add_refusals(whole: TrainState, state: TrainState) -> None:
+    """Count and name in the chain's state what a link refused and set aside; steps are counted over the chain."""
+    for key in (key for key in state.extra if key.startswith(REFUSED)):
+        whole.extra[key] = whole.extra.get(key, 0) + state.extra[key]
+    own = state.extra.get(SET_ASIDE)
+    if own:
+        known = whole.extra.setdefault(SET_ASIDE, {"responses": 0, "rollouts": 0, "named": []})
+        steps_before = whole.step - state.step
+        whole.extra[SET_ASIDE] = {
+            "responses": known["responses"] + own["responses"],
+            "rollouts": known["rollouts"] + own["rollouts"],
+            "named": [*known["named"], *(one | {"step": one["step"] + steps_before} for one in own["named"])],
+        }
 
 
 class Yardstick:

@@ -6,6 +6,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_core.config import PPOConfig
+from rlhf_core.data.records import prompt_id
 from rlhf_core.models.adapters import add_adapters
 from rlhf_core.models.policy import eos_token_ids
 from rlhf_core.models.reward import RewardModel
@@ -15,6 +16,7 @@ from rlhf_core.state.train_state import TrainState
 from rlhf_core.trainers.guard import STOPPED
 from rlhf_core.trainers.optimisation import make_optimizer
 from rlhf_core.trainers.ppo import Sampling, train_ppo
+from rlhf_core.trainers.ppo_aside import SET_ASIDE
 from tasks.align_keeper import Keeper
 from tasks.align_prompts import training_prompts
 from tasks.align_rewards import further_terms, held_out_watch
@@ -105,6 +107,18 @@ def guard_figures(state: TrainState) -> dict[str, Any]:
         "guard_best_step": stopped["best_step"],
         "guard_reason": stopped["reason"],
     }
+
+
+def set_aside_figures(stage: Stage, tokenizer: PreTrainedTokenizerBase, state: TrainState) -> dict[str, Any]:
+    """How many responses PPO set aside, and the first of them by name; empty where there were none."""
+    known = state.extra.get(SET_ASIDE)
+    if known is None:
+        return {}
+    texts = [text for text, _ in training_prompts(stage, tokenizer)]
+    named = [
+        one | {"prompt": texts[one["prompt"]], "prompt_id": prompt_id(texts[one["prompt"]])} for one in known["named"]
+    ]
+    return {"responses_set_aside": known["responses"], "rollouts_with_set_aside": known["rollouts"], "set_aside": named}
 
 
 def _tell_of_the_guard(stage: Stage, state: TrainState) -> None:

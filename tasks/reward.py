@@ -25,7 +25,7 @@ from rlhf_core.models.reward_ensemble import RewardEnsemble
 from rlhf_core.models.tokenizer import encode_prompts, encode_responses, load_tokenizer
 from rlhf_core.state.atomic import write_json
 from rlhf_core.state.train_state import TrainState
-from rlhf_core.trainers.optimisation import make_optimizer
+from rlhf_core.trainers.optimisation import make_optimizer, refused_steps
 from rlhf_core.trainers.reward import standardise, train_reward
 from rlhf_core.trainers.reward_plan import PUBLISHED, ensemble_of, make_models, phases
 from rlhf_core.trainers.reward_teacher import settle
@@ -224,12 +224,13 @@ def _gate(card: Mapping[str, Any], cfg: RewardConfig) -> None:
 def _training_figures(
     stage: Stage, state: TrainState, groups: Sequence[PreferenceGroup], model: RewardModel | RewardEnsemble
 ) -> dict[str, Any]:
-    last = state.history[-LAST_STEPS:]
+    losses = [row["loss/train"] for row in state.history[-LAST_STEPS:] if "loss/train" in row]
     return {
         "head": stage.params.reward.head,
-        "train_loss": sum(row["loss/train"] for row in last) / len(last),
+        "train_loss": sum(losses) / len(losses) if losses else None,
         "num_train_pairs": sum(len(group.pairs) for group in groups),
         "num_train_prompts": len(groups),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "steps": state.step,
+        "refused_steps": refused_steps(state),
     }

@@ -30,7 +30,7 @@ from rlhf_core.models.tokenizer import (
 from rlhf_core.rollout.sampler import sample_responses
 from rlhf_core.state.atomic import write_json
 from rlhf_core.state.train_state import TrainState
-from rlhf_core.trainers.optimisation import make_optimizer
+from rlhf_core.trainers.optimisation import make_optimizer, refused_steps
 from rlhf_core.trainers.sft import train_sft
 from tasks import paths
 from tasks.stage import Stage
@@ -161,5 +161,6 @@ def _figures(
         "pad_is_eos": tokenizer.pad_token_id == tokenizer.eos_token_id,
         **parameter_counts(model),
         "steps": state.step,
+        "refused_steps": refused_steps(state),
         "stopped_early": bool(state.extra.get("stopped_early", False)),
     }

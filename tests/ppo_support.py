@@ -17,7 +17,8 @@ from rlhf_core.state.train_state import TrainState
 from rlhf_core.state.world import ALONE, World
 from rlhf_core.trainers.optimisation import make_optimizer
 from rlhf_core.trainers.ppo import Sampling, train_ppo
-from rlhf_core.trainers.ppo_rollout import Rollout, collect_rollout, write_responses
+from rlhf_core.trainers.ppo_parts import Rollout
+from rlhf_core.trainers.ppo_rollout import collect_rollout, write_responses
 
 PAD, EOS, GOOD, VOCABULARY = 0, 1, 5, 24
 TINY = ModelConfig(
@@ -114,7 +115,7 @@ def roll(cfg: PPOConfig, state: TrainState, seed: int = 3, world: World = ALONE)
     generator = torch.Generator().manual_seed(seed)
     chosen = [row // cfg.responses_per_prompt for row in range(cfg.rollout_batch)]
     written = write_responses(state, PROMPTS, chosen, SAMPLING, cfg.temperature, generator, world)
-    return collect_rollout(cfg, state, tiny_policy(), share_of_good, PROMPTS, written, [], PAD, world)
+    return collect_rollout(cfg, state, tiny_policy(), share_of_good, PROMPTS, written, [], PAD, generator, world)
 
 
 def weights(state: TrainState) -> list[Tensor]:

@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from rlhf_core.data.batches import collate
+from rlhf_core.errors import check_finite
 from rlhf_core.evaluation.intervals import normal_quantile
 from rlhf_core.models.mixture import PolicyMixture
 from rlhf_core.rollout.logprobs import response_logprobs
@@ -34,7 +35,12 @@ def drift_figures(
         may fall below 0 by chance; `kl_to_sft_low`, `kl_to_sft_high`: its normal interval, `None` for a single
         response; `kl_per_token`: the summed difference over all tokens; `perplexity_under_sft`: what the reference
         makes of the samples, a token.
+
+    Raises:
+        Diverged: a log-probability is no finite number: its mean would pass every bound on the divergence.
     """
+    check_finite(logprobs, "drift: the policy's log-probability of response")
+    check_finite(reference_logprobs, "drift: the reference's log-probability of response")
     difference = np.asarray(logprobs, dtype=np.float64) - np.asarray(reference_logprobs, dtype=np.float64)
     count, tokens = len(difference), int(sum(num_tokens))
     mean = float(difference.mean())

@@ -11,13 +11,20 @@ from torch import nn
 
 from rlhf_core.data.batches import collate
 from rlhf_core.data.demo.gold import Grade, grade
+from rlhf_core.errors import check_finite
 from rlhf_core.evaluation.ab import Choice, Judge
 
 
 def score_judge(tolerance: float) -> Judge[float]:
-    """Return a judge that is shown scores in place of responses: the higher wins, within `tolerance` is a tie."""
+    """Return a judge that is shown scores in place of responses: the higher wins, within `tolerance` is a tie.
+
+    It raises Diverged for a score that is no finite number: NaN would lose against anything shown first, and win
+    shown second.
+    """
 
     def judge(prompts: Sequence[str], first: Sequence[float], second: Sequence[float]) -> list[Choice]:
+        check_finite(first, "evaluate: the score of response")
+        check_finite(second, "evaluate: the score of response")
         return [_higher(one - other, tolerance) for one, other in zip(first, second, strict=True)]
 
     return judge
@@ -54,6 +61,9 @@ def reward_scores(
     """Return the score of each response by a reward model or ensemble, in the order given.
 
     Rows of like length share a batch.
+
+    Raises:
+        Diverged: the score of a response is no finite number.
     """
     device = next(model.parameters()).device
     order = sorted(range(len(prompts)), key=lambda row: (len(prompts[row]) + len(responses[row]), row))
@@ -63,4 +73,5 @@ def reward_scores(
         batch = collate([prompts[row] for row in rows], [responses[row] for row in rows], pad_id).to(device)
         for row, score in zip(rows, model(batch).tolist(), strict=True):
             scores[row] = score
+    check_finite(scores, "reward model: the score of response", "look at artifacts/reward/model and at that response")
     return scores

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from rlhf_core.data.batches import collate
+from rlhf_core.errors import check_finite
 from rlhf_core.models.reward import Details, RewardModel
 from rlhf_core.models.reward_ensemble import RewardEnsemble
 
@@ -36,7 +37,11 @@ def read_responses(
     pad_id: int,
     batch_size: int,
 ) -> list[Reading]:
-    """Read every response; rows of like length share a batch, the very ones of `judges.reward_scores`."""
+    """Read every response; rows of like length share a batch, the very ones of `judges.reward_scores`.
+
+    Raises:
+        Diverged: the score of a response is no finite number.
+    """
     device = model.shift.device
     order = sorted(range(len(prompts)), key=lambda row: (len(prompts[row]) + len(responses[row]), row))
     readings: dict[int, Reading] = {}
@@ -44,6 +49,7 @@ def read_responses(
         rows = order[start : start + batch_size]
         batch = collate([prompts[row] for row in rows], [responses[row] for row in rows], pad_id).to(device)
         readings |= dict(zip(rows, _rows(model.details(batch)), strict=True))
+    check_finite([readings[row].score for row in range(len(prompts))], "reward model: the score of response")
     return [readings[row] for row in range(len(prompts))]
 
 

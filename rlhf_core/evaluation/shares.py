@@ -8,6 +8,7 @@ from itertools import combinations, pairwise
 
 from torch import Tensor
 
+from rlhf_core.errors import check_finite
 from rlhf_core.models.mixture import mixed_logprobs
 
 SAME_VALUE_DIGITS = 9
@@ -24,7 +25,12 @@ def part_lattice(num_members: int, parts: int) -> list[tuple[int, ...]]:
 
 
 def best_parts(lattice: Sequence[tuple[int, ...]], values: Sequence[float]) -> int:
-    """Place of the highest value; of equal ones the most even parts (least sum of squares), then the first."""
+    """Place of the highest value; of equal ones the most even parts (least sum of squares), then the first.
+
+    Raises:
+        Diverged: a value is no finite number, so it is neither above nor below the others.
+    """
+    check_finite(values, "combine: the value of candidate")
     return max(
         range(len(lattice)),
         key=lambda place: (round(values[place], SAME_VALUE_DIGITS), -sum(part * part for part in lattice[place])),

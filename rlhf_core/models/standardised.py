@@ -1,5 +1,7 @@
 """Scores on a scale of their own: what a reward model and an ensemble of them have in common."""
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -19,9 +21,12 @@ class Standardised(nn.Module):
         """From now on a raw score of `mean` is 0 and one of `mean + deviation` is 1.
 
         Raises:
-            ValueError: `deviation` is not positive, so scores could not be told apart.
+            ValueError: `deviation` is not positive, so scores could not be told apart, or one of both is no number.
         """
-        if not deviation > 0:
-            raise ValueError(f"standard deviation of the scores is {deviation}; the model scores everything alike")
+        if not (0 < deviation < math.inf and math.isfinite(mean)):
+            raise ValueError(
+                f"the scores have mean {mean} and standard deviation {deviation}: at 0 the model scores everything "
+                "alike, and otherwise both are finite"
+            )
         self.shift.fill_(mean)
         self.scale.fill_(deviation)

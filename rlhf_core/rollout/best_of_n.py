@@ -9,6 +9,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from rlhf_core.errors import check_finite
+
 Keep = Literal["best", "contrast"]
 
 
@@ -24,12 +26,14 @@ def pick(scores_NC: Tensor, of: int, keep: Keep) -> Tensor:
     better, so best and worst of a pool are two candidates even where all are equal.
 
     Raises:
+        Diverged: a score is no finite number: NaN would count as the best, since a maximum passes it on.
         ValueError: the candidates are not whole pools, or a pool is too small.
     """
     rows, candidates = scores_NC.shape
     smallest = 1 if keep == "best" else 2
     if of < smallest or candidates % of:
         raise ValueError(f"{candidates} candidates are no pools of {of}, or these smaller than {smallest}")
+    check_finite(scores_NC.flatten().tolist(), "generate.best_of: the score of candidate")
     pools_NPO = scores_NC.view(rows, -1, of)
     first_P = torch.arange(0, candidates, of, device=scores_NC.device)
     best_NP = first_P + pools_NPO.argmax(-1)

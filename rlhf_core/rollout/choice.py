@@ -1,4 +1,4 @@
-"""Drawing the next token: exactly from the distribution asked for, with that distribution's own log-probability.
+"""Drawing the next token by inversion of the distribution asked for, with that distribution's own log-probability.
 
 Shape suffixes: B = rows, V = vocabulary, C = candidates of a cut-off distribution, the likeliest first, N = blocks of
 the vocabulary (in `_first_above`: any numbers), L = tokens of a block.
@@ -10,6 +10,8 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from rlhf_core.errors import Diverged
 
 BLOCK = 64
 """Tokens summed together before a cumulative sum runs over the sums: two short sums instead of one long one."""
@@ -72,8 +74,32 @@ def choose_tokens(logits_BV: Tensor, temperature: float | Tensor, uniform_B: Ten
         temperature: logits are divided by it; one number, or one a row (temperature_B).
         uniform_B: numbers in [0, 1), one a row: a row's token depends on its own logits and number alone.
         cut_off: which tokens may be drawn.
+
+    Raises:
+        Diverged: logits of a row are NaN or infinite, or all forbidden, so there is nothing to draw from. On a GPU,
+            where looking would wait for it at each token, `checked_logprobs` is for whoever fetches the numbers.
     """
-    logits_BV = logits_BV.float()
+    chosen = _chosen_tokens(logits_BV.float(), temperature, uniform_B, cut_off)
+    if logits_BV.device.type == "cpu":
+        checked_logprobs(chosen.logprobs_B)
+    return chosen
+
+
+def checked_logprobs(logprobs: Tensor) -> None:
+    """See to it that tokens were drawn from a distribution: of anything else the softmax, and so these, are NaN.
+
+    Raises:
+        Diverged: they were not.
+    """
+    bad = logprobs.isnan()
+    if bool(bad.any()):
+        raise Diverged(
+            f"sampling: {int(bad.sum())} of {bad.numel()} tokens have logits that are NaN or infinite: there is no "
+            "distribution to draw them from. Fix: look at the model's weights; after training, at its learning_rate"
+        )
+
+
+def _chosen_tokens(logits_BV: Tensor, temperature: float | Tensor, uniform_B: Tensor, cut_off: CutOff) -> Choice:
     if isinstance(temperature, Tensor):
         greedy_B = temperature == 0.0
         drawn = _draw(logits_BV / torch.where(greedy_B, 1.0, temperature)[:, None], uniform_B, cut_off)

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from rlhf_core.data.batches import collate
-from rlhf_core.rollout.choice import OPEN, Choice, CutOff, choose_tokens
+from rlhf_core.rollout.choice import OPEN, Choice, CutOff, checked_logprobs, choose_tokens
 from rlhf_core.rollout.decoder import Decoder
 from rlhf_core.rollout.decoders import make_decoder
 from rlhf_core.rollout.packed_weight import GRAIN
@@ -101,6 +101,7 @@ def sample_rows(
 
     Raises:
         ValueError: a negative temperature, not one a row, or a prompt without tokens.
+        Diverged: the model's logits are not numbers.
     """
     temperatures = [float(temperature)] * len(prompts) if isinstance(temperature, int | float) else list(temperature)
     if len(temperatures) != len(prompts) or any(one < 0 for one in temperatures):
@@ -215,6 +216,7 @@ class _Growing:
     def responses(self, eos_ids: Sequence[int]) -> Iterator[tuple[list[int], list[float], list[float], bool]]:
         """Tokens, both kinds of log-probabilities and whether it ended by itself, cut after the first end token."""
         columns = (self.tokens_TB, self.logprobs_TB, self.behaviour_TB)
+        checked_logprobs(self.logprobs_TB)
         for tokens, logprobs, behaviour in zip(*(column.t().tolist() for column in columns), strict=True):
             length = next((place + 1 for place, token in enumerate(tokens) if token in eos_ids), 0)
             kept = length or len(tokens)

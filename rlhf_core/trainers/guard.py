@@ -18,6 +18,7 @@ from torch import nn
 from rlhf_core.config import PPOConfig
 from rlhf_core.config.ppo import GuardConfig
 from rlhf_core.data.batches import collate
+from rlhf_core.errors import check_finite
 from rlhf_core.objectives.kl import kl_to_reference
 from rlhf_core.state.rng import StepRng
 from rlhf_core.state.sharding import in_step, part_like, whole
@@ -78,11 +79,14 @@ class Guard:
         if self.watch is not None and GUARD not in state.extra:
             take_in(self.cfg.guard, state, self.read(self.watch, state))
 
-    def after_step(self, state: TrainState, rollout_kl: float) -> dict[str, float]:
-        """Read where a reading is due, and take the run back where it must end; returns figures of the reading."""
+    def after_step(self, state: TrainState, rollout_kl: float | None) -> dict[str, float]:
+        """Read where a reading is due, and take the run back where it must end; returns figures of the reading.
+
+        `rollout_kl` is None where the rollout had no finite response.
+        """
         if self.watch is None:
             return {}
-        reason, figures = _over_cap(self.cfg.guard, rollout_kl), {}
+        reason, figures = None if rollout_kl is None else _over_cap(self.cfg.guard, rollout_kl), {}
         if reason is None and state.step % self.cfg.guard.every == 0:
             reading = self.read(self.watch, state)
             figures, reason = reading.figures(), take_in(self.cfg.guard, state, reading)
@@ -96,6 +100,7 @@ class Guard:
 
         Raises:
             DataError: the held-out scorer did not give one finite number a response.
+            Diverged: the reward model or a policy did not: a mean that is no number is above and below no bound.
         """
         policy, temperature, prompts = state.modules["policy"], self.cfg.temperature, watch.prompts
         generator = StepRng(self.seed, "ppo")("guard")
@@ -114,8 +119,10 @@ class Guard:
                 proxy += self.reward_fn(batch).tolist()
                 drift += kl_to_reference(logprobs_BR, others_BR, batch.response_mask_BR).tolist()
         heldout = checked_rates("align.ppo.guard.scorer", watch.rate(mine), len(mine))
-        means = [fmean(self.world.collect(numbers)) for numbers in (proxy, heldout, drift)]
-        return Reading(step=state.step, proxy=means[0], heldout=means[1], kl=means[2])
+        proxy, heldout, drift = (self.world.collect(numbers) for numbers in (proxy, heldout, drift))
+        check_finite(proxy, "align.ppo.guard: the reward model's score of the response to held-out prompt")
+        check_finite(drift, "align.ppo.guard: the divergence of the response to held-out prompt")
+        return Reading(step=state.step, proxy=fmean(proxy), heldout=fmean(heldout), kl=fmean(drift))
 
 
 def _over_cap(cfg: GuardConfig, kl: float) -> str | None:

@@ -12,7 +12,8 @@ from rlhf_core.state.sharding import whole
 from rlhf_core.state.train_state import TrainState
 from rlhf_core.state.world import ALONE, World
 
-MOST_REFUSED_STEPS = 3  # in a row, before training is given up
+MOST_REFUSED = 3  # steps, or rollouts, in a row, before training is given up
+REFUSED = "refused/"
 SUMMED_AT_ONCE = 2**24  # numbers: 64 MiB of gradients in float32
 
 
@@ -53,40 +54,70 @@ def apply_gradients(
     *,
     max_grad_value: float | None = None,
 ) -> float | None:
+    """`take_step`, where three refused steps in a row end the run.
+
+    Raises:
+        Diverged: three steps in a row were refused.
+    """
+    norm = take_step(state, name, loss, max_grad_norm, world, max_grad_value=max_grad_value)
+    note_refusal(state, name, norm is not None, f"loss {loss} or its gradient")
+    return norm
+
+
+def take_step(
+    state: TrainState,
+    name: str,
+    loss: float,
+    max_grad_norm: float,
+    world: World = ALONE,
+    *,
+    max_grad_value: float | None = None,
+) -> float | None:
     """Take one step of `state.optimizers[name]` with the gradients that lie on its parameters, then clear them.
 
     Gradients are summed over the processes of `world`, so each holds the gradient of its share of one common loss;
     `loss` is that loss, the same in all of them. They are then scaled down to a norm of `max_grad_norm`, and each
     entry is cut to `max_grad_value` where that is given. A step whose loss or gradient is not finite is refused: no
-    weight and no moment changes, and `state.extra["refused_in_a_row/<name>"]` counts; a step that is taken sets it
-    back to 0.
+    weight and no moment changes, and `state.extra["refused/<name>"]` counts it.
 
     Returns:
         The norm before clipping; None where the step was refused.
-
-    Raises:
-        Diverged: three steps in a row were refused.
     """
     optimizer = state.optimizers[name]
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     sum_gradients(parameters, world)
     total = grad_norm(parameters)
     norm = whole(total).item()
-    counter = f"refused_in_a_row/{name}"
     taken = math.isfinite(loss) and math.isfinite(norm)
     if taken:
         nn.utils.clip_grads_with_norm_(parameters, max_grad_norm, total, foreach=True)
         if max_grad_value is not None:
             nn.utils.clip_grad_value_(parameters, max_grad_value)
         optimizer.step()
+    else:
+        state.extra[REFUSED + name] = state.extra.get(REFUSED + name, 0) + 1
     optimizer.zero_grad(set_to_none=True)
-    state.extra[counter] = 0 if taken else state.extra.get(counter, 0) + 1
-    if state.extra[counter] >= MOST_REFUSED_STEPS:
-        raise Diverged(
-            f"{name}: step {state.step + 1}: loss {loss}, gradient norm {norm}, not finite {MOST_REFUSED_STEPS} times "
-            "in a row; the last good checkpoint is kept. Fix: lower learning_rate, or look at the data of this step"
-        )
     return norm if taken else None
+
+
+def note_refusal(state: TrainState, name: str, taken: bool, what: str) -> None:
+    """Count under `state.extra["refused_in_a_row/<name>"]` how often in a row something was refused; taken: 0 again.
+
+    Raises:
+        Diverged: it was the third time; `what` is what was not finite.
+    """
+    counter = f"refused_in_a_row/{name}"
+    state.extra[counter] = 0 if taken else state.extra.get(counter, 0) + 1
+    if state.extra[counter] >= MOST_REFUSED:
+        raise Diverged(
+            f"{name}: step {state.step + 1}: {what}: not finite {MOST_REFUSED} times in a row; the last good "
+            "checkpoint is kept. Fix: lower learning_rate, or look at the data of this step"
+        )
+
+
+def refused_steps(state: TrainState) -> int:
+    """Optimiser steps that were refused, of all models of the run: what they should have taught is not learned."""
+    return sum(count for key, count in state.extra.items() if key.startswith(REFUSED))
 
 
 @torch.no_grad()
@@ -127,8 +158,3 @@ def _sum_bucket(parameters: Sequence[nn.Parameter], world: World) -> None:
     summed = world.total(torch.cat([gradient.flatten() for gradient in gradients]))
     for parameter, piece in zip(parameters, summed.split([p.numel() for p in parameters]), strict=True):
         parameter.grad = piece.view_as(parameter)
-
-
-def finite(figures: dict[str, float]) -> dict[str, float]:
-    """The figures that are numbers: curves and checkpoints are JSON, which has no NaN."""
-    return {key: value for key, value in figures.items() if math.isfinite(value)}

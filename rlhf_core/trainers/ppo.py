@@ -7,8 +7,10 @@ step ends bit for bit where the unbroken run ends.
 Shape suffix: N = all responses of a rollout.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 
 from rlhf_core.config import PPOConfig
@@ -21,16 +23,11 @@ from rlhf_core.trainers import replay
 from rlhf_core.trainers.curriculum import choose_prompts, note_scores
 from rlhf_core.trainers.figures import reportable
 from rlhf_core.trainers.guard import STOPPED, Guard, Watch
+from rlhf_core.trainers.ppo_aside import note_set_aside
 from rlhf_core.trainers.ppo_credit import KL_COEF, assign_credit
 from rlhf_core.trainers.ppo_figures import KL, rollout_figures
-from rlhf_core.trainers.ppo_rollout import (
-    RewardFn,
-    Rollout,
-    Sampling,
-    collect_rollout,
-    with_logprobs,
-    write_responses,
-)
+from rlhf_core.trainers.ppo_parts import Rollout
+from rlhf_core.trainers.ppo_rollout import RewardFn, Sampling, collect_rollout, with_logprobs, write_responses
 from rlhf_core.trainers.ppo_scores import with_terms
 from rlhf_core.trainers.ppo_update import run_epochs, set_learning_rates
 from rlhf_core.trainers.reward_terms import RewardTerm
@@ -60,7 +57,7 @@ def train_ppo(
     `terms` are rewards beside `reward_fn`; `watch` is what the guard reads, every `cfg.guard.every` rollouts.
 
     Raises:
-        Diverged: losses or gradients were not finite three times in a row.
+        Diverged: in three rollouts in a row no response, or no loss and gradient, was finite; or the guard's reading.
         DataError: a term or the guard's scorer did not give one finite number a response.
         ConfigError: a minibatch cannot be dealt evenly to the processes.
     """
@@ -70,33 +67,55 @@ def train_ppo(
     while state.step < cfg.steps and STOPPED not in state.extra:
         rng = StepRng(seed, "ppo", state.step)
 
-        # 1. Roll out: sample responses, score them, note what the models believe now.
+        # 1. Roll out: sample responses, score them, note what the models believe now; what is no number is set aside.
         chosen = choose_prompts(cfg, state, len(prompts), seed)
         fresh = write_responses(state, prompts, chosen, sampling, cfg.temperature, rng("sample"), world)
         fresh, rated = with_terms(terms, fresh, world)
         again = replay.recall(cfg.replay, state.tensors, rng("replay"))
-        rollout = collect_rollout(cfg, state, reference, reward_fn, prompts, fresh, again, sampling.pad_id, world)
+        rollout = collect_rollout(
+            cfg, state, reference, reward_fn, prompts, fresh, again, sampling.pad_id, rng("deal"), world
+        )
+        note_set_aside(state, rollout, world)
 
-        # 2. Credit: KL is charged on each token, the score lands on the last one, then advantages.
-        minibatches, surprise_N = assign_credit(cfg, state.extra, rollout, world)
-
-        # 3. Optimise: a few epochs of minibatches; stop once the policy has moved far enough.
-        rate = set_learning_rates(cfg, state)
-        learned = run_epochs(cfg, state, minibatches, rng("minibatches"), world)
-
-        # 4. Remember: controllers and buffers take the rollout in; the guard looks at what has become of the policy.
-        seen = rollout_figures(cfg, rollout, minibatches, world)
-        kept = _remember(cfg, state, rollout, surprise_N, seen[KL], prompts, world)
+        # 2. Learn from it, and remember it.
+        learned = _learn(cfg, state, rollout, rng("minibatches"), prompts, world) if rollout.counted_fresh else {}
+        state.extra["tokens"] = state.extra.get("tokens", 0) + sum(
+            len(prompts[row.prompt]) + len(row.response_ids) for row in rollout.responses
+        )
         state.step += 1
-        watched = guard.after_step(state, seen[KL])
 
-        # 5. Report and save. Nothing below this line changes a weight.
-        figures = reportable({**learned, **seen, **rated, **kept, **watched, "optim/learning_rate": rate})
+        # 3. The guard looks at what has become of the policy.
+        watched = guard.after_step(state, learned.get(KL))
+
+        # 4. Report and save. Nothing below this line changes a weight.
+        figures = reportable({**learned, **rated, **watched, "rollout/set_aside": len(rollout.aside)})
         state.record(figures)
         if state.step % cfg.save_every == 0 or state.step == cfg.steps or STOPPED in state.extra:
             checkpoint(state)
         log(state.step, cfg.steps, figures, state.extra["tokens"])
     return state
+
+
+def _learn(
+    cfg: PPOConfig,
+    state: TrainState,
+    rollout: Rollout,
+    generator: torch.Generator,
+    prompts: Sequence[list[int]],
+    world: World,
+) -> dict[str, float | None]:
+    """Credit a rollout's tokens, take its gradient steps, remember it; return figures."""
+    # KL is charged on each token, the score lands on the last one, then advantages
+    minibatches, surprise_N = assign_credit(cfg, state.extra, rollout, world)
+
+    # a few epochs of minibatches, until the policy has moved far enough
+    rate = set_learning_rates(cfg, state)
+    learned = run_epochs(cfg, state, minibatches, generator, world)
+
+    # controllers and buffers take the rollout in
+    seen = rollout_figures(cfg, rollout, minibatches, world)
+    kept = _remember(cfg, state, rollout, surprise_N, seen[KL], prompts, world)
+    return {**learned, **seen, **kept, "optim/learning_rate": rate}
 
 
 def _remember(
@@ -110,21 +129,26 @@ def _remember(
 ) -> dict[str, float]:
     """Take a rollout into whatever is kept from step to step; return figures of it."""
     figures: dict[str, float] = {}
-    fresh = rollout.responses[: rollout.num_fresh]
+    counted = rollout.counted_fresh
+    fresh = [rollout.responses[row] for row in counted]
     if cfg.kl.controller == "adaptive":
         kl_coef = state.extra.get(KL_COEF, cfg.kl_coef)
         figures["reward/kl_coef"] = kl_coef
         state.extra[KL_COEF] = adapt_kl_coef(kl_coef, kl, cfg.kl.target, len(fresh), cfg.kl.horizon)
     if cfg.replay.rows:
-        known = with_logprobs(rollout, world)
-        priorities = surprise_N[: len(known)].tolist()
+        rows = whole_groups(counted, cfg.responses_per_prompt)
+        known, priorities = with_logprobs(rollout, rows, world), surprise_N[rows].tolist()
         figures |= replay.remember(cfg.replay, state.tensors, known, priorities, cfg.responses_per_prompt)
     if cfg.curriculum.start_share < 1.0:
         scores = [row.score + row.further for row in fresh]
         note_scores(state.tensors, len(prompts), [row.prompt for row in fresh], scores)
-    tokens = sum(len(prompts[row.prompt]) + len(row.response_ids) for row in rollout.responses)
-    state.extra["tokens"] = state.extra.get("tokens", 0) + tokens
     return figures
+
+
+def whole_groups(rows: Sequence[int], group_size: int) -> list[int]:
+    """Those of the rows whose groups of `group_size` are all there: a buffer keeps no part of one."""
+    sizes = Counter(row // group_size for row in rows)
+    return [row for row in rows if sizes[row // group_size] == group_size]
 
 
 def _check_shares(cfg: PPOConfig, world: World) -> None:

@@ -1,6 +1,7 @@
 """Credit: from scores and divergences of a rollout to the advantage of every token.
 
-Shape suffixes: B = rows of a part, R = response tokens, N = all responses of the rollout, T = its response tokens.
+Shape suffixes: B = rows of a part, R = response tokens, N = all responses of the rollout, K = those of them that count,
+T = its response tokens.
 """
 
 from collections.abc import Sequence
@@ -19,9 +20,9 @@ from rlhf_core.objectives.baselines import (
     reinforce_advantages,
 )
 from rlhf_core.objectives.kl import kl_estimate
-from rlhf_core.objectives.masked import masked_sum, masked_whiten
+from rlhf_core.objectives.masked import masked_sum, masked_whiten, zero_masked
 from rlhf_core.state.world import ALONE, World
-from rlhf_core.trainers.ppo_rollout import Rollout, RolloutPart
+from rlhf_core.trainers.ppo_parts import Rollout, RolloutPart
 from rlhf_core.trainers.ppo_scores import earned_scores
 
 KL_COEF = "kl_coef"
@@ -48,13 +49,16 @@ class Minibatch:
 
     Attributes:
         parts: what this process computes of it.
-        tokens: response tokens over all processes; losses are divided by it.
+        tokens: response tokens over all processes; figures are means over them.
+        divisor: what losses are divided by: the mean of `tokens` over the rollout's minibatches, so that a token counts
+            the same in whichever minibatch it is.
         fresh: written in this rollout; replayed responses teach the policy but not the value model, which is to
             know what the policy of now is worth.
     """
 
     parts: list[CreditedPart]
     tokens: int
+    divisor: float
     fresh: bool
 
 
@@ -73,7 +77,8 @@ def assign_credit(
         The minibatches, and how much each response has to teach: the mean |advantage| of its tokens, before scaling,
         surprise_N.
     """
-    earned_N = earned_scores(cfg, extra, rollout.responses, rollout.num_fresh)
+    counts_N = torch.tensor([row not in rollout.aside for row in range(len(rollout.responses))])
+    earned_N = earned_scores(cfg, extra, rollout.responses, rollout.counted_fresh).where(counts_N, 0.0)
     kl_coef = extra.get(KL_COEF, cfg.kl_coef)
     parts = rollout.parts()
     rewards = []
@@ -81,13 +86,14 @@ def assign_credit(
         mask_BR = part.batch.response_mask_BR
         kl_BR = kl_estimate(cfg.kl.estimator, part.old_logprobs_BR, part.ref_logprobs_BR, mask_BR, cfg.kl.k3_cap)
         rewards.append(shape_rewards(earned_N[part.rows].to(kl_BR.device), kl_BR, mask_BR, kl_coef))
-    pairs = token_advantages(cfg, rollout, rewards, world)
+    pairs = token_advantages(cfg, rollout, rewards, counts_N, world)
     surprise_N = rollout.gather(
         [mean_size(part, adv_BR) for part, (adv_BR, _) in zip(parts, pairs, strict=True)], world
     )
-    scaled = [advantages_BR for advantages_BR, _ in pairs]
+    scaled = [zero_masked(advantages_BR, part.mask_BR) for part, (advantages_BR, _) in zip(parts, pairs, strict=True)]
     if cfg.advantages.scaling == "whiten":
-        scaled = whitened(scaled, [part.batch.response_mask_BR for part in parts], world)
+        scaled = whitened(scaled, [part.mask_BR for part in parts], world)
+    divisor = sum(rollout.tokens) / sum(tokens > 0 for tokens in rollout.tokens)
     credited = iter(
         CreditedPart(
             part=part, rewards_BR=rewards_BR, advantages_BR=advantages_BR * part.weights_BR, returns_BR=returns_BR
@@ -95,14 +101,19 @@ def assign_credit(
         for part, rewards_BR, advantages_BR, (_, returns_BR) in zip(parts, rewards, scaled, pairs, strict=True)
     )
     minibatches = [
-        Minibatch(parts=[next(credited) for _ in own], tokens=tokens, fresh=own[0].rows[0] < rollout.num_fresh)
+        Minibatch(
+            parts=[next(credited) for _ in own],
+            tokens=tokens,
+            divisor=divisor,
+            fresh=own[0].rows[0] < rollout.num_fresh,
+        )
         for own, tokens in zip(rollout.minibatches, rollout.tokens, strict=True)
     ]
     return minibatches, surprise_N
 
 
 def token_advantages(
-    cfg: PPOConfig, rollout: Rollout, rewards: Sequence[Tensor], world: World
+    cfg: PPOConfig, rollout: Rollout, rewards: Sequence[Tensor], counts_N: Tensor, world: World
 ) -> list[tuple[Tensor, Tensor]]:
     """(advantages_BR, returns_BR) of each part, before scaling."""
     parts = rollout.parts()
@@ -113,24 +124,25 @@ def token_advantages(
             for part, rewards_BR, mask_BR in zip(parts, rewards, masks, strict=True)
         ]
     totals = [masked_sum(rewards_BR, mask_BR) for rewards_BR, mask_BR in zip(rewards, masks, strict=True)]
-    advantages_N = response_advantages(cfg, rollout.gather(totals, world))
+    advantages_N = response_advantages(cfg, rollout.gather(totals, world), counts_N)
     return [
         (over_tokens(advantages_N[part.rows].to(totals_B), mask_BR), over_tokens(totals_B, mask_BR))
         for part, totals_B, mask_BR in zip(parts, totals, masks, strict=True)
     ]
 
 
-def response_advantages(cfg: PPOConfig, totals_N: Tensor) -> Tensor:
-    """Advantage of each whole response, advantages_N, from what all of them earned in total."""
-    groups_N = torch.arange(len(totals_N)) // cfg.responses_per_prompt
+def response_advantages(cfg: PPOConfig, totals_N: Tensor, counts_N: Tensor) -> Tensor:
+    """Advantage of each whole response that counts, from what those earned in total; 0 for others: advantages_N."""
+    groups_K, totals_K = (torch.arange(len(totals_N)) // cfg.responses_per_prompt)[counts_N], totals_N[counts_N]
     match cfg.advantages.method:
         case "rloo":
-            return leave_one_out_advantages(totals_N, groups_N)
+            advantages_K = leave_one_out_advantages(totals_K, groups_K)
         case "grpo":
-            return group_relative_advantages(totals_N, groups_N)
+            advantages_K = group_relative_advantages(totals_K, groups_K)
         case _:
-            others_N = (totals_N.sum() - totals_N) / (len(totals_N) - 1)
-            return reinforce_advantages(totals_N, others_N)
+            others_K = (totals_K.sum() - totals_K) / (len(totals_K) - 1)
+            advantages_K = reinforce_advantages(totals_K, others_K)
+    return torch.zeros_like(totals_N).masked_scatter(counts_N, advantages_K)
 
 
 def whitened(values: Sequence[Tensor], masks: Sequence[Tensor], world: World) -> list[Tensor]:

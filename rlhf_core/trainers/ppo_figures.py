@@ -21,18 +21,19 @@ KL = "rollout/kl_to_reference"
 def rollout_figures(
     cfg: PPOConfig, rollout: Rollout, minibatches: Sequence[Minibatch], world: World = ALONE
 ) -> dict[str, float]:
-    """Figures of the fresh responses; the same in all processes.
+    """Figures of the fresh responses that count; the same in all processes.
 
     `reward/score` is the reward model's own number, `reward/total` what PPO maximises (further terms, penalty and KL
     counted in), `rollout/kl_to_reference` nats a response, `rollout/distinct_share` the share of different responses:
     near 1 / rows, the policy writes one thing whatever it is asked. `rollout/explained_variance` needs a value model.
     """
-    fresh = rollout.responses[: rollout.num_fresh]
+    counted = rollout.counted_fresh
+    fresh = [rollout.responses[row] for row in counted]
     credited = [one for minibatch in minibatches for one in minibatch.parts]
     masks = [part.batch.response_mask_BR for part in rollout.parts()]
 
     def mean(per_part: list[torch.Tensor]) -> float:
-        return rollout.gather(per_part, world)[: len(fresh)].mean().item()
+        return rollout.gather(per_part, world)[counted].mean().item()
 
     scores_N = torch.tensor([row.score for row in fresh], dtype=torch.float64)
     tokens = sum(len(row.response_ids) for row in fresh)
@@ -54,7 +55,7 @@ def rollout_figures(
     }
     if cfg.has_value_model:
         own = [one for minibatch in minibatches if minibatch.fresh for one in minibatch.parts]
-        columns = [(one.part.old_values_BR, one.returns_BR, one.part.batch.response_mask_BR) for one in own]
+        columns = [(one.part.old_values_BR, one.returns_BR, one.part.mask_BR) for one in own]
         values_T, returns_T, mask_T = map(flat, zip(*columns, strict=True))
         figures["rollout/explained_variance"] = explained_variance(values_T, returns_T, mask_T, world.total).item()
     return figures

@@ -11,12 +11,16 @@ from torch import Tensor, nn
 
 from rlhf_core.config import PPOConfig
 from rlhf_core.data.batches import SequenceBatch, collate
+from rlhf_core.models.packed import can_pack
 from rlhf_core.objectives.replay import token_importance_weights
 from rlhf_core.rollout.sampler import sample_rows
-from rlhf_core.state.sharding import lend_whole
+from rlhf_core.state.sharding import is_sharded, lend_whole
 from rlhf_core.state.train_state import TrainState
 from rlhf_core.state.world import ALONE, World
+from rlhf_core.trainers.ppo_aside import left_alone, not_finite, with_stand_ins
+from rlhf_core.trainers.ppo_batches import mixed_minibatches, passes
 from rlhf_core.trainers.ppo_forward import believe, last_values_of, reference_logprobs, values_of
+from rlhf_core.trainers.ppo_parts import Rollout, RolloutPart
 from rlhf_core.trainers.replay import Written
 
 RewardFn = Callable[[SequenceBatch], Tensor]
@@ -30,63 +34,6 @@ class Sampling:
     eos_ids: tuple[int, ...]
     pad_id: int
     max_new_tokens: int
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RolloutPart:
-    """Rows that go through a model together, with what was believed of them when the rollout was made.
-
-    The old log-probabilities and values are computed on this very batch, with its padding, and not copied from the
-    sampler: the first update then starts from a log-ratio of exactly 0, and any other number is a bug.
-
-    Attributes:
-        rows: their numbers in the rollout.
-        last_values_B: of the states that the responses end in: 0 unless they were cut and `advantages.truncated` is
-            `bootstrap`.
-        scores_B: the reward model's.
-        weights_BR: importance of each token, 1 for a response of this rollout (see `rlhf_core.trainers.replay`).
-    """
-
-    rows: list[int]
-    batch: SequenceBatch
-    old_logprobs_BR: Tensor
-    ref_logprobs_BR: Tensor
-    old_values_BR: Tensor
-    last_values_B: Tensor
-    entropy_BR: Tensor
-    scores_B: Tensor
-    weights_BR: Tensor
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Rollout:
-    """All processes know the responses, each holds the parts that it computes.
-
-    Attributes:
-        responses: fresh ones first, replayed ones behind them, the responses to one prompt beside each other.
-        num_fresh: how many are fresh.
-        minibatches: this process's parts of each minibatch; fresh and replayed responses share none.
-        tokens: response tokens of each minibatch, over all processes.
-    """
-
-    responses: list[Written]
-    num_fresh: int
-    minibatches: list[list[RolloutPart]]
-    tokens: list[int]
-
-    def parts(self) -> list[RolloutPart]:
-        """This process's parts of all minibatches."""
-        return [part for parts in self.minibatches for part in parts]
-
-    def gather(self, numbers: Sequence[Tensor], world: World) -> Tensor:
-        """Numbers of this process's rows, a tensor each of `parts()`, brought together: numbers_N, float64, on the CPU.
-
-        Every process gets the same.
-        """
-        filled_N = torch.zeros(len(self.responses), dtype=torch.float64)
-        for part, numbers_B in zip(self.parts(), numbers, strict=True):
-            filled_N[part.rows] = numbers_B.double().cpu()
-        return world.total(filled_N)
 
 
 def write_responses(
@@ -129,68 +76,95 @@ def collect_rollout(
     fresh: Sequence[Written],
     replayed: Sequence[Written],
     pad_id: int,
+    generator: torch.Generator,
     world: World = ALONE,
 ) -> Rollout:
     """Score fresh responses, and note what the models believe of fresh and replayed ones.
 
-    Rows of similar length share a minibatch, which spares padding, and so do the responses to one prompt, which spares
-    computing it again; each process takes its share of every minibatch, `cfg.microbatch` rows at a time.
+    Minibatches are dealt at random, the responses to one prompt in one, which spares computing it again; each process
+    takes its share of every minibatch and cuts it into passes by length, of `cfg.microbatch` rows at most. Responses of
+    which something is not a finite number are set aside (`rlhf_core.trainers.ppo_aside`), and the others asked again.
 
     Args:
         state: with the modules `policy`, and `value` where the method has one.
         reference: frozen model; the policy itself where it carries adapters, which are then switched off.
         reward_fn: scores the fresh responses.
         prompts: all prompts; responses know theirs by number.
+        generator: deals the minibatches.
     """
     responses = [*fresh, *replayed]
-    rollout = Rollout(responses=responses, num_fresh=len(fresh), minibatches=[], tokens=[])
-    numbers = range(len(responses))
-    for source, score in ((numbers[: len(fresh)], reward_fn), (numbers[len(fresh) :], None)):
-        by_length = _by_length(responses, source, cfg.responses_per_prompt)
-        for start in range(0, len(by_length), cfg.minibatch):
-            rows = by_length[start : start + cfg.minibatch]
-            mine = world.share(rows)
-            size = cfg.microbatch or len(mine)
-            pieces = [mine[first : first + size] for first in range(0, len(mine), size)]
-            rollout.minibatches.append(
-                [_part(cfg, state.modules, reference, score, prompts, responses, piece, pad_id) for piece in pieces]
-            )
-            rollout.tokens.append(sum(len(responses[row].response_ids) for row in rows))
+    dealt = [
+        rows
+        for source in (range(len(fresh)), range(len(fresh), len(responses)))
+        for rows in mixed_minibatches(source, cfg.responses_per_prompt, cfg.minibatch, generator)
+    ]
+    ask = _Ask(cfg, state.modules, reference, reward_fn, prompts, pad_id)
+    rollout = _collected(ask, responses, len(fresh), {}, dealt, world)
+    aside = not_finite(rollout, world)
+    aside |= left_alone(cfg, len(rollout.responses), aside)
+    if not aside:
+        return rollout
+    kept = with_stand_ins(rollout.responses, len(fresh), aside)
+    if not kept:
+        return replace(rollout, minibatches=[], tokens=[], aside=aside)
+    asked = _collected(ask, kept, len(fresh), aside, dealt, world)
+    known = [rollout.responses[row] if row in aside else written for row, written in enumerate(asked.responses)]
+    return replace(asked, responses=known)
+
+
+@dataclass(frozen=True, slots=True)
+class _Ask:
+    """Who is asked about responses, and how."""
+
+    cfg: PPOConfig
+    modules: Mapping[str, nn.Module]
+    reference: nn.Module
+    reward_fn: RewardFn
+    prompts: Sequence[list[int]]
+    pad_id: int
+
+
+def _collected(
+    ask: _Ask,
+    responses: Sequence[Written],
+    num_fresh: int,
+    aside: Mapping[int, str],
+    dealt: Sequence[Sequence[int]],
+    world: World,
+) -> Rollout:
+    """A rollout of these responses, in the minibatches `dealt`; those in `aside` count for nothing."""
+    cfg, policy = ask.cfg, ask.modules["policy"]
+    lengths = [len(row.response_ids) for row in responses]
+    # divided weights are gathered in every pass, so all processes need as many of them
+    padded = not is_sharded(policy) and not can_pack(policy.get_decoder())
+    rollout = Rollout(responses=list(responses), num_fresh=num_fresh, minibatches=[], tokens=[], aside=aside)
+    for rows in (rows for rows in dealt if rows[0] < len(responses)):
+        pieces = passes(world.share(rows), lengths, cfg.responses_per_prompt, cfg.microbatch, padded=padded)
+        parts = [_part(ask, responses, piece, aside, scored=rows[0] < num_fresh) for piece in pieces]
+        rollout.minibatches.append(parts)
+        rollout.tokens.append(sum(lengths[row] for row in rows if row not in aside))
     scores = rollout.gather([part.scores_B for part in rollout.parts()], world).tolist()
     scored = [replace(row, score=score) for row, score in zip(responses, scores, strict=True)]
     return replace(rollout, responses=scored)
 
 
-def _by_length(responses: Sequence[Written], rows: Sequence[int], group_size: int) -> list[int]:
-    """Row numbers with whole groups in the order of their longest responses."""
-    groups = [rows[start : start + group_size] for start in range(0, len(rows), group_size)]
-    groups.sort(key=lambda group: max(len(responses[row].response_ids) for row in group))
-    return [row for group in groups for row in group]
-
-
-def with_logprobs(rollout: Rollout, world: World = ALONE) -> list[Written]:
-    """The fresh responses with the log-probabilities of the policy that wrote them, the same in all processes."""
+def with_logprobs(rollout: Rollout, rows: Sequence[int], world: World = ALONE) -> list[Written]:
+    """Fresh responses with the log-probabilities of the policy that wrote them, the same in all processes."""
     known: dict[int, list[float]] = {}
     for part in rollout.parts():
         for row, logprobs in zip(part.rows, part.old_logprobs_BR.tolist(), strict=True):
             known[row] = logprobs[: len(rollout.responses[row].response_ids)]
     everywhere = {row: logprobs for other in world.collect([known]) for row, logprobs in other.items()}
-    return [replace(rollout.responses[row], logprobs=everywhere[row]) for row in range(rollout.num_fresh)]
+    return [replace(rollout.responses[row], logprobs=everywhere[row]) for row in rows]
 
 
 def _part(
-    cfg: PPOConfig,
-    modules: Mapping[str, nn.Module],
-    reference: nn.Module,
-    reward_fn: RewardFn | None,
-    prompts: Sequence[list[int]],
-    responses: Sequence[Written],
-    rows: list[int],
-    pad_id: int,
+    ask: _Ask, responses: Sequence[Written], rows: list[int], aside: Mapping[int, str], *, scored: bool
 ) -> RolloutPart:
-    """`reward_fn` is None for replayed rows, which have their score."""
-    policy, written = modules["policy"], [responses[row] for row in rows]
-    batch = collate([prompts[row.prompt] for row in written], [row.response_ids for row in written], pad_id)
+    """What is believed of `rows`, asked in one pass; `scored`: by the reward model too, else they have their score."""
+    cfg, modules, policy = ask.cfg, ask.modules, ask.modules["policy"]
+    written = [responses[row] for row in rows]
+    batch = collate([ask.prompts[row.prompt] for row in written], [row.response_ids for row in written], ask.pad_id)
     batch = batch.to(policy.device)
     believed = believe(modules, batch, cfg.temperature, with_entropy=True)
     old_BR = believed.logprobs_BR
@@ -199,12 +173,13 @@ def _part(
         rows=rows,
         batch=batch,
         old_logprobs_BR=old_BR,
-        ref_logprobs_BR=reference_logprobs(policy, reference, batch, cfg.temperature),
+        ref_logprobs_BR=reference_logprobs(policy, ask.reference, batch, cfg.temperature),
         old_values_BR=values_of(modules, batch, believed) if "value" in modules else torch.zeros_like(old_BR),
         last_values_B=_last_values(cfg, modules, batch, written),
         entropy_BR=believed.entropy_BR,
-        scores_B=known_B if reward_fn is None else reward_fn(batch),
+        scores_B=ask.reward_fn(batch) if scored else known_B,
         weights_BR=importance(old_BR, batch.response_mask_BR, written, cfg.replay.max_weight),
+        counts_B=torch.tensor([float(row not in aside) for row in rows], device=policy.device),
     )
 
 

@@ -1,7 +1,7 @@
 """From the reward model's scores to what a response earns: normalised, with further terms, penalised, clipped.
 
 What normalisation remembers of earlier rollouts lies in `TrainState.extra` as JSON, so that it travels with the
-checkpoint. Shape suffix: N = all responses of the rollout.
+checkpoint. Shape suffixes: N = all responses of the rollout, K = new ones.
 """
 
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ from rlhf_core.trainers.reward_terms import RewardTerm, rate_responses
 MOMENTS, WINDOW = "score_moments", "score_window"
 
 
-def earned_scores(cfg: PPOConfig, extra: dict[str, Any], rows: Sequence[Written], num_fresh: int) -> Tensor:
+def earned_scores(cfg: PPOConfig, extra: dict[str, Any], rows: Sequence[Written], new: Sequence[int]) -> Tensor:
     """What each response earns at its last token, scores_N float32.
 
     The score is normalised, the response's further terms are added, a missing end is penalised, and the sum is
@@ -30,32 +30,33 @@ def earned_scores(cfg: PPOConfig, extra: dict[str, Any], rows: Sequence[Written]
     (Ziegler et al. 2019 scale rewards but do not shift them).
 
     Args:
-        extra: takes in the first `num_fresh` scores; replayed ones were taken in when they were fresh.
+        extra: takes in the scores of the rows `new`; replayed ones were taken in when they were fresh.
         rows: with their scores and terms.
+        new: numbers of the rows that are fresh and were not set aside.
     """
     scores_N = torch.tensor([row.score for row in rows], dtype=torch.float64)
-    normal_N = normalised(cfg, extra, scores_N, num_fresh)
+    normal_N = normalised(cfg, extra, scores_N, new)
     further_N = torch.tensor([row.further for row in rows], dtype=torch.float64)
     finished_N = torch.tensor([row.finished for row in rows])
     return penalise_scores((normal_N + further_N).float(), finished_N, cfg.score_clip, cfg.missing_end_penalty)
 
 
-def normalised(cfg: PPOConfig, extra: dict[str, Any], scores_N: Tensor, num_fresh: int) -> Tensor:
-    """The scores as `cfg.scores.normalise` wants them; takes the first `num_fresh` into what `extra` remembers.
+def normalised(cfg: PPOConfig, extra: dict[str, Any], scores_N: Tensor, new: Sequence[int]) -> Tensor:
+    """The scores as `cfg.scores.normalise` wants them; takes those of the rows `new` into what `extra` remembers.
 
-    Scores that are not finite are not remembered: their step is refused, and must not spoil those that follow.
+    What is not finite is not remembered: it must not spoil the rollouts that follow.
     """
-    fresh_N = scores_N[:num_fresh]
-    finite_N = fresh_N[fresh_N.isfinite()]
+    new_K = scores_N[list(new)]
+    new_K = new_K[new_K.isfinite()]
     match cfg.scores.normalise:
         case "none":
             return scores_N
         case "running":
-            moments = Moments(**extra.get(MOMENTS, {})).merged(Moments.of(finite_N))
+            moments = Moments(**extra.get(MOMENTS, {})).merged(Moments.of(new_K))
             extra[MOMENTS] = asdict(moments)
             return normalise_scores(scores_N, moments)
         case "quantile":
-            extra[WINDOW] = (extra.get(WINDOW, []) + finite_N.tolist())[-cfg.scores.window :]
+            extra[WINDOW] = (extra.get(WINDOW, []) + new_K.tolist())[-cfg.scores.window :]
             return _between_quantiles(scores_N, torch.tensor(extra[WINDOW], dtype=torch.float64), *cfg.scores.quantiles)
 
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from rlhf_core.data.pairs import PreferenceGroup, collate_responses
+from rlhf_core.errors import check_finite
 from rlhf_core.models.adapters import without_adapters
 from rlhf_core.objectives.masked import masked_sum
 from rlhf_core.rollout.logprobs import response_logprobs
@@ -102,6 +103,9 @@ def reference_logprobs(
         per_forward: see `forward_passes`.
         world: each process asks about its share and learns the rest.
         cache: where results are looked up and kept; None asks every time.
+
+    Raises:
+        Diverged: one is no finite number: each step that has it would be refused, and nobody told why.
     """
     rows = rows_digest(groups, batches, pad_id, per_forward, world.size)
     known = cache.find(rows) if cache else None
@@ -111,6 +115,11 @@ def reference_logprobs(
         return known
     with without_adapters(reference):
         logprobs_A = _ask(reference, groups, batches, pad_id, per_forward, world)
+    check_finite(
+        logprobs_A.tolist(),
+        "align.dpo: the reference's log-probability of training response",
+        "look at the reference model and at that response",
+    )
     if cache and world.rank == 0:
         cache.keep(rows, logprobs_A)
     return logprobs_A

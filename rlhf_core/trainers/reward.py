@@ -9,9 +9,10 @@ from torch.distributed.fsdp import register_fsdp_forward_method
 
 from rlhf_core.config import RewardConfig
 from rlhf_core.data.pairs import PreferenceGroup
-from rlhf_core.errors import GateRefused
+from rlhf_core.errors import GateRefused, check_finite
 from rlhf_core.models.reward import RewardModel
 from rlhf_core.models.reward_ensemble import RewardEnsemble
+from rlhf_core.objectives.masked import rounding_variance
 from rlhf_core.state.sharding import is_sharded
 from rlhf_core.state.train_state import MetricSink, SaveCheckpoint, TrainState
 from rlhf_core.state.world import ALONE, World
@@ -23,6 +24,8 @@ from rlhf_core.trainers.reward_teacher import settle, teacher_scores
 from rlhf_core.trainers.schedule import learning_rate
 
 TEACHER = "teacher_scores"
+LEAST_DEVIATION = 1e-6
+"""Log-odds: scores that differ by less say nothing, whatever their size."""
 
 
 def train_reward(
@@ -113,13 +116,19 @@ def standardise(model: RewardModel | RewardEnsemble, scores: Sequence[float]) ->
     `missing_end_penalty`) then mean the same for every reward model.
 
     Raises:
-        GateRefused: the model scores everything alike, so there is nothing that a policy could learn from it.
+        Diverged: a score is no finite number.
+        GateRefused: the model scores everything alike but for rounding, so there is nothing that a policy could learn
+            from it, and dividing by the deviation would make a scale of the rounding.
     """
+    check_finite(
+        scores, "reward: the score of training response", "lower reward.learning_rate, or look at that response"
+    )
     scores_B = torch.tensor(scores, dtype=torch.float64)
     deviation = scores_B.std(correction=0).item()
-    if not deviation > 0:
+    if not deviation > max(LEAST_DEVIATION, rounding_variance(scores_B.mean().item(), torch.float32) ** 0.5):
         raise GateRefused(
-            f"reward: the model gives all {len(scores)} training responses the same score, {scores[0]}. "
+            f"reward: the model gives all {len(scores)} training responses the same score, {scores[0]}, "
+            f"give or take {deviation:.1g}. "
             "Fix: reward.learning_rate, reward.epochs or more pairs"
         )
     model.standardise(scores_B.mean().item(), deviation)

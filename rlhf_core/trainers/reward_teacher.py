@@ -11,6 +11,7 @@ from torch import Tensor
 from rlhf_core.data.batches import SequenceBatch
 from rlhf_core.data.pair_table import pair_table
 from rlhf_core.data.pairs import PreferenceGroup, collate_responses
+from rlhf_core.errors import check_finite
 from rlhf_core.models.reward_ensemble import RewardEnsemble, accuracy_weights
 from rlhf_core.trainers.reward_plan import Phase
 
@@ -30,12 +31,17 @@ def settle(
 
     References are quantiles of the members' raw scores of all training responses.
 
+    Raises:
+        Diverged: a member's score is no finite number.
+
     Returns:
         For each member the share of pairs it has right on prompts that it did not draw, its own weight's source; None
         where it drew all.
     """
     batches = _batches(ensemble, groups, pad_id)
     scores_MA = torch.cat([ensemble.member_scores(batch) for batch in batches], 1)
+    for number, scores_A in enumerate(scores_MA.tolist()):
+        check_finite(scores_A, f"reward: member {number}: the score of training response")
     accuracies, counts = [], []
     for scores_A, phase in zip(scores_MA, (one for one in plan if not one.distills), strict=True):
         share, count = _left_out_accuracy(scores_A, groups, phase, criteria)

@@ -14,13 +14,15 @@ from rlhf_core.config import SFTConfig
 from rlhf_core.data.batches import collate, length_buckets
 from rlhf_core.data.epochs import balanced_rows, token_batches, within_budget
 from rlhf_core.data.examples import Example
+from rlhf_core.errors import Diverged
 from rlhf_core.rollout.logprobs import response_logprobs
 from rlhf_core.state.rng import StepRng
 from rlhf_core.state.sharding import in_step, part_like
 from rlhf_core.state.train_state import MetricSink, SaveCheckpoint, TrainState
 from rlhf_core.state.world import ALONE, World
 from rlhf_core.trainers import hard_examples
-from rlhf_core.trainers.optimisation import apply_gradients, finite, set_learning_rate
+from rlhf_core.trainers.figures import reportable
+from rlhf_core.trainers.optimisation import apply_gradients, set_learning_rate
 from rlhf_core.trainers.passes import CPU_PASS_TOKENS
 from rlhf_core.trainers.schedule import learning_rate
 
@@ -48,7 +50,7 @@ def train_sft(
     seed and the starting state, so a run that was stopped and resumed ends bit for bit where the unbroken run ends.
 
     Raises:
-        Diverged: losses or gradients were not finite three times in a row.
+        Diverged: losses or gradients were not finite three times in a row, or a held-out loss was not.
     """
     policy, optimizer = state.modules["policy"], state.optimizers["policy"]
     extra = state.extra
@@ -79,7 +81,7 @@ def train_sft(
             note_heldout_loss(state, figures["loss/heldout"], cfg.patience)
 
         # 4. Report, save. Nothing below this line changes a weight.
-        figures = finite(figures)
+        figures = reportable(figures)
         state.record(figures)
         if state.step % cfg.save_every == 0 or state.step == cfg.max_steps or extra.get("stopped_early", False):
             checkpoint(state)
@@ -196,9 +198,15 @@ def heldout_loss(
 def note_heldout_loss(state: TrainState, loss: float, patience: int) -> None:
     """Keep the weights where `loss` is the lowest yet; else count, and order a stop at the `patience`-th in a row.
 
-    A loss that is not a number is lower than none.
+    Raises:
+        Diverged: the loss is no finite number: of the weights that gave it nothing can be said.
     """
     extra = state.extra
+    if not math.isfinite(loss):
+        raise Diverged(
+            f"sft: step {state.step}: the held-out loss is {loss}; the last good checkpoint is kept. "
+            "Fix: lower sft.learning_rate, or look at the held-out demonstrations"
+        )
     if loss < extra.get("best_heldout_loss", math.inf):
         extra |= {"best_heldout_loss": loss, "best_step": state.step, "evaluations_since_best": 0}
         for name, parameter in state.modules["policy"].named_parameters():

@@ -116,8 +116,9 @@ def test_n04_the_first_log_ratio_is_exactly_zero(device: str, number_format: str
     with computing(FORMATS[number_format]):
         state, scorer = ppo_state(torch.device(device), cfg)
         sampling = Sampling(eos_ids=ENDS, pad_id=PAD, max_new_tokens=8)
-        written = write_responses(state, PROMPTS, range(8), sampling, 1.0, torch.Generator().manual_seed(3))
-        rollout = collect_rollout(cfg, state, policy(device), scorer, PROMPTS, written, [], PAD)
+        generator = torch.Generator().manual_seed(3)
+        written = write_responses(state, PROMPTS, range(8), sampling, 1.0, generator)
+        rollout = collect_rollout(cfg, state, policy(device), scorer, PROMPTS, written, [], PAD, generator)
         for part in rollout.parts():
             logprobs_BR = response_logprobs(state.modules["policy"], part.batch)
             assert logprobs_BR.requires_grad

@@ -129,10 +129,10 @@ def test_importance_weights_worked_by_hand() -> None:
 def test_replayed_tokens_count_by_their_weight_and_start_from_a_ratio_of_one() -> None:
     """Old responses under a policy that has moved: PPO's ratio is to the policy of now, the weight to that of then."""
     state = make_state()
-    old = with_logprobs(roll(REPLAY, state))[:8]
+    old = with_logprobs(roll(REPLAY, state), range(8))
     run(changed(CFG, learning_rate=2e-2, warmup_steps=0, steps=1), state)
     fresh = roll(REPLAY, state, seed=4).responses
-    rollout = collect_rollout(REPLAY, state, tiny_policy(), share_of_good, PROMPTS, fresh, old, PAD)
+    rollout = collect_rollout(REPLAY, state, tiny_policy(), share_of_good, PROMPTS, fresh, old, PAD, torch.Generator())
     assert [row.score for row in rollout.responses[16:]] == [row.score for row in old]
     plain = changed(REPLAY, advantages={"scaling": "none"})
     minibatches, _ = assign_credit(plain, {}, rollout)

@@ -214,7 +214,9 @@ def test_response_advantages_worked_by_hand() -> None:
     }
     for method, advantages in expected.items():
         cfg = changed(CFG, advantages={"method": method}, responses_per_prompt=2)
-        assert response_advantages(cfg, totals_N).tolist() == pytest.approx(advantages, abs=1e-3)
+        assert response_advantages(cfg, totals_N, torch.ones(4, dtype=torch.bool)).tolist() == pytest.approx(
+            advantages, abs=1e-3
+        )
 
 
 def test_group_advantages_stand_on_every_token_of_their_own_response() -> None:

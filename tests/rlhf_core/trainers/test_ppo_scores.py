@@ -15,7 +15,7 @@ from rlhf_core.config import PPOConfig
 from rlhf_core.data.batches import SequenceBatch
 from rlhf_core.errors import DataError
 from rlhf_core.trainers.ppo_credit import assign_credit
-from rlhf_core.trainers.ppo_rollout import Rollout
+from rlhf_core.trainers.ppo_parts import Rollout
 from rlhf_core.trainers.ppo_scores import earned_scores, with_terms
 from rlhf_core.trainers.replay import Written
 from rlhf_core.trainers.reward_terms import RewardTerm, diversity_term, length_term, rarity, rate_responses
@@ -32,16 +32,16 @@ def scored(normalise: str, **more: Any) -> PPOConfig:
 
 def test_scores_stay_as_they_are_by_default() -> None:
     extra: dict[str, Any] = {}
-    assert earned_scores(scored("none"), extra, written(1.5, -2.0), 2).tolist() == [1.5, -2.0]
+    assert earned_scores(scored("none"), extra, written(1.5, -2.0), range(2)).tolist() == [1.5, -2.0]
     assert extra == {}
 
 
 def test_running_normalisation_worked_by_hand() -> None:
     """First 1, 3: mean 2, deviation 1. Then 2, 6 as well: mean 3, deviation sqrt(14 / 4)."""
     cfg, extra = scored("running"), {}
-    assert earned_scores(cfg, extra, written(1.0, 3.0), 2).tolist() == pytest.approx([-1.0, 1.0], abs=1e-6)
+    assert earned_scores(cfg, extra, written(1.0, 3.0), range(2)).tolist() == pytest.approx([-1.0, 1.0], abs=1e-6)
     deviation = math.sqrt(14 / 4)
-    second = earned_scores(cfg, extra, written(2.0, 6.0, 3.0), 2)
+    second = earned_scores(cfg, extra, written(2.0, 6.0, 3.0), range(2))
     assert second.tolist() == pytest.approx([-1 / deviation, 3 / deviation, 0.0], abs=1e-6)
     assert extra["score_moments"]["count"] == 4, "a replayed score is normalised, and not counted again"
 
@@ -50,9 +50,9 @@ def test_quantile_normalisation_worked_by_hand() -> None:
     """Of the recent 0, 1, 2, 3, 4 the quarters lie at 1 and 3: they become -1 and 1."""
     cfg = scored("quantile", quantiles=(0.25, 0.75), window=5)
     extra: dict[str, Any] = {"score_window": [100.0, 100.0, 100.0]}
-    assert earned_scores(cfg, extra, written(0.0, 1.0, 2.0, 3.0, 4.0), 5).tolist() == [-2.0, -1.0, 0.0, 1.0, 2.0]
+    assert earned_scores(cfg, extra, written(0.0, 1.0, 2.0, 3.0, 4.0), range(5)).tolist() == [-2.0, -1.0, 0.0, 1.0, 2.0]
     assert extra["score_window"] == [0.0, 1.0, 2.0, 3.0, 4.0], "the oldest went"
-    assert earned_scores(cfg, {}, written(3.0, 3.0), 2).tolist() == [0.0, 0.0], "all alike: no scale"
+    assert earned_scores(cfg, {}, written(3.0, 3.0), range(2)).tolist() == [0.0, 0.0], "all alike: no scale"
 
 
 @pytest.mark.parametrize("normalise", ["running", "quantile"])
@@ -60,23 +60,25 @@ def test_quantile_normalisation_worked_by_hand() -> None:
 def test_scores_that_differ_by_rounding_are_alike(normalise: str, level: float) -> None:
     """Scores 1e-6 apart became -1.25 to 1.25: a policy would be taught the last digits of its reward model."""
     scores = (torch.full((11,), level) + torch.linspace(0.0, 1e-6, 11)).tolist()
-    assert earned_scores(scored(normalise), {}, written(*scores), 11).abs().max().item() < 0.05
+    assert earned_scores(scored(normalise), {}, written(*scores), range(11)).abs().max().item() < 0.05
 
 
 @pytest.mark.parametrize("normalise", ["running", "quantile"])
 def test_a_score_that_is_no_number_spoils_only_itself(normalise: str) -> None:
     cfg, extra = scored(normalise), {}
-    earned_scores(cfg, extra, written(math.nan, 1.0, 3.0, math.inf), 4)
-    after = earned_scores(cfg, extra, written(1.0, 3.0), 2)
+    earned_scores(cfg, extra, written(math.nan, 1.0, 3.0, math.inf), range(4))
+    after = earned_scores(cfg, extra, written(1.0, 3.0), range(2))
     assert bool(after.isfinite().all())
     assert after[1] > after[0]
 
 
 def test_n14_a_missing_end_is_subtracted_before_clipping_and_after_normalising() -> None:
     cfg = changed(CFG, score_clip=2.0, missing_end_penalty=1.5)
-    assert earned_scores(cfg, {}, written(1.0, -1.0, finished=False), 2).tolist() == [-0.5, -2.0]
+    assert earned_scores(cfg, {}, written(1.0, -1.0, finished=False), range(2)).tolist() == [-0.5, -2.0]
     running = changed(cfg, scores={"normalise": "running"})
-    assert earned_scores(running, {}, written(10.0, 30.0, finished=False), 2).tolist() == pytest.approx([-2.0, -0.5])
+    assert earned_scores(running, {}, written(10.0, 30.0, finished=False), range(2)).tolist() == pytest.approx(
+        [-2.0, -0.5]
+    )
 
 
 @pytest.mark.parametrize("normalise", ["none", "running", "quantile"])
@@ -160,7 +162,7 @@ def test_length_and_diversity_worked_by_hand() -> None:
 def test_terms_add_to_the_normalised_score_of_their_own_response() -> None:
     cfg = scored("running")
     rows = [replace(row, further=further) for row, further in zip(written(1.0, 3.0), (0.5, -0.25), strict=True)]
-    assert earned_scores(cfg, {}, rows, 2).tolist() == pytest.approx([-0.5, 0.75], abs=1e-6)
+    assert earned_scores(cfg, {}, rows, range(2)).tolist() == pytest.approx([-0.5, 0.75], abs=1e-6)
 
 
 def test_a_price_on_length_shortens_and_a_reward_for_it_lengthens() -> None:

@@ -23,7 +23,8 @@ from rlhf_core.trainers.optimisation import make_optimizer
 from rlhf_core.trainers.ppo import Sampling, train_ppo
 from rlhf_core.trainers.ppo_credit import CreditedPart, Minibatch, assign_credit
 from rlhf_core.trainers.ppo_figures import rollout_figures
-from rlhf_core.trainers.ppo_rollout import Rollout, RolloutPart, collect_rollout, write_responses
+from rlhf_core.trainers.ppo_parts import Rollout, RolloutPart
+from rlhf_core.trainers.ppo_rollout import collect_rollout, write_responses
 from rlhf_core.trainers.ppo_update import run_epochs, set_learning_rates, update
 from rlhf_core.trainers.replay import Written
 
@@ -58,7 +59,7 @@ def quiet(*_: object) -> None:
 def roll(cfg: PPOConfig, state: TrainState, reference: PreTrainedModel, seed: int = 3) -> Rollout:
     generator = torch.Generator().manual_seed(seed)
     written = write_responses(state, PROMPTS, range(cfg.rollout_batch), SAMPLING, cfg.temperature, generator)
-    return collect_rollout(cfg, state, reference, share_of_good, PROMPTS, written, [], PAD)
+    return collect_rollout(cfg, state, reference, share_of_good, PROMPTS, written, [], PAD, generator)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
@@ -80,14 +81,13 @@ def test_n04_the_first_update_starts_from_a_log_ratio_of_exactly_zero(
     assert (figures["policy/approx_kl"], figures["policy/ratio_max"], stopped) == (0.0, 1.0, False)
 
 
-def test_a_rollout_holds_every_row_once_and_sorted_by_length(
+def test_a_rollout_holds_every_row_once(
     make_state: Callable[[], TrainState], tiny_policy: Callable[[], PreTrainedModel]
 ) -> None:
     rollout = roll(CFG, make_state(), tiny_policy())
     parts = rollout.parts()
     assert [len(part.scores_B) for part in parts] == [8, 8]
-    lengths = [length for part in parts for length in part.batch.response_mask_BR.sum(1).tolist()]
-    assert lengths == sorted(lengths)
+    assert sorted(row for part in parts for row in part.rows) == list(range(16))
     prompts = [
         row[mask.bool()].tolist()
         for part in parts
@@ -118,6 +118,7 @@ def handmade(*rows: tuple[float, list[float], list[float], bool]) -> Rollout:
             entropy_BR=torch.ones(1, 3),
             scores_B=torch.tensor([score]),
             weights_BR=torch.ones(1, 3),
+            counts_B=torch.ones(1),
         )
         minibatches.append([part])
     responses = [Written(prompt=0, response_ids=[8, 9, EOS], finished=row[3], score=row[0]) for row in rows]
@@ -326,7 +327,8 @@ def test_n22_a_value_that_ran_past_the_clip_learns_no_more(
     torch.nn.init.constant_(state.modules["value"].scalar.bias, 3.0)
     figures, _ = update(CFG, state, replace(one, parts=[part]))
     assert figures["loss/value_clip_fraction"] == pytest.approx(1.0)
-    assert figures["loss/value"] == pytest.approx(0.5 * (9 - 0.4) ** 2, rel=1e-5)
+    share = one.tokens / one.divisor  # of the rollout's tokens, in units of a minibatch of mean size
+    assert figures["loss/value"] == pytest.approx(share * 0.5 * (9 - 0.4) ** 2, rel=1e-5)
     assert figures["optim/grad_norm_value"] == 0.0
 
 

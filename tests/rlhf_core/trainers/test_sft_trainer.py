@@ -162,7 +162,7 @@ def scripted_losses(monkeypatch: pytest.MonkeyPatch, losses: list[float]) -> Non
 def test_it_stops_when_the_heldout_loss_has_not_fallen_and_ends_with_the_best_weights(
     make_state: Callable[[], TrainState], sink: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    scripted_losses(monkeypatch, [3.0, 2.0, math.nan, 2.5, 9.9])
+    scripted_losses(monkeypatch, [3.0, 2.0, 2.25, 2.5, 9.9])
     cfg = config(max_steps=30, patience=2, save_every=1)
     weights = {}
 
@@ -217,7 +217,10 @@ def test_a_policy_that_is_no_longer_finite_ends_training(make_state: Callable[[]
         next(state.modules["policy"].parameters()).fill_(math.nan)
     with pytest.raises(Diverged, match="step 3: loss nan"):
         train(config(), state, sink, lambda state: None)
-    assert [list(row[2]) for row in sink.rows] == [["optim/learning_rate"]] * 2, "no NaN is reported or checkpointed"
+    told = [["optim/learning_rate", "optim/not_finite"]] * 2
+    assert [list(row[2]) for row in sink.rows] == told, "no NaN is reported or checkpointed"
+    assert [row[2]["optim/not_finite"] for row in sink.rows] == [2, 2]
+    assert state.extra["refused/policy"] == 3
 
 
 def test_it_learns_a_toy_task(make_state: Callable[[], TrainState], sink: Any) -> None:
