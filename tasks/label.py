@@ -9,16 +9,9 @@ from rlhf_core.data.kinds import OVERALL
 from rlhf_core.data.rankings import ranking_source
 from rlhf_core.errors import DataError
 from rlhf_core.feedback.annotators import gold_agreement, simulated_ballots
-from rlhf_core.feedback.labelling import (
-    AddressedRandom,
-    Ballot,
-    Pair,
-    Verdict,
-    aggregate,
-    annotator_table,
-    make_pairs,
-    summary,
-)
+from rlhf_core.feedback.ballots import AddressedRandom, Ballot, Pair, Verdict
+from rlhf_core.feedback.labelling import aggregate, annotator_table, make_pairs, summary
+from rlhf_core.feedback.rater_agreement import cohen_table
 from rlhf_core.state.atomic import write_json
 from tasks import paths
 from tasks.label_files import from_file
@@ -48,11 +41,20 @@ def run(stage: Stage) -> dict[str, Any]:
     verdicts = [aggregate(ballot.votes) for ballot in ballots]
     write_table(stage.out / "votes.parquet", _vote_rows(ballots, config.source), SCHEMAS["label_votes"])
     write_table(stage.out / "pairs.parquet", _pair_rows(ballots, verdicts, config.source), SCHEMAS["pairs"])
-    write_json(stage.out / "annotators.json", {"source": config.source, "annotators": annotator_table(ballots)})
+    write_json(stage.out / "annotators.json", _annotators(ballots, config.source))
     metrics = _figures(ballots, verdicts)
     if config.source == "simulated":
         metrics["majority_agrees_with_gold"] = gold_agreement(ballots, verdicts)
     return metrics
+
+
+def _annotators(ballots: Sequence[Ballot], source: str) -> dict[str, Any]:
+    """What each annotator did, and on each criterion how far each two of them agree."""
+    by_criterion: dict[str, list[Ballot]] = {}
+    for ballot in ballots:
+        by_criterion.setdefault(ballot.pair.criterion, []).append(ballot)
+    agreement = {name: cohen_table(own) for name, own in sorted(by_criterion.items())}
+    return {"source": source, "annotators": annotator_table(ballots), "agreement": agreement}
 
 
 def _figures(ballots: Sequence[Ballot], verdicts: Sequence[Verdict]) -> dict[str, Any]:

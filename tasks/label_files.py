@@ -10,7 +10,8 @@ from rlhf_core.data.rankings import RANKINGS, ranked_choices
 from rlhf_core.data.records import content_id
 from rlhf_core.data.splits import split_of
 from rlhf_core.errors import DataError
-from rlhf_core.feedback.labelling import Ballot, Pair, Vote, pair_id
+from rlhf_core.feedback.ballots import Ballot, Pair, Vote
+from rlhf_core.feedback.labelling import pair_id
 from tasks import paths
 from tasks.stage import Stage
 from tasks.tables import read_table
@@ -27,7 +28,7 @@ def from_file(stage: Stage) -> Iterator[Ballot]:
     votes = read_table(paths.VALIDATE / "votes.parquet")
     voted = set(votes.unique("criterion"))
     yield from _voted(votes, _split_rule(stage))
-    box = BallotBox()
+    box = BallotBox(shown=False)
     for row in read_table(paths.VALIDATE / "comparisons.parquet"):
         if row["criterion"] not in voted:
             _compare(box, row)
@@ -38,9 +39,14 @@ def from_file(stage: Stage) -> Iterator[Ballot]:
 
 
 class BallotBox:
-    """Votes gathered by pair and criterion, in order of first appearance."""
+    """Votes gathered by pair and criterion, in order of first appearance.
 
-    def __init__(self) -> None:
+    Args:
+        shown: people saw the two responses in the order of the pair.
+    """
+
+    def __init__(self, *, shown: bool) -> None:
+        self._shown = shown
         self._pairs: dict[tuple[str, str], Pair] = {}
         self._votes: dict[tuple[str, str], dict[tuple[str, str | int], Vote]] = {}
         self._rankings: dict[tuple[str, str], dict[str, None]] = {}
@@ -67,7 +73,7 @@ class BallotBox:
         """Every pair with its votes."""
         for key, pair in self._pairs.items():
             rankings = tuple(self._rankings.get(key, ()))
-            yield Ballot(pair=pair, votes=tuple(self._votes[key].values()), rankings=rankings)
+            yield Ballot(pair=pair, votes=tuple(self._votes[key].values()), rankings=rankings, shown=self._shown)
 
 
 def _split_rule(stage: Stage) -> Callable[[str], str]:
@@ -78,7 +84,7 @@ def _split_rule(stage: Stage) -> Callable[[str], str]:
 
 def _voted(rows: Iterable[Row], split: Callable[[str], str]) -> Iterator[Ballot]:
     """Group vote rows by pair; people may have been shown its two responses in either order."""
-    box = BallotBox()
+    box = BallotBox(shown=True)
     for row in rows:
         shown = _pair(row, row["response_a"], row["response_b"], row["pair_id"], split(row["prompt"]))
         box.add(pair := box.pair(shown), _as_shown(pair, row), named=True)

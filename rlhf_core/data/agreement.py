@@ -8,25 +8,44 @@ Ratings = Sequence[Sequence[Hashable]]  # for each item, the ratings it got, in 
 
 
 def fleiss_kappa(items: Ratings) -> float | None:
-    """Fleiss' kappa (Fleiss 1971), which needs the same number of ratings, at least two, for every item.
+    """Fleiss' kappa (Fleiss 1971), for any number of ratings an item (Gwet 2014, section 2.6).
+
+    Agreement is observed on the items with at least two ratings. How often chance gives each rating is the mean of its
+    shares of the ratings of an item, over all items. With equally many ratings an item both are Fleiss' own.
 
     Returns:
-        1 for full agreement, 0 for what chance gives, below 0 for less; None where it is undefined: no items,
-        unequal or single ratings, or every rating the same.
+        1 for full agreement, 0 for what chance gives, below 0 for less; None where it is undefined: no item with
+        two ratings, or every rating the same.
     """
-    raters = {len(ratings) for ratings in items}
-    if len(raters) != 1 or min(raters) < 2:
+    counted = [Counter(ratings) for ratings in items if ratings]
+    agreeing = [
+        sum(count * (count - 1) for count in counts.values()) / (counts.total() * (counts.total() - 1))
+        for counts in counted
+        if counts.total() > 1
+    ]
+    shares: Counter[Hashable] = Counter()
+    for counts in counted:
+        for rating, count in counts.items():
+            shares[rating] += count / counts.total() / len(counted)  # type: ignore[assignment]
+    if not agreeing or len(shares) < 2:
         return None
-    num = raters.pop()
-    totals: Counter[Hashable] = Counter()
-    agreeing = 0.0
-    for ratings in items:
-        counts = Counter(ratings)
-        totals.update(counts)
-        agreeing += sum(count * (count - 1) for count in counts.values()) / (num * (num - 1))
-    observed = agreeing / len(items)
-    expected = sum((total / (num * len(items))) ** 2 for total in totals.values())
-    return None if len(totals) == 1 else (observed - expected) / (1 - expected)
+    observed, expected = sum(agreeing) / len(agreeing), sum(share**2 for share in shares.values())
+    return (observed - expected) / (1 - expected)
+
+
+def cohen_kappa(rated: Sequence[tuple[Hashable, Hashable]]) -> float | None:
+    """Cohen's kappa (Cohen 1960) of two raters, from the two ratings of each item.
+
+    Returns:
+        1 for full agreement, 0 for what chance gives; None where it is undefined: no item, or one rating only.
+    """
+    num = len(rated)
+    ones, others = Counter(one for one, _ in rated), Counter(other for _, other in rated)
+    if num == 0 or len(ones | others) < 2:
+        return None
+    observed = sum(one == other for one, other in rated) / num
+    expected = sum(ones[rating] * others[rating] for rating in ones) / num**2
+    return (observed - expected) / (1 - expected)
 
 
 def krippendorff_alpha(items: Ratings) -> float | None:

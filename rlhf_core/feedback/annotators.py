@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from rlhf_core.data.demo.gold import CRITERIA, WEIGHTS, Grade, grade
-from rlhf_core.feedback.labelling import AddressedRandom, Ballot, Pair, Verdict, Vote, mean_or_none
+from rlhf_core.feedback.ballots import AddressedRandom, Ballot, Pair, Verdict, Vote, mean_or_none
 
 _TIE_BELOW = 0.03  # differences of worth that nobody can tell
 _STRENGTH_STEPS = (0.12, 0.30)  # |difference| from which a vote has strength 2, and 3

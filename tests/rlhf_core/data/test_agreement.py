@@ -4,9 +4,10 @@ import random
 from collections import Counter
 
 import pytest
+from sklearn.metrics import cohen_kappa_score
 from statsmodels.stats.inter_rater import fleiss_kappa as oracle
 
-from rlhf_core.data.agreement import fleiss_kappa, krippendorff_alpha, ordinal_alpha
+from rlhf_core.data.agreement import cohen_kappa, fleiss_kappa, krippendorff_alpha, ordinal_alpha
 
 # Krippendorff, "Computing Krippendorff's Alpha-Reliability" (2011), section C: four observers rate twelve units.
 OBSERVERS = ("123321412...", "1233224125.3", ".3332342251.", "12332441251.")
@@ -65,14 +66,42 @@ def test_full_agreement_is_one() -> None:
     assert krippendorff_alpha(items) == 1.0
 
 
+def test_one_missing_rating_changes_kappa_by_little() -> None:
+    rng = random.Random(1)
+    items = [[choice if rng.random() < 0.9 else rng.choice("ab") for _ in range(3)] for choice in "abbab" * 40]
+    whole, part = fleiss_kappa(items), fleiss_kappa([items[0][:2], *items[1:]])
+    assert whole is not None
+    assert part == pytest.approx(whole, abs=0.02)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_cohens_kappa_equals_scikit_learn(seed: int) -> None:
+    rng = random.Random(seed)
+    rated = [(one, one if rng.random() < 0.7 else rng.choice("abc")) for one in rng.choices("aabc", k=60)]
+    assert cohen_kappa(rated) == pytest.approx(cohen_kappa_score(*zip(*rated, strict=True)), abs=1e-12)
+
+
+def test_cohens_kappa_by_hand_and_where_it_is_undefined() -> None:
+    # Cohen (1960), table 1, in proportions of 200: .44 .07 .09 / .05 .20 .05 / .01 .03 .06 gives .492.
+    table = {"11": 88, "12": 14, "13": 18, "21": 10, "22": 40, "23": 10, "31": 2, "32": 6, "33": 12}
+    rated = [(cell[0], cell[1]) for cell, count in table.items() for _ in range(count)]
+    assert cohen_kappa(rated) == pytest.approx(0.492, abs=5e-4)
+    assert cohen_kappa([]) is None
+    assert cohen_kappa([("a", "a")] * 3) is None
+    assert cohen_kappa([("a", "b")] * 3) == 0.0
+
+
 @pytest.mark.parametrize("items", [[], [["a"], ["b"]], [["a", "a"], ["a", "a"]]])
 def test_undefined_is_none(items: list[list[str]]) -> None:
     assert fleiss_kappa(items) is None
     assert krippendorff_alpha(items) is None
 
 
-def test_unequal_numbers_of_ratings_leave_only_alpha() -> None:
+def test_unequal_numbers_of_ratings() -> None:
     items = [["a", "a", "b"], ["b", "b"], ["a"]]
-    assert fleiss_kappa(items) is None
+    # Observed on two items (1/3 + 1) / 2 = 2/3; shares of a (2/3 + 0 + 1) / 3 = 5/9, of b 4/9: by chance 41/81.
+    # irrCAC 0.4.4, CAC(...).fleiss() on the same table: 0.325.
+    assert fleiss_kappa(items) == pytest.approx((2 / 3 - 41 / 81) / (1 - 41 / 81))
+    assert fleiss_kappa(items) == pytest.approx(0.325)
     # The single rating is left out. Coincidences: aa 1, ab 2 (both orders), bb 2; n = 5, a 2, b 3.
     assert krippendorff_alpha(items) == pytest.approx(1 - 4 * 2 / (2 * 2 * 3))

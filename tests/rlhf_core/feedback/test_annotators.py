@@ -13,7 +13,8 @@ from rlhf_core.feedback.annotators import (
     gold_agreement,
     simulated_ballots,
 )
-from rlhf_core.feedback.labelling import Ballot, Pair, Verdict, aggregate, annotator_table, make_pairs, summary
+from rlhf_core.feedback.ballots import Ballot, Pair, Verdict
+from rlhf_core.feedback.labelling import aggregate, annotator_table, make_pairs, summary
 
 PLAIN = Grade(
     helpful=0.5, truthful=0.5, harmless=0.5, concise=0.5, gold=0.5,

@@ -4,16 +4,8 @@ import random
 
 import pytest
 
-from rlhf_core.feedback.labelling import (
-    Ballot,
-    Pair,
-    Vote,
-    aggregate,
-    annotator_table,
-    make_pairs,
-    pair_id,
-    summary,
-)
+from rlhf_core.feedback.ballots import Ballot, Pair, Vote
+from rlhf_core.feedback.labelling import aggregate, annotator_table, make_pairs, pair_id, summary
 
 
 def votes(*signed: int) -> tuple[Vote, ...]:
@@ -120,6 +112,9 @@ def test_summary_of_a_round() -> None:
         "mean_agreement": pytest.approx((1 + 2 / 3 + 1) / 3),
         "mean_vote_margin": pytest.approx((2 + 1 / 3) / 2),
         "first_share": 0.5,
+        "num_pairs_voted_again": 3,
+        # The first two always agree; of the third, chance with either of them 3/9: (2/3 - 1/3) / (2/3).
+        "mean_cohen_kappa": pytest.approx((1 + 0.5 + 0.5) / 3),
         # Observed (1 + 1/3 + 1) / 3 = 7/9; of nine choices 4 a, 2 b, 3 tie: expected (16 + 4 + 9) / 81 = 29/81.
         "fleiss_kappa": pytest.approx((7 / 9 - 29 / 81) / (1 - 29 / 81)),
         "krippendorff_alpha": pytest.approx(1 - (2 / 9) / ((72 - (12 + 2 + 6)) / 72)),
