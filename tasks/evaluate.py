@@ -3,13 +3,16 @@
 Prompts are the last `evaluate.num_prompts` of the held-out ones. Each model writes one response a prompt at each
 temperature; the random stream of a response set is addressed by model and temperature, so the SFT model and a
 candidate never share one. Every judge sees each pair in both orders; a pair judged differently in the two is a tie.
-Divergence from the SFT model is measured on samples at temperature 1, drawn for it where no comparison uses it.
+Divergence from the SFT model is measured on samples at temperature 1, drawn for it where no comparison uses it. Models
+are evaluated side by side, each in a process of its own; the figures do not depend on it.
 
 Reads artifacts/validate/heldout_prompts.parquet, artifacts/sft/model, artifacts/align/<candidate>/model and, for the
 judge `reward_model`, artifacts/reward/model. Writes responses.parquet, comparisons.parquet and samples.json.
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,19 +22,21 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from rlhf_core.data.demo.gold import CRITERIA
 from rlhf_core.data.records import prompt_id
 from rlhf_core.errors import ConfigError, DataError
+from rlhf_core.evaluation import samples
 from rlhf_core.evaluation.ab import TIE_WITHIN, Verdicts, both_orders
 from rlhf_core.evaluation.drift import drift_figures, summed_logprobs
 from rlhf_core.evaluation.judges import gold_grades, reward_scores, score_judge
 from rlhf_core.evaluation.response_set import JudgedSet, ResponseSet, sample_response_set
-from rlhf_core.evaluation.samples import side_by_side
 from rlhf_core.evaluation.verdict import SFT, evaluation_metrics
 from rlhf_core.models.mixture import PolicyMixture, load_any_policy
 from rlhf_core.models.reward_ensemble import load_reward_model
 from rlhf_core.models.tokenizer import encode_prompts, load_tokenizer
 from rlhf_core.state.atomic import write_json
 from tasks import paths
+from tasks.at_once import at_once
 from tasks.stage import Stage
 from tasks.tables import read_table, write_table
+from tasks.workers import Tell, in_turn, side_by_side
 
 SAMPLING_BATCH = 256
 SCORING_BATCH = 64  # on two cores twice as fast as 256, whose activations leave the cache
@@ -64,20 +69,25 @@ COMPARISONS = pa.schema(
 )
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Evaluated:
+    """What is known of one model before it is compared.
+
+    Attributes:
+        judged: its responses with scores, by temperature.
+        drift: its divergence from the SFT model.
+    """
+
+    judged: dict[float, JudgedSet]
+    drift: dict[str, Any]
+
+
 def run(stage: Stage) -> dict[str, Any]:
     """Sample, judge and compare; returns the figures of `reports/metrics/evaluate.json`."""
+    names = (SFT, *stage.params.candidates)
+    evaluated = _all_models(stage, names)
     prompts = _evaluation_prompts(stage)
-    if "gold" in stage.params.evaluate.judges:
-        _require_demo_world(prompts)
-    models = {name: _load(stage, name) for name in (SFT, *stage.params.candidates)}
-    tokenizer = load_tokenizer(stage.root / paths.SFT / "model")
-    encoded = encode_prompts(tokenizer, prompts, stage.params.model.max_prompt_tokens)
-    sets = _sample_all(stage, models, tokenizer, encoded)
-    compared_sets = {
-        address: responses for address, responses in sets.items() if address[1] in stage.params.evaluate.temperatures
-    }
-    judged = _judge_all(stage, prompts, encoded, compared_sets, tokenizer.pad_token_id)
-    drift = _drift_all(stage, models, encoded, sets, tokenizer.pad_token_id)
+    judged = {(name, temperature): one for name in names for temperature, one in evaluated[name].judged.items()}
     compared: dict[tuple[str, float, str], Verdicts] = {
         (name, temperature, judge): both_orders(
             score_judge(TIE_WITHIN[judge]),
@@ -91,9 +101,46 @@ def run(stage: Stage) -> dict[str, Any]:
     }
     write_table(stage.out / "responses.parquet", _response_rows(prompts, judged), RESPONSES)
     write_table(stage.out / "comparisons.parquet", _comparison_rows(prompts, judged, compared), COMPARISONS)
+    drift = {name: evaluated[name].drift for name in names}
     metrics = evaluation_metrics(stage.params.evaluate, stage.params.candidates, judged, compared, drift)
     write_json(stage.out / "samples.json", _samples(stage, prompts, judged, metrics["verdict"]["best"]))
     return metrics
+
+
+def _all_models(stage: Stage, names: Sequence[str]) -> dict[str, Evaluated]:
+    """Evaluate each model, on a CPU side by side as far as the machine allows; nothing is computed before."""
+    jobs = {name: partial(_one_model, stage, name) for name in names}
+    total, counts = len(names) * len(_sampled_at(stage)), [0, 0]  # of response sets; sets and tokens so far
+
+    def tell(tokens: int) -> None:
+        counts[:] = counts[0] + 1, counts[1] + tokens
+        stage.log(counts[0], total, {"eval/response_sets": counts[0]}, counts[1])
+
+    at_most = at_once(stage.params, stage.root) if stage.device.type == "cpu" else 1
+    return side_by_side(jobs, tell, at_most=at_most) if at_most > 1 else in_turn(jobs, tell)
+
+
+def _one_model(stage: Stage, name: str, tell: Tell) -> Evaluated:
+    """Sample, judge and measure one model; tells the tokens of each response set."""
+    prompts = _evaluation_prompts(stage)
+    if "gold" in stage.params.evaluate.judges:
+        _require_demo_world(prompts)
+    model = _load(stage, name)
+    tokenizer = load_tokenizer(stage.root / paths.SFT / "model")
+    encoded = encode_prompts(tokenizer, prompts, stage.params.model.max_prompt_tokens)
+    sets = _sample_all(stage, name, model, tokenizer, encoded, tell)
+    compared = {temperature: sets[temperature] for temperature in stage.params.evaluate.temperatures}
+    judged = _judge_all(stage, prompts, encoded, compared, tokenizer.pad_token_id)
+    sft = model if name == SFT else _load(stage, SFT)
+    under_sft = _summed(sft, encoded, sets[1.0], tokenizer.pad_token_id)
+    under_policy = under_sft if name == SFT else _summed(model, encoded, sets[1.0], tokenizer.pad_token_id)
+    drift = drift_figures(under_policy, under_sft, sets[1.0].num_tokens, stage.params.evaluate.confidence)
+    return Evaluated(judged=judged, drift=drift)
+
+
+def _sampled_at(stage: Stage) -> Sequence[float]:
+    """Temperatures that responses are drawn at: those that are compared, and 1, at which drift is measured."""
+    return tuple(dict.fromkeys((*stage.params.evaluate.temperatures, 1.0)))
 
 
 def _samples(
@@ -101,7 +148,7 @@ def _samples(
 ) -> list[dict[str, Any]]:
     settings = stage.params.evaluate
     first = settings.temperatures[0]
-    return side_by_side(
+    return samples.side_by_side(
         prompts,
         {name: one for (name, temperature), one in judged.items() if temperature == first},
         best=best,
@@ -127,17 +174,17 @@ def _load(stage: Stage, name: str) -> PreTrainedModel | PolicyMixture:
 
 def _sample_all(
     stage: Stage,
-    models: dict[str, PreTrainedModel | PolicyMixture],
+    name: str,
+    model: PreTrainedModel | PolicyMixture,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[list[int]],
-) -> dict[tuple[str, float], ResponseSet]:
-    temperatures = dict.fromkeys((*stage.params.evaluate.temperatures, 1.0))
-    addresses = [(name, temperature) for name in models for temperature in temperatures]
-    sets, tokens, rng = {}, 0, stage.rng()
-    for number, (name, temperature) in enumerate(addresses, start=1):
-        sets[name, temperature] = sample_response_set(
+    tell: Tell,
+) -> dict[float, ResponseSet]:
+    sets, rng = {}, stage.rng()
+    for temperature in _sampled_at(stage):
+        sets[temperature] = sample_response_set(
             name,
-            models[name],
+            model,
             tokenizer,
             prompts,
             temperature=temperature,
@@ -145,8 +192,7 @@ def _sample_all(
             batch_size=SAMPLING_BATCH,
             generator=rng(f"sample/{name}/{temperature:g}"),
         )
-        tokens += sum(sets[name, temperature].num_tokens)
-        stage.log(number, len(addresses), {"eval/response_sets": number}, tokens)
+        tell(sum(sets[temperature].num_tokens))
     return sets
 
 
@@ -154,19 +200,19 @@ def _judge_all(
     stage: Stage,
     prompts: Sequence[str],
     encoded: Sequence[list[int]],
-    sets: dict[tuple[str, float], ResponseSet],
+    sets: dict[float, ResponseSet],
     pad_id: int,
-) -> dict[tuple[str, float], JudgedSet]:
+) -> dict[float, JudgedSet]:
     judges = stage.params.evaluate.judges
     model = load_reward_model(stage.root / paths.REWARD / "model").to(stage.device).eval()
     judged = {}
-    for address, responses in sets.items():
+    for temperature, responses in sets.items():
         grades = gold_grades(prompts, responses.texts, responses.finished) if "gold" in judges else []
         scores = {"gold": [grade.gold for grade in grades]} if grades else {}
         scores["reward_model"] = reward_scores(
             model, encoded, responses.response_ids, pad_id=pad_id, batch_size=SCORING_BATCH
         )
-        judged[address] = JudgedSet(responses=responses, scores=scores, grades=grades)
+        judged[temperature] = JudgedSet(responses=responses, scores=scores, grades=grades)
     return judged
 
 
@@ -179,23 +225,6 @@ def _require_demo_world(prompts: Sequence[str]) -> None:
             f"params.yaml: evaluate.judges: 'gold' grades prompts of the demo world only ({error}). "
             "Fix: evaluate.judges: [reward_model]"
         ) from error
-
-
-def _drift_all(
-    stage: Stage,
-    models: dict[str, PreTrainedModel | PolicyMixture],
-    prompts: Sequence[list[int]],
-    sets: dict[tuple[str, float], ResponseSet],
-    pad_id: int,
-) -> dict[str, dict[str, Any]]:
-    drift = {}
-    for name, model in models.items():
-        responses = sets[name, 1.0]
-        under_sft = _summed(models[SFT], prompts, responses, pad_id)
-        under_policy = under_sft if name == SFT else _summed(model, prompts, responses, pad_id)
-        confidence = stage.params.evaluate.confidence
-        drift[name] = drift_figures(under_policy, under_sft, responses.num_tokens, confidence)
-    return drift
 
 
 def _summed(

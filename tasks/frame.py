@@ -123,7 +123,8 @@ def _run_and_publish(
         publish(stage, metrics)
         faultpoint("stage.after_publish")
         shutil.rmtree(root / paths.CHECKPOINTS / paths.slug(stage.name), ignore_errors=True)
-        peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        largest = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+        peak_mb = largest / 1024
         progress.event("done", compute_s=compute_s, peak_memory_mb=peak_mb, tokens=progress.tokens)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from rlhf_core.config import AlignConfig, ComputeConfig, EvaluateConfig, ModelConfig, Params
+from rlhf_core.config import AlignConfig, ComputeConfig, EvaluateConfig, MachineConfig, ModelConfig, Params
 from rlhf_core.data.demo.world import draw_scenes
 from rlhf_core.errors import ConfigError, DataError
 from rlhf_core.evaluation.judges import reward_scores
@@ -122,6 +122,15 @@ def test_the_same_run_writes_the_same_bytes(root: Path):
     second, other, _ = run(root, out="again")
     assert first == second
     assert tree_digest(one) == tree_digest(other)
+
+
+def test_models_side_by_side_and_one_after_the_other_write_the_same_bytes(root: Path):
+    outcomes = {}
+    for at_once in (1, 3):
+        params = PARAMS.model_copy(update={"machine": MachineConfig(at_once=at_once)})
+        metrics, out, log = run(root, params, f"out-{at_once}")
+        outcomes[at_once] = metrics, tree_digest(out), log.rows[-1]
+    assert outcomes[1] == outcomes[3]
 
 
 def test_drift_is_measured_at_temperature_one_whatever_is_compared(root: Path):
