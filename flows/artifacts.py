@@ -8,12 +8,16 @@ from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
 from flows.execution import PipelineRun
 from flows.headlines import number, seconds
+from flows.ports import LOOPBACK, usual_ports
 from flows.servers import known_servers
 from flows.summary import RunSummary, StageSummary
 from tasks import paths
+from tasks.tracking import tracking_uri
 
 SAMPLE_ROWS = 20
 SAMPLE_CHARS = 600
+READ_FIRST = ("prompt", "reference", "before", "after")  # the columns of a table of samples stand in its rows' order
+REPORT_FILE = "report.html"
 
 
 def publish_stage(run: PipelineRun, stage: StageSummary) -> None:
@@ -28,9 +32,10 @@ def publish_stage(run: PipelineRun, stage: StageSummary) -> None:
         create_table_artifact(samples, key=f"{key}-samples", description=f"Samples of {stage.name}")
 
 
-def publish_summary(summary: RunSummary) -> None:
+def publish_summary(run: PipelineRun) -> None:
     """Make the run's summary artifact; called within the flow."""
-    create_markdown_artifact(summary_page(summary), key="run-summary", description="Every stage and the verdict")
+    page = "\n".join([summary_page(run.summary), "", *_links(run)])
+    create_markdown_artifact(page, key="run-summary", description="Every stage and the verdict")
 
 
 def flat_numbers(metrics: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, float]]:
@@ -75,14 +80,31 @@ def _stage_page(run: PipelineRun, stage: StageSummary) -> str:
     return "\n".join(lines)
 
 
-def mlflow_link(run: PipelineRun, stage: str) -> str:
-    """Where the stage's MLflow run is: a link where the MLflow server runs, else the run's id; empty when unknown."""
-    recorder = run.recorder
-    run_id = recorder.run_id(stage) if recorder else None
-    if recorder is None or run_id is None:
+def mlflow_link(run: PipelineRun, stage: str | None, artifact: str = "", text: str = "") -> str:
+    """A link to a stage's MLflow run, to the parent's (None), or to an artifact of it; empty when it is not known.
+
+    It leads to where MLflow's server listens, or will when it is started again, since its port stays the same.
+    """
+    if run.recorder is None:
         return ""
-    server = known_servers(run.prepared.home).get("mlflow")
-    return f"[{run_id}]({server.url}/#/runs/{run_id})" if server else f"`{run_id}` (rlhf ui opens the server)"
+    home = run.prepared.home
+    uri = tracking_uri(home)
+    server = uri if uri.startswith("http") else f"http://{LOOPBACK}:{usual_ports(home)['mlflow']}"
+    running = uri.startswith("http") or "mlflow" in known_servers(home)
+    page = run.recorder.page(server, stage, artifact)
+    hint = "" if running else " (`rlhf ui` starts its server)"
+    return f"[{text or run.recorder.run_id(stage)}]({page}){hint}" if page else ""
+
+
+def _links(run: PipelineRun) -> list[str]:
+    """Where the run's figures and its report are."""
+    links = [("MLflow", mlflow_link(run, None, text=run.prepared.name))]
+    report = run.root / paths.REPORT / REPORT_FILE
+    if report.is_file():
+        page = mlflow_link(run, None, REPORT_FILE, "in MLflow")
+        links.append(("Report", " · ".join(part for part in (page, f"file `{report}`") if part)))
+    links.append(("Folder", f"`{run.root}`"))
+    return [f"- {what}: {link}" for what, link in links if link]
 
 
 def _samples(run: PipelineRun, stage: StageSummary) -> list[dict[str, str]]:
@@ -96,9 +118,11 @@ def _samples(run: PipelineRun, stage: StageSummary) -> list[dict[str, str]]:
 
 
 def _cells(row: Mapping[str, Any]) -> dict[str, str]:
-    """A flat row of short texts: nested parts get dotted names."""
+    """A flat row of short texts, in the order that it is read in: nested parts get dotted names."""
     cells: dict[str, str] = {}
-    for key, value in row.items():
+    ahead = [key for key in READ_FIRST if key in row]
+    for key in [*ahead, *(key for key in row if key not in ahead)]:
+        value = row[key]
         if isinstance(value, Mapping):
             cells |= {f"{key}.{inner}": text for inner, text in _cells(value).items()}
         else:

@@ -7,6 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 from cyclopts import App, CycloptsError, Parameter
 
 from rlhf_core.errors import ConfigError, RlhfError
+from tasks.loopback import reach_loopback_directly
 
 HELP = """Train a language model from human preferences: validate, SFT, reward model, PPO and DPO, evaluation, registry.
 
@@ -22,7 +23,7 @@ COMMANDS = {
     "ui": "flows.cli_servers:ui",
     "up": "flows.cli_servers:up",
     "down": "flows.cli_servers:down",
-    "deploy": "flows.cli_servers:deploy",
+    "deploy": "flows.cli_deploy:deploy",
     "sync": "flows.cli_look:sync",
     "clean": "flows.cli_clean:clean",
     "doctor": "flows.cli_look:doctor",
@@ -64,6 +65,8 @@ def main() -> None:
 
 def run_command(arguments: list[str]) -> int:
     """Run one command and return its exit code; every failure that is no bug is one line on stderr."""
+    for left_out in reach_loopback_directly():
+        print(left_out, file=sys.stderr)
     try:
         app = build_app()
         if not set(arguments) - {"-h", "--help", "models"}:

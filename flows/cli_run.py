@@ -28,6 +28,7 @@ from tasks.runner import Stop, start_forks
 if TYPE_CHECKING:
     from flows.execution import PipelineRun
 
+OPTIONS = {"overrides": "set", "stage_timeout_minutes": "timeout", "run_timeout_minutes": "run-timeout"}
 LEAVE_WITHIN_SECONDS = 4.7
 
 
@@ -38,6 +39,8 @@ def run(
     data: Annotated[tuple[str, ...], Parameter(name="--data", negative="", consume_multiple=False)] = (),
     name: str | None = None,
     timeout: int | None = None,
+    run_timeout: int | None = None,
+    retries: int = 0,
     json: bool = False,
 ) -> int:
     """Run the whole pipeline, or what has changed of it.
@@ -57,10 +60,15 @@ def run(
         Name of the run and of its folder; left out, it is made from profile and date.
     timeout:
         Minutes after which a stage is ended.
+    run_timeout:
+        Minutes after which the run is ended as a whole.
+    retries:
+        How often a stage is tried again after a fault of the machine (exit code 7), later and later.
     json:
         Print the summary as JSON.
     """
-    return _execute(prepare_run(find_root(Path.cwd()), read_request(profile, set, data, name, timeout)), as_json=json)
+    request = read_request(profile, set, data, name, timeout=timeout, run_timeout=run_timeout, retries=retries)
+    return _execute(prepare_run(find_root(Path.cwd()), request), as_json=json)
 
 
 def resume(name: str | None = None, /, *, json: bool = False) -> int:
@@ -83,7 +91,14 @@ def resume(name: str | None = None, /, *, json: bool = False) -> int:
 
 
 def read_request(
-    profile: str | None, overrides: tuple[str, ...], data: tuple[str, ...], name: str | None, timeout: int | None
+    profile: str | None,
+    overrides: tuple[str, ...],
+    data: tuple[str, ...],
+    name: str | None,
+    *,
+    timeout: int | None = None,
+    run_timeout: int | None = None,
+    retries: int = 0,
 ) -> RunRequest:
     """Check the options of `rlhf run` against the form that the Prefect UI shows.
 
@@ -97,10 +112,19 @@ def read_request(
             raise ConfigError(f"--data {entry}: not of the form kind=path. Fix: e.g. --data votes=my-votes.jsonl")
         files[kind] = path
     try:
-        return RunRequest(profile=profile, overrides=overrides, data=files, name=name, stage_timeout_minutes=timeout)
+        return RunRequest(
+            profile=profile,
+            overrides=overrides,
+            data=files,
+            name=name,
+            stage_timeout_minutes=timeout,
+            run_timeout_minutes=run_timeout,
+            retries=retries,
+        )
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        option = {"overrides": "set", "stage_timeout_minutes": "timeout"}.get(str(first["loc"][0]), first["loc"][0])
+        field = str(first["loc"][0])
+        option = OPTIONS.get(field, field)
         cure = "section.key=value" if option == "set" else "see rlhf run --help"
         raise ConfigError(f"--{option} {first['input']}: {first['msg']}. Fix: {cure}") from None
 

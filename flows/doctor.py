@@ -13,7 +13,8 @@ from typing import Literal
 from packaging.version import Version
 from pydantic import BaseModel
 
-from flows.servers import LOOPBACK, USUAL_PORT, answers, healthy, known_servers
+from flows.ports import LOOPBACK, usual_ports
+from flows.servers import answers, healthy, known_servers
 from flows.settings import users_server
 from rlhf_core.errors import RlhfError
 from tasks import paths
@@ -119,7 +120,7 @@ def _disk(root: Path) -> Iterator[Finding]:
 
 def _ports(root: Path) -> Iterator[Finding]:
     servers = known_servers(paths.home(root))
-    for name, port in USUAL_PORT.items():
+    for name, port in usual_ports(paths.home(root)).items():
         own = servers.get(name)
         if own and own.port == port:
             yield Finding(level="ok", what=f"port {port}", found=f"our {name} server")

@@ -7,7 +7,6 @@ worker, a worktree is made here.
 
 import signal
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -23,14 +22,26 @@ from prefect.futures import PrefectFuture
 from prefect.runtime import flow_run
 from prefect.states import Cancelled, Completed, Failed
 from prefect.task_runners import ThreadPoolTaskRunner
+from pydantic import ValidationError
 
 from flows.artifacts import publish_stage, publish_summary
 from flows.execution import PipelineRun
+from flows.flow_runs import (
+    Missed,
+    drop_others_due,
+    name_of_flow_run,
+    prepare_flow_run,
+    retrying,
+    tag_flow_run,
+    tell_server,
+)
 from flows.plan import Plan
-from flows.runs import RunRequest, find_root, prepare_run
+from flows.run_names import run_tags
+from flows.runs import RunRequest, find_root
 from flows.settings import GPU_TAG
+from flows.stage_lines import own_lines
 from flows.summary import RunStatus, StageSummary
-from rlhf_core.errors import RlhfError
+from rlhf_core.errors import ConfigError, RlhfError
 from tasks.locks import RunLock
 from tasks.runner import Stop, start_forks
 
@@ -43,33 +54,39 @@ CURRENT: ContextVar[PipelineRun | None] = ContextVar("current_run", default=None
 
 
 def _run_name() -> str:
-    """The run's own name; a scheduled run keeps the one that Prefect gave it, and names its folder after it."""
+    """The run's own name; that of a run under a worker says profile, data and date, and is its folder's."""
     current = CURRENT.get()
-    return current.prepared.name if current else str(flow_run.name or FLOW_NAME)
+    if current is not None:
+        return current.prepared.name
+    try:
+        return name_of_flow_run(find_root(Path.cwd()), _request(flow_run.parameters.get("run")))
+    except RlhfError:  # said by the run itself, in one line
+        return str(flow_run.name or FLOW_NAME)
 
 
 @flow(
     name=FLOW_NAME,
     flow_run_name=_run_name,
     persist_result=False,
-    validate_parameters=True,
+    validate_parameters=False,
     retries=0,
     task_runner=ThreadPoolTaskRunner(max_workers=MOST_AT_ONCE),
 )
-def pipeline(run: RunRequest = RunRequest()) -> State:  # noqa: B008 - it is frozen
+def pipeline(run: RunRequest = RunRequest(), missed: Missed = "newest") -> State:  # noqa: B008 - it is frozen
     """Run every stage that is not up to date, each after those it reads from, and record what it made.
 
     Args:
         run: what to run. Empty, it is the checkout as it stands; a scheduled run always has a worktree of its own.
+        missed: of scheduled runs that are due at once since everything was down or busy, the newest comes, or all.
     """
     current = CURRENT.get()
     if current is not None:
         return _run_stages(current)
     try:
-        # a request with a name is never in place, so a scheduled run always has a worktree
-        own_name = run.name and f"{run.name}-{time.strftime('%Y%m%d-%H%M%S')}"  # a schedule runs more than once
-        request = run.model_copy(update={"name": own_name or flow_run.name})
-        prepared = prepare_run(find_root(Path.cwd()), request)
+        if missed == "newest" and (dropped := drop_others_due()):
+            get_run_logger().info("%d other runs of this schedule were due as well and are left out", dropped)
+        request = _request(run)
+        prepared = prepare_flow_run(find_root(Path.cwd()), request)
         with RunLock(prepared.root, prepared.name):
             from tasks.versioning import changed_stages
 
@@ -82,6 +99,16 @@ def pipeline(run: RunRequest = RunRequest()) -> State:  # noqa: B008 - it is fro
         return Failed(message=str(error))
 
 
+def _request(run: object) -> RunRequest:
+    """What the form holds. Checked here and not by Prefect, which would add a traceback to the line that is needed."""
+    try:
+        return RunRequest.model_validate(run or {})
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(str(part) for part in ("run", *first["loc"]))
+        raise ConfigError(f"{place}: {first['input']!r}: {first['msg']}. Fix: correct it in the form") from None
+
+
 @task(name="stage", persist_result=False, retries=0)
 def run_stage(name: str) -> State:
     """Bring one stage up to date."""
@@ -89,9 +116,9 @@ def run_stage(name: str) -> State:
     if current is None:
         raise RuntimeError("a stage runs inside the pipeline flow only")
     logger = get_run_logger()
-    stage = current.run_stage(name, on_line=lambda line: logger.info("%s", line))
+    stage = current.run_stage(name, on_line=own_lines(lambda line: logger.info("%s", line)))
     if stage.status in ("done", "unchanged"):
-        publish_stage(current, stage)
+        tell_server(lambda: publish_stage(current, stage), f"artifacts of {name}")
     return _state_of(stage)
 
 
@@ -112,8 +139,10 @@ def _run_stages(current: PipelineRun) -> State:
     status: RunStatus = "interrupted"
     exit_code, message = 1, "ended by an error of the program"
     try:
-        with _signals(current.stop), _cancel_watch(run_id, current.stop):
+        minutes = current.prepared.request.run_timeout_minutes
+        with _signals(current.stop), _cancel_watch(run_id, current.stop), _time_limit(minutes, current.stop):
             current.open(tags)
+            tell_server(lambda: tag_flow_run(run_id, run_tags(current.prepared.request)), "tags")
             ended = list(_settle_stages(current))
         failed = next((stage for stage in ended if stage.status in ("failed", "interrupted")), None)
         if current.stop.requested:
@@ -131,12 +160,14 @@ def _run_stages(current: PipelineRun) -> State:
         raise
     finally:
         summary = current.close(status, exit_code, message)
-    publish_summary(summary)
+    tell_server(lambda: publish_summary(current), "summary")
+    if current.stop.reason == "timeout":
+        return Failed(name="TimedOut", message=f"{message}; Retry or `rlhf resume` goes on from here")
     match status:
         case "done":
             return Completed(message=f"{len(summary.stages)} stages, {summary.wall_s:.0f} s")
         case "interrupted":
-            return Cancelled(message=f"{message}; `rlhf resume` goes on from here")
+            return Cancelled(message=f"{message}; Retry or `rlhf resume` goes on from here")
     return Failed(message=message)
 
 
@@ -165,7 +196,12 @@ def _settle_stages(current: PipelineRun) -> Iterator[StageSummary]:
 
 def _start(current: PipelineRun, name: str, ended: "SimpleQueue[str]") -> "PrefectFuture[State]":
     wants_gpu = current.prepared.params.compute.device != "cpu" and name.partition("@")[0] in GPU_STAGES
-    named = run_stage.with_options(name=name, task_run_name=name, tags={GPU_TAG} if wants_gpu else set())
+    named = run_stage.with_options(
+        name=name,
+        task_run_name=name,
+        tags={GPU_TAG} if wants_gpu else set(),
+        **retrying(current.summary.stage(name), current.prepared.request.retries, current.stop),
+    )
     future = named.submit(name)
     future.add_done_callback(lambda done: ended.put(name))
     return future
@@ -192,6 +228,19 @@ def _signals(stop: Stop) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def _time_limit(minutes: int | None, stop: Stop) -> Iterator[None]:
+    """Ask the run to end when it has taken this long."""
+    timer = threading.Timer((minutes or 0) * 60.0, stop.request, ["timeout"])
+    timer.daemon = True
+    if minutes:
+        timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _under_worker() -> bool:

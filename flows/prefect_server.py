@@ -8,6 +8,8 @@ import sys
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
+from tasks.loopback import reach_loopback_directly
+
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
@@ -44,6 +46,7 @@ class OwnPageOnly:
 
 def main(arguments: list[str]) -> None:
     """Serve until told to end."""
+    reach_loopback_directly()
     import uvicorn
     from prefect.server.api.server import create_app
 

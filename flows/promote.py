@@ -17,6 +17,8 @@ from tasks.params import load_params
 from tasks.reproduce import reproduce
 from tasks.tracking import promote, read_manifest, rollback
 
+PROMOTION_SECONDS = 15 * 60
+REBUILD_SECONDS = 24 * 3600
 Reference = Annotated[
     str,
     Field(
@@ -27,7 +29,7 @@ Reference = Annotated[
 Model = Literal["rlhf-policy", "rlhf-reward", "rlhf-sft"]
 
 
-@flow(name="rlhf-promote", persist_result=False, retries=0)
+@flow(name="rlhf-promote", persist_result=False, retries=0, timeout_seconds=PROMOTION_SECONDS)
 def promote_flow(version: Reference = "rlhf-policy@candidate", reason: str = "") -> State:
     """Make a version champion if it passes every gate of params.yaml.
 
@@ -46,7 +48,7 @@ def promote_flow(version: Reference = "rlhf-policy@candidate", reason: str = "")
     return Completed(message=f"{done.model}/{done.champion} is champion, before it {done.champion_before}")
 
 
-@flow(name="rlhf-rollback", persist_result=False, retries=0)
+@flow(name="rlhf-rollback", persist_result=False, retries=0, timeout_seconds=PROMOTION_SECONDS)
 def rollback_flow(model: Model = "rlhf-policy", reason: str = "") -> State:
     """Give `champion` back to the version that had it before.
 
@@ -61,7 +63,7 @@ def rollback_flow(model: Model = "rlhf-policy", reason: str = "") -> State:
     return Completed(message=f"{done.model}: champion is {done.champion}, before it {done.champion_before}")
 
 
-@flow(name="rlhf-reproduce", persist_result=False, retries=0)
+@flow(name="rlhf-reproduce", persist_result=False, retries=0, timeout_seconds=REBUILD_SECONDS)
 def reproduce_flow(version: Reference = "rlhf-policy@champion") -> State:
     """Rebuild a version from its manifest in a clean worktree and compare every file.
 

@@ -8,13 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 from ruamel.yaml import YAML
 
+from flows.run_names import run_name
 from rlhf_core.config import Params
 from rlhf_core.data.kinds import SPECS
 from rlhf_core.data.readers import format_suffix
 from rlhf_core.errors import ConfigError, DataError, EnvironmentProblem
+from rlhf_core.state.atomic import write_json
 from tasks import paths
 from tasks.definition import DVC_FILE
 from tasks.model_folders import check_model_folders
@@ -24,6 +26,23 @@ Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
 Override = Annotated[str, StringConstraints(pattern=r"^[a-z_0-9]+(\.[a-z_0-9]+)*=.+$")]
 RECORD_KINDS = tuple(SPECS)
 LEAST_FREE_MIB = 500
+MOST_RETRIES = 10
+REQUEST_FILE = paths.STATE / "request.json"  # of a worktree; there from the moment when it is whole
+
+
+def profiles(home: Path) -> list[str]:
+    """Names of the profiles of a checkout."""
+    return sorted(path.stem for path in (home / paths.PROFILES).glob("*.yaml"))
+
+
+def _offer_profiles(schema: dict[str, Any]) -> None:
+    """Make the profile a choice in forms: one of the checkout that the form is made in."""
+    try:
+        names = profiles(find_root(Path.cwd()))
+    except ConfigError:
+        return
+    if names:
+        schema["anyOf"] = [{"enum": names, "type": "string"}, {"type": "null"}]
 
 
 class RunRequest(BaseModel):
@@ -31,7 +50,11 @@ class RunRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    profile: Name | None = Field(default=None, description="a file of profiles/, without .yaml, laid over params.yaml")
+    profile: Name | None = Field(
+        default=None,
+        description="a file of profiles/, without .yaml, laid over params.yaml",
+        json_schema_extra=_offer_profiles,
+    )
     overrides: tuple[Override, ...] = Field(default=(), description="section.key=value, such as sft.max_steps=100")
     data: dict[str, str] = Field(
         default_factory=dict,
@@ -42,6 +65,14 @@ class RunRequest(BaseModel):
     )
     stage_timeout_minutes: Annotated[int, Field(ge=1)] | None = Field(
         default=None, description="a stage that takes longer is ended; the run can be resumed"
+    )
+    run_timeout_minutes: Annotated[int, Field(ge=1)] | None = Field(
+        default=None, description="a run that takes longer is ended as a whole; it can be resumed"
+    )
+    retries: Annotated[int, Field(ge=0, le=MOST_RETRIES)] = Field(
+        default=0,
+        description="how often a stage is tried again, later and later, after a fault of the machine (exit code 7: "
+        "memory, disk, a lock); others do not pass by waiting",
     )
 
     @property
@@ -93,21 +124,32 @@ def prepare_run(root: Path, request: RunRequest) -> PreparedRun:
         DataError: a data file is missing or empty.
         EnvironmentProblem: the disk is nearly full, or the worktree cannot be made.
     """
-    stamp = time.strftime("%Y%m%d-%H%M%S")
     if request.in_place:
         params = load_params(root / paths.PARAMS)
         check_model_folders(root, (root / paths.PARAMS).read_text())
-        name = root.name if root != paths.home(root) else f"run-{stamp}"
+        request = _remembered(root, request)
+        name = root.name if root != paths.home(root) else run_name(request, time.time())
     else:
         home = paths.home(root)
-        name = request.name or f"{request.profile or 'run'}-{stamp}"
+        name = request.name or run_name(request, time.time())
         root = _make_worktree(home, name, request)
+        write_json(root / REQUEST_FILE, request.model_dump(mode="json"))
         params = load_params(root / paths.PARAMS)
     check_data(root, params)
     free = shutil.disk_usage(root).free // 2**20
     if free < LEAST_FREE_MIB:
         raise EnvironmentProblem(f"{root}: {free} MiB free, {LEAST_FREE_MIB} needed. Fix: free some space")
     return PreparedRun(home=paths.home(root), root=root, name=name, params=params, request=request)
+
+
+def _remembered(root: Path, request: RunRequest) -> RunRequest:
+    """What a worktree was made for, with the options of the command that goes on in it; of a checkout, these alone."""
+    try:
+        made_for = RunRequest.model_validate_json((root / REQUEST_FILE).read_text())
+    except (OSError, ValidationError):
+        return request
+    given = {name: value for name, value in request if name in request.model_fields_set and value is not None}
+    return made_for.model_copy(update=given)
 
 
 def check_request(home: Path, request: RunRequest) -> tuple[str, dict[str, Path]]:
@@ -122,7 +164,7 @@ def check_request(home: Path, request: RunRequest) -> tuple[str, dict[str, Path]
     """
     profile = home / paths.PROFILES / f"{request.profile}.yaml" if request.profile else None
     if profile and not profile.is_file():
-        known = ", ".join(sorted(path.stem for path in (home / paths.PROFILES).glob("*.yaml"))) or "none"
+        known = ", ".join(profiles(home)) or "none"
         raise ConfigError(f"--profile {request.profile}: no such profile. Fix: one of {known}")
     text = resolve_params(home / paths.PARAMS, profile, request.overrides)
     check_model_folders(home, text)

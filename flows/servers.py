@@ -7,32 +7,31 @@ says which process it is (pid and kernel start time, so that no stranger is ever
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from http.client import HTTPException
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
+from flows.ports import FIRST_PORT, LOOPBACK, choose_port, note_port
 from flows.settings import POOL, mlflow_settings, prefect_settings
 from rlhf_core.errors import EnvironmentProblem
 from rlhf_core.state.atomic import write_json
 from tasks import paths
 from tasks.locks import boot_id
+from tasks.loopback import open_url, reach_loopback_directly
 from tasks.runner import group_members
 from tasks.watchdog import process_start
 
 STATE_FILE = paths.STATE / "servers.json"
 LOGS = paths.STATE / "logs"
-LOOPBACK = "127.0.0.1"
-USUAL_PORT = {"prefect": 4200, "mlflow": 5000}
 START_SECONDS = 180.0
+ANSWER_SECONDS = 30.0
 END_SECONDS = 8.0
 
 
@@ -45,6 +44,7 @@ class Server(BaseModel):
         process_start: kernel start time of that process.
         boot: id of the machine's boot.
         port: where it listens; None for the worker, which only asks.
+        asks: port of the Prefect server that a worker asks; None for a server.
         log: its output, relative to the main checkout.
     """
 
@@ -55,6 +55,7 @@ class Server(BaseModel):
     process_start: str
     boot: str
     port: int | None
+    asks: int | None = None
     log: str
 
     @property
@@ -89,9 +90,8 @@ def healthy(server: Server) -> bool:
 def answers(url: str, timeout_s: float = 2.0) -> bool:
     """Whether a plain GET is answered with 200."""
     try:
-        with urllib.request.urlopen(url, timeout=timeout_s) as answer:  # noqa: S310 - our own http address
-            return bool(answer.status == 200)
-    except (OSError, urllib.error.URLError, ValueError):
+        return open_url(url, timeout_s) == 200
+    except (OSError, ValueError, HTTPException):
         return False
 
 
@@ -130,7 +130,7 @@ def ensure_mlflow(home: Path) -> Server:
 
 
 def ensure_worker(home: Path) -> Server:
-    """Return the running worker of the process pool, starting it when it is not there.
+    """Return the running worker of the process pool, starting it when it is not there or asks a server that is gone.
 
     Raises:
         EnvironmentProblem: it ends at once.
@@ -149,7 +149,8 @@ def ensure_worker(home: Path) -> Server:
         "--name",
         "rlhf",
     ]
-    return _ensure(home, "worker", lambda port: command, lambda port: prefect_settings(home, prefect.port))
+    settings = prefect_settings(home, prefect.port)
+    return _ensure(home, "worker", lambda port: command, lambda port: settings, asks=prefect.port)
 
 
 def stop_servers(home: Path) -> list[str]:
@@ -163,36 +164,38 @@ def stop_servers(home: Path) -> list[str]:
     return ended
 
 
-def free_port(preferred: int) -> int:
-    """`preferred` if nothing listens there, else one that the kernel gives."""
-    for port in (preferred, 0):
-        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind((LOOPBACK, port))
-            except OSError:
-                continue
-            return int(probe.getsockname()[1])
-    raise EnvironmentProblem(f"{LOOPBACK}: no free port. Fix: end what holds them (rlhf doctor)")
-
-
 def _ensure(
     home: Path,
     name: str,
     command: Callable[[int], list[str]],
     settings: Callable[[int], Mapping[str, str]],
+    asks: int | None = None,
 ) -> Server:
     with _servers_lock(home):
         servers = known_servers(home)
-        if name in servers and healthy(servers[name]):
+        if name in servers and servers[name].asks == asks and _answers_in_time(servers[name]):
             return servers[name]
         if name in servers:
             _end(servers.pop(name))
-        port = free_port(USUAL_PORT[name]) if name in USUAL_PORT else 0
-        server = _start(home, name, command(port), settings(port), port or None)
+        port = choose_port(home, name) if name in FIRST_PORT else 0
+        server = _start(home, name, command(port), settings(port), port or None).model_copy(update={"asks": asks})
         write_json(home / STATE_FILE, _STATE.dump_python(servers | {name: server}))
         _wait_until_healthy(home, server)
+        if server.port:
+            note_port(home, name, server.port)
         return server
+
+
+def _answers_in_time(server: Server) -> bool:
+    """Whether a server answers within half a minute: one that is busy must not be ended, and its runs with it."""
+    deadline = time.monotonic() + ANSWER_SECONDS
+    while server.alive():
+        if healthy(server):
+            return True
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.2)
+    return False
 
 
 @contextmanager
@@ -217,6 +220,7 @@ def _start(home: Path, name: str, command: list[str], settings: Mapping[str, str
     log.parent.mkdir(parents=True, exist_ok=True)
     bin_folder = str(Path(sys.executable).parent)
     environment = os.environ | settings | {"PATH": os.pathsep.join([bin_folder, os.environ.get("PATH", os.defpath)])}
+    reach_loopback_directly(environment)
     with log.open("wb") as output:
         process = subprocess.Popen(
             command,

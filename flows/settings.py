@@ -6,6 +6,7 @@ from pathlib import Path
 from tasks import paths
 
 POOL = "rlhf"
+QUEUE = "pipeline"
 GPU_TAG = "gpu"
 PREFECT_HOME = paths.STATE / "prefect"
 NOT_TRACKED = {"DO_NOT_TRACK": "1", "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
@@ -51,6 +52,11 @@ def client_settings() -> dict[str, str]:
 def users_server() -> str | None:
     """Address of a Prefect API that the user chose by `PREFECT_API_URL`; then no local server is started."""
     return os.environ.get("PREFECT_API_URL") or None
+
+
+def api_address() -> str:
+    """Address of the Prefect API that this process talks to."""
+    return users_server() or "the local Prefect server"
 
 
 def mlflow_settings(uri: str) -> dict[str, str]:

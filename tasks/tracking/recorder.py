@@ -25,7 +25,7 @@ from tasks.tracking.delivery import Delivery
 from tasks.tracking.names import RESPONSES, UPSTREAM_METRICS, ModelVersion, model_name
 from tasks.tracking.registry import find_version, outputs_hash
 from tasks.tracking.spool import Event, Spool
-from tasks.tracking.store import tracking_uri
+from tasks.tracking.store import run_link, tracking_uri
 
 EXAMPLE = {"prompt": "Please write one sentence that thanks a colleague.", "response": "Thank you for your help today."}
 POINTS_AN_EVENT = 500
@@ -203,6 +203,13 @@ class Recorder:
         with contextlib.suppress(Exception):  # a link is worth nothing more than this try
             return sender.run_id(self._key(stage)) if sender else None
         return None
+
+    def page(self, server: str, stage: str | None = None, artifact: str = "") -> str:
+        """Address of a run's page, or of one of its artifacts, in the MLflow UI at `server`; empty as for `run_id`."""
+        run_id, sender = self.run_id(stage), self._background.sender
+        if run_id is None or sender is None:
+            return ""
+        return run_link(sender.store, run_id, server) + (f"/artifacts/{artifact}" if artifact else "")
 
     def close(self, status: str = "FINISHED", patience_s: float = CLOSING_PATIENCE_S) -> Delivery:
         """End the parent run, try once more to send what waits, stop. Calling it again does nothing."""

@@ -18,6 +18,7 @@ from filelock import FileLock, Timeout
 
 from rlhf_core.errors import ConfigError, EnvironmentProblem
 from tasks import paths
+from tasks.loopback import reach_loopback_directly
 from tasks.tracking.names import EXPERIMENT
 
 if TYPE_CHECKING:
@@ -97,6 +98,7 @@ def open_store(root: Path) -> Store:
     uri, home = tracking_uri(root), paths.home(root)
     for name, value in SAFE_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    reach_loopback_directly()
     with lock(home, "mlflow-store"):
         try:
             store = Store(uri, home, experiment_id="")

@@ -93,6 +93,24 @@ def test_profiles_are_listed_with_what_they_are_for(counting_project: Path) -> N
         (["resume"], 2, "nothing to go on with"),
         (["report"], 7, "no report yet"),
         (["deploy", "--cron", "0 3 * * *", "--profile", "nope"], 2, "no such profile"),
+        (["deploy", "--cron", "0 3 * * *", "--timezone", "Europe/Berlim"], 2, "no such zone. Fix: Europe/Berlin"),
+        (["deploy", "--interval", "60", "--timezone", "Nowhere"], 2, "--timezone Nowhere: no such zone"),
+        (["deploy", "--cron", "61 * * * *"], 2, "--cron '61 * * * *': not the five fields"),
+        (["deploy", "--cron", "@daily"], 2, "not the five fields"),
+        (["deploy", "--cron", "R R * * *"], 2, "not the five fields"),
+        (["deploy", "--cron", ""], 2, "not the five fields"),
+        (["deploy", "--cron", "0 0 30 2 *"], 2, "such a day never comes"),
+        (["deploy", "--cron", "0 3 * * *", "--interval", "60"], 2, "both given"),
+        (["deploy", "--interval", "0"], 2, "--interval 0: too short"),
+        (["deploy", "--interval", "10000000000000"], 2, "longer than a year"),
+        (["deploy", "--paused"], 2, "--paused: there is no schedule"),
+        (["deploy", "--timezone", "UTC"], 2, "--timezone: there is no schedule"),
+        (["deploy", "--name", "a/b"], 2, "--name 'a/b': not a plain name"),
+        (["deploy", "--name", ""], 2, "not a plain name"),
+        (["deploy", "--at-once", "0"], 2, "--at-once 0"),
+        (["deploy", "--retries", "99"], 2, "--retries 99"),
+        (["deploy", "--collision", "fight"], 2, "--collision"),
+        (["deploy", "--list", "--delete", "x"], 2, "both given"),
         (["run", "--set", "model.path=models/own"], 2, "params.yaml: model.path: models/own would not be read"),
         (
             ["run", "--set", "model.path=models/own", "--set", "model.source=folder"],
@@ -159,15 +177,21 @@ def test_schema_is_json_schema(counting_project: Path) -> None:
 
 
 def test_options_become_the_form_of_the_ui() -> None:
-    request = read_request("tiny", ("sft.max_steps=3",), ("votes=a=b.jsonl",), "mine", 5)
+    request = read_request(
+        "tiny", ("sft.max_steps=3",), ("votes=a=b.jsonl",), "mine", timeout=5, run_timeout=9, retries=1
+    )
     assert request == RunRequest(
         profile="tiny",
         overrides=("sft.max_steps=3",),
         data={"votes": "a=b.jsonl"},
         name="mine",
         stage_timeout_minutes=5,
+        run_timeout_minutes=9,
+        retries=1,
     )
     assert not request.in_place
-    assert read_request(None, (), (), None, 5).in_place
-    with pytest.raises(ConfigError, match="--timeout 0"):
-        read_request(None, (), (), None, 0)
+    assert read_request(None, (), (), None, timeout=5).in_place
+    for wrong in ({"timeout": 0}, {"run_timeout": 0}, {"retries": -1}, {"retries": 11}):
+        option = next(iter(wrong)).replace("_", "-")
+        with pytest.raises(ConfigError, match=f"--{option} {next(iter(wrong.values()))}"):
+            read_request(None, (), (), None, **wrong)

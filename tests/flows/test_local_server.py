@@ -1,7 +1,6 @@
 """The local Prefect server as it really starts: who may talk to it, and who ends it."""
 
 import json
-import socket
 import subprocess
 import sys
 import urllib.error
@@ -12,12 +11,16 @@ import pytest
 from timing_support import patience
 
 from flows import servers
+from flows.ports import usual_ports
 from flows.prefect_server import OwnPageOnly
-from flows.servers import LOOPBACK, Server, ensure_prefect, free_port, known_servers, stop_servers
+from flows.servers import Server, ensure_prefect, known_servers, stop_servers
+from rlhf_core.errors import EnvironmentProblem
 from tasks.locks import boot_id
 from tasks.runner import group_members
 from tasks.watchdog import process_start
 from tests.flows.conftest import plain_environment
+
+ROOT = Path(__file__).parents[2]
 
 
 def ask(url: str, *, method: str = "GET", body: object = None, headers: dict[str, str] | None = None):
@@ -102,15 +105,43 @@ def test_mlflow_and_all_servers_go_up_and_down(counting_project: Path) -> None:
         ended = json.loads(rlhf("down", "--json"))
     assert set(ended) == {"prefect", "worker", "mlflow"}
     assert not any(group_members(server["pid"]) for server in up.values())
+    ports = {name: int(up[name]["url"].rpartition(":")[2]) for name in ("prefect", "mlflow")}
+    assert usual_ports(counting_project) == ports, "links live on when the servers are started again"
 
 
-def test_a_taken_port_is_stepped_around() -> None:
-    with socket.socket() as taken:
-        taken.bind((LOOPBACK, 0))
-        taken.listen()
-        port = taken.getsockname()[1]
-        assert free_port(port) != port
-    assert free_port(port) == port
+def test_a_busy_server_is_waited_for_and_a_dead_one_is_not(
+    tmp_path: Path, sleeper: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One answer that does not come is no reason to end a server and the runs that it serves."""
+    note(tmp_path, sleeper)
+    answers = iter([False, False, True])
+    monkeypatch.setattr(servers, "answers", lambda url: next(answers))
+    monkeypatch.setattr(servers, "mlflow_settings", lambda uri: {})
+    found = servers._ensure(tmp_path, "mlflow", lambda port: ["false"], lambda port: {})
+    assert found.pid == sleeper.pid
+    assert sleeper.poll() is None
+    monkeypatch.setattr(servers, "answers", lambda url: False)
+    monkeypatch.setattr(servers, "ANSWER_SECONDS", 0.5)
+    with pytest.raises(EnvironmentProblem, match="does not come up"):
+        servers._ensure(tmp_path, "mlflow", lambda port: [sys.executable, "-c", ""], lambda port: {})
+    assert sleeper.wait(timeout=patience(5)) != 0
+
+
+@pytest.mark.integration
+def test_a_proxy_in_the_environment_does_not_touch_a_healthy_server(served_project: Path) -> None:
+    before = known_servers(served_project)["prefect"]
+    code = "from pathlib import Path; from flows.servers import ensure_prefect; print(ensure_prefect(Path.cwd()).pid)"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=served_project,
+        env=plain_environment(http_proxy="http://127.0.0.1:9", NO_PROXY="", no_proxy="", PYTHONPATH=str(ROOT)),
+        capture_output=True,
+        text=True,
+        timeout=patience(30),
+        check=False,
+    )
+    assert (done.stdout.strip(), done.stderr) == (str(before.pid), "")
+    assert known_servers(served_project)["prefect"] == before
 
 
 @pytest.fixture

@@ -1,0 +1,135 @@
+"""What a run asks Prefect's server and tells it: its name and folder, what else was due, when to try again."""
+
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+from uuid import UUID
+
+import httpx
+from prefect import get_run_logger
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.filters import (
+    DeploymentFilter,
+    DeploymentFilterId,
+    FlowRunFilter,
+    FlowRunFilterExpectedStartTime,
+    FlowRunFilterState,
+    FlowRunFilterStateType,
+)
+from prefect.client.schemas.objects import FlowRun, State, StateType, TaskRun
+from prefect.exceptions import PrefectException
+from prefect.runtime import deployment, flow_run
+from prefect.states import Cancelled
+
+from flows.run_names import TAG_KINDS, folder_of, run_name
+from flows.runs import MOST_RETRIES, REQUEST_FILE, PreparedRun, RunRequest, prepare_run
+from flows.summary import StageSummary
+from rlhf_core.errors import EnvironmentProblem
+from tasks import paths
+from tasks.runner import Stop
+
+Missed = Literal["newest", "all"]
+RETRY_SECONDS = [10.0, 30.0, 90.0, 300.0]
+TELL_SECONDS = (1.0, 3.0, 9.0)
+
+
+def name_of_flow_run(root: Path, request: RunRequest) -> str:
+    """Name of a run under a worker, and of its folder: the one it has already, when it is tried again."""
+    before = folder_of(paths.home(root) / paths.RUNS, str(flow_run.id))
+    if before is not None:
+        return before.name
+    due = flow_run.scheduled_start_time or datetime.now(UTC)
+    return run_name(request, due.timestamp(), of=str(flow_run.id))
+
+
+def prepare_flow_run(root: Path, request: RunRequest) -> PreparedRun:
+    """A worktree for a run under a worker; when it has one, as after Retry in the UI, that one, to go on in.
+
+    Raises:
+        RlhfError: as `flows.runs.prepare_run`.
+    """
+    from tasks.versioning import remove_run_worktree
+
+    name = name_of_flow_run(root, request)
+    folder = paths.home(root) / paths.RUNS / name
+    if (folder / REQUEST_FILE).exists():
+        return prepare_run(folder, RunRequest())
+    remove_run_worktree(paths.home(root), name)  # what a kill left of it while it was made
+    # a request with a name is never in place, so a scheduled run always has a worktree
+    return prepare_run(root, request.model_copy(update={"name": name}))
+
+
+def drop_others_due() -> int:
+    """Cancel the other runs of the same schedule that wait and are due as well, and say how many.
+
+    They would do the same once more. The newest of them cannot be left to come instead: of a schedule that is quicker
+    than a run begins none would ever come.
+    """
+    with get_client(sync_client=True) as client:
+        own = client.read_flow_run(UUID(flow_run.id))
+        if not own.auto_scheduled:
+            return 0
+        due = client.read_flow_runs(
+            deployment_filter=DeploymentFilter(id=DeploymentFilterId(any_=[UUID(deployment.id)])),
+            flow_run_filter=FlowRunFilter(
+                expected_start_time=FlowRunFilterExpectedStartTime(before_=datetime.now(UTC)),
+                state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.SCHEDULED])),
+            ),
+        )
+        others = [run for run in due if run.auto_scheduled and run.run_count == 0]  # not one that is to be tried again
+        for run in others:
+            cancel_missed(client, run, own)
+    return len(others)
+
+
+def cancel_missed(client: SyncPrefectClient, run: FlowRun, other: FlowRun) -> None:
+    """Cancel a run that was due since `other` does the same."""
+    why = f"missed; {other.name} comes in its place (rlhf deploy --missed all makes up for each)"
+    client.set_flow_run_state(run.id, Cancelled(name="Missed", message=why), force=True)
+
+
+def newest_of(runs: list[FlowRun]) -> FlowRun | None:
+    """The run that is due last; None of none."""
+    return max(runs, key=lambda run: run.expected_start_time, default=None)
+
+
+def retrying(stage: StageSummary, times: int, stop: Stop) -> dict[str, Any]:
+    """Options of a stage's task: tried again, later and later, while its fault is one that can pass.
+
+    Prefect is always told of retries, and the condition counts them: told of none, it logs an empty traceback for
+    each stage that fails.
+    """
+
+    def can_pass(task: object, run: TaskRun, state: State) -> bool:
+        passes = stage.exit_code == EnvironmentProblem.exit_code and not stop.requested
+        return passes and run.run_count <= times
+
+    return {"retries": MOST_RETRIES, "retry_delay_seconds": RETRY_SECONDS, "retry_condition_fn": can_pass}
+
+
+def tag_flow_run(run_id: str | None, tags: list[str]) -> None:
+    """Give this run its tags, in place of those of the same kind that its deployment gave it."""
+    if run_id:
+        others = [tag for tag in flow_run.tags if not tag.startswith(TAG_KINDS)]
+        with get_client(sync_client=True) as client:
+            client.update_flow_run(UUID(run_id), tags=sorted({*others, *tags}))
+
+
+def tell_server(tell: Callable[[], object], what: str) -> None:
+    """Write something to Prefect's server that is for people's eyes only, again where it fails.
+
+    Prefect's client tries again by itself on 429, 502 and 503 (five times, a minute in all); this goes on after that,
+    and a write that does not come through is a line in the log and no reason for a run to fail.
+    """
+    for wait_s in (*TELL_SECONDS, None):
+        try:
+            tell()
+        except (httpx.HTTPError, PrefectException) as error:
+            if wait_s is None:
+                get_run_logger().warning("%s: not written to the Prefect server (%s)", what, error)
+            else:
+                time.sleep(wait_s)
+        else:
+            return
