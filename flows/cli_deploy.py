@@ -1,12 +1,14 @@
 """`rlhf deploy`: the pipeline in the Prefect UI, on a schedule or started from a form."""
 
 import json as json_format
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
 from flows.cli_servers import main_checkout, start, start_worker, use
+from flows.runs import RunRequest
 from flows.schedules import check_name, read_timing
 from flows.servers import ensure_prefect
 from flows.settings import users_server
@@ -15,32 +17,13 @@ from rlhf_core.errors import ConfigError
 DAY_MINUTES = 24 * 60
 
 
-def deploy(
-    *,
-    name: str = "pipeline",
-    cron: str | None = None,
-    interval: int | None = None,
-    timezone: str | None = None,
-    paused: bool = False,
-    profile: str | None = None,
-    set: Annotated[tuple[str, ...], Parameter(name="--set", negative="", consume_multiple=False)] = (),
-    data: Annotated[tuple[str, ...], Parameter(name="--data", negative="", consume_multiple=False)] = (),
-    timeout: int | None = None,
-    run_timeout: int = DAY_MINUTES,
-    retries: int = 2,
-    collision: Literal["skip", "queue"] = "skip",
-    missed: Literal["newest", "all"] = "newest",
-    at_once: int | None = None,
-    list: bool = False,
-    delete: str | None = None,
-    json: bool = False,
-) -> int:
-    """Register the pipeline with Prefect, so that it can be started from the UI or runs on a schedule.
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class When:
+    """When the pipeline runs by itself.
 
     Parameters
     ----------
-    name:
-        Name of the deployment.
     cron:
         Five fields, such as '0 3 * * *' for every night at three.
     interval:
@@ -49,12 +32,21 @@ def deploy(
         Of the schedule, such as Europe/Berlin; left out, it is UTC.
     paused:
         Register the schedule without switching it on; the UI has the switch.
-    profile:
-        What a run does unless the form says otherwise, as in rlhf run.
-    set:
-        As in rlhf run.
-    data:
-        As in rlhf run; paths are made absolute.
+    """
+
+    cron: str | None = None
+    interval: int | None = None
+    timezone: str | None = None
+    paused: bool = False
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What keeps runs from standing in each other's way.
+
+    Parameters
+    ----------
     timeout:
         Minutes after which a stage is ended.
     run_timeout:
@@ -67,6 +59,40 @@ def deploy(
         Of scheduled runs that are due at once after everything was down: newest or all.
     at_once:
         Runs at a time over all deployments of the pipeline; left out, it stays as it is, at first 1.
+    """
+
+    timeout: int | None = None
+    run_timeout: int = DAY_MINUTES
+    retries: int = 2
+    collision: Literal["skip", "queue"] = "skip"
+    missed: Literal["newest", "all"] = "newest"
+    at_once: int | None = None
+
+
+def deploy(
+    *,
+    name: str = "pipeline",
+    when: When = When(),
+    profile: str | None = None,
+    set: Annotated[tuple[str, ...], Parameter(name="--set", negative="", consume_multiple=False)] = (),
+    data: Annotated[tuple[str, ...], Parameter(name="--data", negative="", consume_multiple=False)] = (),
+    limits: Limits = Limits(),
+    list: bool = False,
+    delete: str | None = None,
+    json: bool = False,
+) -> int:
+    """Register the pipeline with Prefect, so that it can be started from the UI or runs on a schedule.
+
+    Parameters
+    ----------
+    name:
+        Name of the deployment.
+    profile:
+        What a run does unless the form says otherwise, as in rlhf run.
+    set:
+        As in rlhf run.
+    data:
+        As in rlhf run; paths are made absolute.
     list:
         List the deployments and do nothing else.
     delete:
@@ -74,30 +100,39 @@ def deploy(
     json:
         Print id and address as JSON.
     """
-    from flows.cli_run import read_request
-    from flows.runs import check_request
-
     home = main_checkout()
     if list or delete is not None:
         return _look_after(home, delete, list_all=list, as_json=json)
-    timing = read_timing(cron, interval, timezone, paused=paused)
-    if at_once is not None and at_once < 1:
-        raise ConfigError(f"--at-once {at_once}: nothing could run. Fix: 1 or more")
-    request = read_request(profile, set, data, None, timeout=timeout, run_timeout=run_timeout, retries=retries)
-    files = {kind: str(Path(path).absolute()) for kind, path in request.data.items()}
-    request = request.model_copy(update={"data": files})
-    check_request(home, request)
+    timing = read_timing(when.cron, when.interval, when.timezone, paused=when.paused)
+    if limits.at_once is not None and limits.at_once < 1:
+        raise ConfigError(f"--at-once {limits.at_once}: nothing could run. Fix: 1 or more")
     check_name(name)
+    request = _request(home, profile, set, data, limits)
     elsewhere = users_server() is not None  # asked before this process is pointed at a server of ours
     base = _reach(home)
     from flows.deployments import deploy as register
 
-    found = register(home, name, request, timing, missed=missed, queue=collision == "queue", at_once=at_once)
+    queue = limits.collision == "queue"
+    found = register(home, name, request, timing, missed=limits.missed, queue=queue, at_once=limits.at_once)
     if not elsewhere:
         start_worker(home)
     shown = {"id": str(found), "url": f"{base}/deployments/deployment/{found}", "schedule": str(timing)}
     print(json_format.dumps(shown) if json else f"{name} ({timing}): {shown['url']}")
     return 0
+
+
+def _request(
+    home: Path, profile: str | None, overrides: tuple[str, ...], data: tuple[str, ...], limits: Limits
+) -> RunRequest:
+    from flows.cli_run import read_request
+    from flows.runs import check_request
+
+    bounds = {"timeout": limits.timeout, "run_timeout": limits.run_timeout}
+    request = read_request(profile, overrides, data, None, **bounds, retries=limits.retries)
+    files = {kind: str(Path(path).absolute()) for kind, path in request.data.items()}
+    request = request.model_copy(update={"data": files})
+    check_request(home, request)
+    return request
 
 
 def _reach(home: Path) -> str:
