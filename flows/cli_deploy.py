@@ -9,7 +9,7 @@ from cyclopts import Parameter
 
 from flows.cli_servers import main_checkout, start, start_worker, use
 from flows.runs import RunRequest
-from flows.schedules import check_name, read_timing
+from flows.schedules import USUAL_ZONE, check_name, read_timing
 from flows.servers import ensure_prefect
 from flows.settings import users_server
 from rlhf_core.errors import ConfigError
@@ -29,14 +29,14 @@ class When:
     interval:
         Seconds between runs.
     timezone:
-        Of the schedule, such as Europe/Berlin; left out, it is UTC.
+        Of the schedule, such as Europe/Berlin.
     paused:
         Register the schedule without switching it on; the UI has the switch.
     """
 
     cron: str | None = None
     interval: int | None = None
-    timezone: str | None = None
+    timezone: str = USUAL_ZONE
     paused: bool = False
 
 

@@ -49,7 +49,7 @@ class Timing(BaseModel):
         return f"{when}, paused" if self.paused else when
 
 
-def read_timing(cron: str | None, interval_s: int | None, timezone: str | None, *, paused: bool) -> Timing:
+def read_timing(cron: str | None, interval_s: int | None, timezone: str, *, paused: bool) -> Timing:
     """Check the options before any server is there.
 
     Raises:
@@ -59,7 +59,7 @@ def read_timing(cron: str | None, interval_s: int | None, timezone: str | None, 
     if cron is not None and interval_s is not None:
         raise ConfigError("--cron and --interval: both given. Fix: give one of them")
     if cron is None and interval_s is None:
-        lost = "--timezone" if timezone is not None else "--paused" if paused else None
+        lost = "--timezone" if timezone != USUAL_ZONE else "--paused" if paused else None
         if lost:
             raise ConfigError(f"{lost}: there is no schedule that it could be for. Fix: add --cron or --interval")
     if interval_s is not None and not LEAST_INTERVAL_S <= interval_s <= LARGEST_INTERVAL_S:
@@ -95,10 +95,10 @@ def schedule_of(timing: Timing) -> "Schedule | None":
     return None
 
 
-def _zone(name: str | None) -> str:
+def _zone(name: str) -> str:
     known = available_timezones()
-    if name is None or name in known:
-        return name or USUAL_ZONE
+    if name in known:
+        return name
     like = difflib.get_close_matches(name, known, n=1)
     raise ConfigError(f"--timezone {name}: no such zone. Fix: {like[0] if like else 'a name such as Europe/Berlin'}")
 

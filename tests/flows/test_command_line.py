@@ -104,7 +104,7 @@ def test_profiles_are_listed_with_what_they_are_for(counting_project: Path) -> N
         (["deploy", "--interval", "0"], 2, "--interval 0: too short"),
         (["deploy", "--interval", "10000000000000"], 2, "longer than a year"),
         (["deploy", "--paused"], 2, "--paused: there is no schedule"),
-        (["deploy", "--timezone", "UTC"], 2, "--timezone: there is no schedule"),
+        (["deploy", "--timezone", "Asia/Tokyo"], 2, "--timezone: there is no schedule"),
         (["deploy", "--name", "a/b"], 2, "--name 'a/b': not a plain name"),
         (["deploy", "--name", ""], 2, "not a plain name"),
         (["deploy", "--at-once", "0"], 2, "--at-once 0"),
