@@ -8,6 +8,7 @@ from markupsafe import Markup
 from tasks.report_html.svg import Scale, figure, horizontal_axis, line, tag, text
 
 ROW = 26.0
+FOREST_WIDTH, EDGE = 420.0, 12.0
 
 
 class WinRate(NamedTuple):
@@ -22,46 +23,50 @@ class WinRate(NamedTuple):
     p_value: str
 
 
-def forest_plot(groups: Mapping[str, Sequence[WinRate]]) -> Markup:
-    """Return win rates with intervals, in groups (a judge at a temperature), around the line of no difference."""
-    width, left, right = 1000.0, 230.0, 640.0
-    height = 48 + sum(24 + ROW * len(rows) for rows in groups.values())
-    bottom = height - 24
-    scale = Scale(0.0, 1.0, left, right)
-    parts = [
-        text(right + 20, 13, "win rate and interval", "tick"),
-        text(right + 190, 13, "win / tie / loss", "tick"),
-        text(width - 4, 13, "p", "tick", "end"),
-        horizontal_axis(scale, bottom, 5, grid_to=20),
-        line(scale(0.5), bottom, scale(0.5), 20, "reference"),
-    ]
-    y = 20.0
+def forest_plot(groups: Mapping[str, Sequence[WinRate]], caption: str = "Win rates against the SFT model") -> Markup:
+    """Return win rates with intervals, in groups (a judge at a temperature), around the line of no difference.
+
+    A table whose rows fall apart into blocks on a narrow page; each row draws its own interval on the same scale.
+    """
+    titles = ("Policy", caption, "Win rate and interval", "Wins / ties / losses", "p")
+    head = tag("thead", tag("tr", *(tag("th", title, scope="col") for title in titles)))
+    bodies = []
     for title, rows in groups.items():
-        y += 18
-        parts.append(text(2, y, title, "head"))
-        y += 6
-        for row in rows:
-            parts.append(_forest_row(row, y + ROW / 2, scale, right, width))
-            y += ROW
-    return figure(width, height, "Win rates against the SFT model with intervals", *parts)
+        heading = tag("tr", tag("th", title, scope="rowgroup", colspan=len(titles), class_="group"))
+        bodies.append(tag("tbody", heading, *(_forest_row(row) for row in rows)))
+    scale = tag("td", _forest_axis(), class_="plot")
+    foot = tag("tfoot", tag("tr", tag("td"), scale, tag("td"), tag("td"), tag("td"), class_="axis"), aria_hidden="true")
+    return tag("table", tag("caption", caption), head, *bodies, foot, class_="forest")
 
 
-def _forest_row(row: WinRate, y: float, scale: Scale, right: float, width: float) -> Markup:
+def _forest_row(row: WinRate) -> Markup:
     figures = f"{row.win_rate:.3f} [{row.low:.3f}, {row.high:.3f}]"
-    tip = tag("title", f"{row.name}: {figures}, {row.counts}, p {row.p_value}")
+    scale, y = Scale(0.0, 1.0, EDGE, FOREST_WIDTH - EDGE), ROW / 2
     x = scale(row.win_rate)
-    return Markup("").join(
-        [
-            text(14, y + 4, row.name, "t"),
-            line(scale(row.low), y, scale(row.high), y, f"interval {row.color}"),
-            line(scale(row.low), y - 4, scale(row.low), y + 4, f"interval {row.color}"),
-            line(scale(row.high), y - 4, scale(row.high), y + 4, f"interval {row.color}"),
-            tag("rect", tip, x=x - 4.5, y=y - 4.5, width=9, height=9, class_=f"fill {row.color}"),
-            text(right + 20, y + 4, figures, "t num"),
-            text(right + 190, y + 4, row.counts, "t num"),
-            text(width - 4, y + 4, row.p_value, "t num", "end"),
-        ]
+    plot = figure(
+        FOREST_WIDTH,
+        ROW,
+        f"{row.name}: {figures}",
+        *(line(scale(value), 0, scale(value), ROW, "grid") for value in scale.ticks(5)),
+        line(scale(0.5), 0, scale(0.5), ROW, "reference"),
+        line(scale(row.low), y, scale(row.high), y, f"interval {row.color}"),
+        line(scale(row.low), y - 4, scale(row.low), y + 4, f"interval {row.color}"),
+        line(scale(row.high), y - 4, scale(row.high), y + 4, f"interval {row.color}"),
+        tag("rect", x=x - 4.5, y=y - 4.5, width=9, height=9, class_=f"fill {row.color}"),
     )
+    return tag(
+        "tr",
+        tag("th", row.name, scope="row"),
+        tag("td", plot, class_="plot"),
+        tag("td", figures, class_="num"),
+        tag("td", row.counts, class_="num", data_label="wins / ties / losses"),
+        tag("td", row.p_value, class_="num", data_label="p"),
+    )
+
+
+def _forest_axis() -> Markup:
+    scale = Scale(0.0, 1.0, EDGE, FOREST_WIDTH - EDGE)
+    return figure(FOREST_WIDTH, 18, "scale from 0 to 1", horizontal_axis(scale, 0, 5))
 
 
 def dot_plot(title: str, criteria: Mapping[str, Mapping[str, float]], colors: Mapping[str, str]) -> Markup:

@@ -179,7 +179,7 @@ def test_lineage_digests_are_those_of_the_files(make_run):
 def test_models_stand_in_the_order_of_the_parameters(make_run):
     params = Params(align=AlignConfig(algorithms=("dpo", "ppo")))
     html = page_of(make_run(params), params)
-    assert re.findall(r"<h4>(\w+)</h4>", html)[:3] == ["SFT", "DPO", "PPO"]
+    assert re.findall(r"<h3 class=\"who\">(\w+)</h3>", html)[:3] == ["SFT", "DPO", "PPO"]
     assert html.index("gold scorer (simulated), temperature 1<") < html.index("gold scorer (simulated), greedy<")
 
 
