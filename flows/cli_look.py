@@ -159,7 +159,7 @@ def doctor(*, json: bool = False) -> int:
 
 
 def sync(*, json: bool = False) -> int:
-    """Send what the tracking store has not taken yet; each record arrives once.
+    """Send what the tracking store has not taken yet, what it refused among it; each record arrives once.
 
     Parameters
     ----------
@@ -170,13 +170,12 @@ def sync(*, json: bool = False) -> int:
 
     delivery = flush(find_root(Path.cwd()))
     if json:
-        figures = {"sent": delivery.sent, "pending": delivery.pending, "refused": delivery.refused}
-        print(json_format.dumps(figures | {"problem": delivery.problem}))
+        figures = {"sent": delivery.sent, "pending": delivery.pending, "refused": list(delivery.refused)}
+        print(json_format.dumps(figures | {"cut": list(delivery.cut), "problem": delivery.problem}))
     else:
-        print(f"sent {delivery.sent}, waiting {delivery.pending}, refused {delivery.refused}")
-    if delivery.pending:
-        problem = delivery.problem or "the store did not take everything"
-        raise EnvironmentProblem(f"{problem}. Fix: rlhf doctor, then rlhf sync again")
+        print(f"sent {delivery.sent}, waiting {delivery.pending}, refused {len(delivery.refused)}")
+    if delivery.pending or delivery.refused:
+        raise EnvironmentProblem(str(delivery))
     return 0
 
 

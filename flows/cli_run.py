@@ -139,6 +139,8 @@ def _execute(prepared: PreparedRun, *, as_json: bool) -> int:
     if summary.status != "done":
         again = "rlhf resume" if prepared.root == prepared.home else f"rlhf resume {prepared.root.name}"
         print(f"{summary.message}\nTo go on: {again}", file=sys.stderr)
+        if summary.tracking:
+            print(f"tracking: {summary.tracking}", file=sys.stderr)
     return summary.exit_code or 0
 
 

@@ -6,6 +6,7 @@ import uuid
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
+from flows.record import RunRecord, makes_model
 from flows.runs import PreparedRun, pipeline_stages
 from flows.summary import (
     LIVE_FILE,
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
 CURVE_SECONDS = 3.0
 CLOSING_PATIENCE_S = 60.0
 HURRIED_PATIENCE_S = 0.3
-MODEL_STAGES = ("sft", "reward", "align", "combine")
 
 
 class Observer(Protocol):
@@ -55,11 +55,6 @@ class Nobody:
 
     def stage_finished(self, stage: StageSummary) -> None:
         """Nothing."""
-
-
-def makes_model(stage: str) -> bool:
-    """Whether a stage's output is a registered model."""
-    return stage.partition("@")[0] in MODEL_STAGES
 
 
 class PipelineRun:
@@ -93,7 +88,7 @@ class PipelineRun:
         self.summary = RunSummary(
             run=prepared.name, run_key=key, started=time.time(), stages=[StageSummary(name=name) for name in names]
         )
-        self.recorder: Recorder | None = None
+        self.record: RunRecord | None = None
         self._noting = threading.Lock()
 
     def open(self, tags: Mapping[str, str]) -> None:
@@ -102,12 +97,12 @@ class PipelineRun:
             self.summary.flow_run_url = tags["prefect_flow_run_url"]
         self._note()
         if self.changed or not all(self._settled(stage.name) for stage in self.summary.stages):
-            from tasks.tracking import Recorder
+            self.record = RunRecord(self.prepared, self.summary, tags)
 
-            params = self.prepared.params.model_dump(mode="json", by_alias=True)
-            self.recorder = Recorder(
-                self.root, self.summary.run_key, name=self.prepared.name, tags=dict(tags), params=params
-            )
+    @property
+    def recorder(self) -> "Recorder | None":
+        """The open tracking record; None where there is nothing to tell it."""
+        return self.record.recorder if self.record else None
 
     def run_stage(self, name: str, on_line: Callable[[str], None]) -> StageSummary:
         """Bring one stage up to date and have it recorded; returns its summary, whose status says how it went."""
@@ -134,15 +129,12 @@ class PipelineRun:
     def close(self, status: RunStatus, exit_code: int, message: str = "") -> RunSummary:
         """End the run: send what waits, learn the version numbers, write the summary."""
         hurried = self.stop.requested
-        if self.recorder is not None:
+        if self.record:
             if not hurried:
-                self._learn_versions(self.recorder)
+                self._learn_versions(self.record.recorder)
             run_state = {"done": "FINISHED", "failed": "FAILED"}.get(status, "KILLED")
             patience = HURRIED_PATIENCE_S if hurried else CLOSING_PATIENCE_S
-            delivery = self.recorder.close(run_state, patience_s=patience)
-            if delivery.pending:
-                why = f" ({delivery.problem})" if delivery.problem else ""
-                self.summary.tracking = f"{delivery.pending} records wait to be sent{why}. Fix: rlhf sync"
+            self.summary.tracking = self.record.close(run_state, patience, why=message)
         self.summary.model_versions = {
             stage.name: stage.model_version for stage in self.summary.stages if stage.model_version
         }
@@ -158,8 +150,8 @@ class PipelineRun:
     def _execute(self, stage: StageSummary, on_line: Callable[[str], None]) -> None:
         minutes = self.prepared.request.stage_timeout_minutes
         curves = Curves(self.recorder, stage.name)
-        if self.recorder:
-            self.recorder.start_stage(stage.name)
+        if self.record:
+            self.record.start(stage.name)
 
         def on_event(event: Event) -> None:
             curves.add(event)
@@ -176,8 +168,8 @@ class PipelineRun:
         )
         curves.send()
         _take_over(stage, result, interrupted=self.stop.requested)
-        if result.exit_code and self.recorder:
-            self.recorder.finish_stage(stage.name, "KILLED" if self.stop.requested else "FAILED")
+        if result.exit_code and self.record:
+            self.record.fail(stage, interrupted=self.stop.requested)
 
     def _settled(self, name: str) -> StageSummary | None:
         """The stage's entry of the run before, if all there is to record about it is recorded."""
@@ -192,12 +184,14 @@ class PipelineRun:
         before = self._settled(stage.name) if stage.status == "unchanged" else None
         if before is not None:
             stage.recorded, stage.outputs_hash, stage.model_version = True, before.outputs_hash, before.model_version
-        elif self.recorder is not None:
+            if self.record:
+                self.record.passed_over(stage)
+        elif self.record:
             if stage.status == "unchanged":  # done by a run that was ended before it could record this
-                self.recorder.start_stage(stage.name)
+                self.record.start(stage.name)
                 curves = Curves(self.recorder, stage.name)
                 self._replay(stage.name, curves)
-            self._tell(self.recorder, stage)
+            self.record.finish(stage)
             stage.recorded = True
 
     def _replay(self, name: str, curves: "Curves") -> None:
@@ -206,36 +200,6 @@ class PipelineRun:
             curves.add(event)
         follower.close()
         curves.send()
-
-    def _tell(self, recorder: "Recorder", stage: StageSummary) -> None:
-        figures = numbers(stage.metrics)
-        samples = paths.stage_output(stage.name) / "samples.json"
-        for extra in (paths.metrics_file(stage.name), paths.plots_file(stage.name), samples):
-            if (self.root / extra).is_file():
-                recorder.artifact(stage.name, extra)
-        if makes_model(stage.name):
-            stage.outputs_hash = recorder.register(stage.name, paths.stage_output(stage.name) / "model", figures)
-        if stage.name == "evaluate":
-            self._tell_evaluation(recorder, stage.metrics)
-        if stage.name == "report":
-            recorder.artifact(None, paths.REPORT)
-        recorder.finish_stage(stage.name, "FINISHED", figures)
-
-    def _tell_evaluation(self, recorder: "Recorder", metrics: Mapping[str, Any]) -> None:
-        """Give every policy its figures and answers, and make the best by the first judge the candidate."""
-        responses = paths.EVALUATE / "responses.parquet"
-        best = (metrics.get("verdict") or {}).get("best")
-        for stage in self.summary.stages:
-            kind, _, algorithm = stage.name.partition("@")
-            if stage.outputs_hash is None or kind not in ("sft", "align", "combine"):
-                continue
-            of = algorithm or kind
-            figures = numbers(metrics.get(of, {}))
-            if figures:
-                recorder.attach(stage.name, stage.outputs_hash, figures)
-                recorder.attach_responses(stage.name, stage.outputs_hash, responses, rows_of=of)
-            if algorithm and algorithm == best:
-                recorder.set_candidate(stage.name, stage.outputs_hash)
 
     def _learn_versions(self, recorder: "Recorder") -> None:
         patience = CLOSING_PATIENCE_S
@@ -283,12 +247,3 @@ class Curves:
         if self._rows and self._recorder:
             self._recorder.metrics(self._stage, self._rows)
         self._rows = []
-
-
-def numbers(metrics: Mapping[str, Any]) -> dict[str, float | None]:
-    """The figures among a stage's metrics that are numbers, or undefined (None), at the top level."""
-    return {
-        key: value
-        for key, value in metrics.items()
-        if value is None or (isinstance(value, int | float) and not isinstance(value, bool))
-    }

@@ -135,7 +135,11 @@ def _state_of(stage: StageSummary) -> State:
 
 def _run_stages(current: PipelineRun) -> State:
     run_id = flow_run.id
-    tags = {"prefect_flow_run_id": str(run_id or ""), "prefect_flow_run_url": str(flow_run.ui_url or "")}
+    tags = {
+        "prefect_flow_run_id": str(run_id or ""),
+        "prefect_flow_run_url": str(flow_run.ui_url or ""),
+        "started_by": "deployment" if _under_worker() else "command line",
+    }
     status: RunStatus = "interrupted"
     exit_code, message = 1, "ended by an error of the program"
     try:

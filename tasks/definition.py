@@ -59,6 +59,18 @@ def stage_definition(root: Path, stage: str) -> StageDefinition:
     )
 
 
+def stage_settings(definition: StageDefinition, params: Params) -> dict[str, Any]:
+    """The parameters that a stage depends on, by the dotted keys that `dvc.yaml` names, each with its value."""
+    everything = params.model_dump(mode="json", by_alias=True)
+    settings: dict[str, Any] = {}
+    for key in definition.params:
+        value: Any = everything
+        for part in key.split("."):
+            value = value[part]
+        settings[key] = value
+    return settings
+
+
 def stage_reads(root: Path, stages: Sequence[str]) -> dict[str, frozenset[str]]:
     """Of each stage, those among `stages` that write something it reads. Others are independent of it.
 

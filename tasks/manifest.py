@@ -62,6 +62,22 @@ def git_state(root: Path) -> GitState:
     )
 
 
+def commit_of(root: Path) -> tuple[str, str]:
+    """Commit and branch of a checkout; empty where there is none."""
+    try:
+        commit = _git(root, "rev-parse", "--verify", "HEAD").strip()
+        return commit, _git(root, "rev-parse", "--abbrev-ref", "HEAD").strip()
+    except EnvironmentProblem:
+        return "", ""
+
+
+def stage_inputs(lock: Path, stage: str) -> dict[str, str]:
+    """What a stage read when it last ran, by DVC's hashes: path -> hash; empty where the lock does not know it."""
+    stages: Mapping[str, Any] = (_yaml(_text(lock)) or {}).get("stages", {})
+    deps = stages.get(stage, {}).get("deps", [])
+    return {str(dep["path"]): str(dep["md5"]) for dep in deps if "md5" in dep}
+
+
 def bars_promotion(files: Mapping[str, Any] | list[str]) -> list[str]:
     """Uncommitted files that a manifest does not carry: with them a version cannot be built again."""
     return sorted(set(files) - CARRIED)
@@ -98,15 +114,12 @@ def build_manifest(root: Path, stage: str) -> dict[str, Any]:
 
 
 def lineage_tags(manifest: Mapping[str, Any]) -> dict[str, str]:
-    """What of a manifest is worth searching for in the registry."""
+    """What of a manifest is worth searching for in the registry, each short."""
     return {
         "git_commit": manifest["git"]["commit"],
         "git_dirty": manifest["git"]["digest"],
-        "git_dirty_files": json.dumps(sorted(manifest["git"]["files"])),
         "data_hash": manifest["data_hash"],
-        "stage_inputs_hash": manifest["inputs_hash"],
         "params_hash": manifest["params_hash"],
-        "environment": json.dumps(manifest["environment"], sort_keys=True),
     }
 
 

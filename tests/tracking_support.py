@@ -102,9 +102,9 @@ def record_policy(root: Path, run: str, content: str, *, scores: list[float], **
         recorder.finish_stage(STAGE)
         recorder.attach(STAGE, key, {"win_rate_low": 0.7, "kl_to_sft": 3.0, **figures})
         recorder.attach_responses(STAGE, key, RESPONSES, rows_of="ppo")
-        recorder.set_candidate(STAGE, key)
+        recorder.set_candidates({STAGE: key})
     assert recorder.delivery.problem is None
-    assert recorder.delivery.refused == 0
+    assert recorder.delivery.refused == ()
     return key
 
 

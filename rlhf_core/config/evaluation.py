@@ -29,7 +29,15 @@ class GatesConfig(Section):
         0.5, description="policy: the same against the champion, where there is one"
     )
     max_kl_to_sft: PositiveFloat = Field(10.0, description="policy: nats a response")
+    max_heldout_loss: PositiveFloat | None = Field(
+        5.0, description="SFT: held-out loss, nats a token; null where no demonstrations are held out"
+    )
+    min_finished_share: Share | None = Field(
+        0.5,
+        description="SFT: share of evaluation replies, first temperature, that it ended within the limit; null: any",
+    )
     min_pairwise_accuracy: Share = Field(0.5, description="reward model: held-out pairwise accuracy")
     min_spearman: Correlation | None = Field(
         None, description="reward model: rank correlation with graded responses; null where there are none"
     )
+    max_ece: Share | None = Field(None, description="reward model: expected calibration error; null: any")

@@ -1,6 +1,6 @@
 """How a run uses the machine it is on; nothing here decides a byte of what it makes."""
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt
 
 from rlhf_core.config.base import Section
 
@@ -12,4 +12,9 @@ class MachineConfig(Section):
         None,
         description="stages that are independent of each other, and models within `evaluate`, worked on side by side "
         "at most; null: as many as cores (over `compute.threads`) and free memory allow, one where a GPU computes",
+    )
+    system_metrics_every: PositiveFloat | None = Field(
+        10.0,
+        description="seconds between two readings of processors, memory, disk, network and GPU on a stage's MLflow run "
+        "(System metrics); null: none",
     )

@@ -12,7 +12,7 @@ Recording, while a pipeline runs; nothing of this raises because the store is aw
         key = recorder.register("align@ppo", Path("artifacts/align/ppo/model"), {})  # outputs hash
         recorder.attach("align@ppo", key, {"win_rate_low": 0.7, "kl_to_sft": 3.0})   # after evaluate: what gates judge
         recorder.attach_responses("align@ppo", key, Path("artifacts/evaluate/responses.parquet"), rows_of="ppo")
-        recorder.set_candidate("align@ppo", key)
+        recorder.set_candidates({"sft": …, "reward": …, "align@ppo": key})   # one lineage, together
         version = recorder.version(key)        # ModelVersion, waits until sent; None while the store is away
     recorder.delivery                                                    # what was sent, what is pending and why
     flush(root)                                                          # sends later what is pending, once
@@ -36,6 +36,7 @@ from tasks.tracking.promotion import Promotion, promote, rollback
 from tasks.tracking.recorder import Recorder
 from tasks.tracking.registry import download_version, list_versions, resolve_version
 from tasks.tracking.store import Store, open_store, run_link, tracking_uri
+from tasks.tracking.system import SystemWatch
 
 __all__ = [
     "MODEL_NAMES",
@@ -46,6 +47,7 @@ __all__ = [
     "Promotion",
     "Recorder",
     "Store",
+    "SystemWatch",
     "compare_versions",
     "download_version",
     "flush",

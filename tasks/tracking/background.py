@@ -1,6 +1,7 @@
 """The thread that takes a recorder's events to the store while the run goes on."""
 
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 from tasks.tracking.delivery import Delivery, deliver
@@ -54,9 +55,7 @@ class BackgroundSender:
         with self._changed:
             waiting = self._spool.pending()
             problem = self.sent.problem or f"still sending after {patience_s:.0f} s"
-            return Delivery(
-                sent=self.sent.sent, refused=self.sent.refused, pending=waiting, problem=problem if waiting else None
-            )
+            return replace(self.sent, pending=waiting, problem=problem if waiting else None)
 
     def _run(self) -> None:
         failures = 0
@@ -69,9 +68,7 @@ class BackgroundSender:
             now = self._attempt()
             failures = failures + 1 if now.problem else 0
             with self._changed:
-                self.sent = Delivery(
-                    sent=self.sent.sent + now.sent, refused=self.sent.refused + now.refused, problem=now.problem
-                )
+                self.sent = replace(self.sent + now, problem=now.problem)
                 self._answered = asked
                 self._new = self._new or now.problem is not None
                 self._changed.notify_all()
@@ -85,6 +82,8 @@ class BackgroundSender:
         try:
             if self.sender is None:
                 self.sender = Sender(open_store(self._root), self._spool)
+            elif self.sent.problem:  # it may be another store by now, or another experiment in it
+                self.sender.store = open_store(self._root)
             return deliver(self.sender)
         except Exception as error:  # a run goes on whatever becomes of its record
             return Delivery(problem=first_line(error))

@@ -13,7 +13,7 @@ from rlhf_core.state.atomic import digest_of
 from tasks import paths
 from tasks.manifest import bars_promotion, flat_params
 from tasks.tracking.names import MANIFEST, RESPONSES, ModelVersion, evidence_folder
-from tasks.tracking.registry import fetch_evidence, fetch_from_version, find_version, resolve
+from tasks.tracking.registry import answering, fetch_evidence, fetch_from_version, find_version, resolve
 from tasks.tracking.store import Store, open_store
 
 REWARD_MODEL = "reward_model"
@@ -59,7 +59,11 @@ def compare_versions(root: Path, a: str, b: str, *, judge: str, confidence: floa
         EnvironmentProblem: the store is away.
     """
     store = open_store(root)
-    first, second = resolve(store, a), resolve(store, b)
+    with answering():
+        return _compared(store, resolve(store, a), resolve(store, b), judge, confidence)
+
+
+def _compared(store: Store, first: ModelVersion, second: ModelVersion, judge: str, confidence: float) -> Comparison:
     manifest_a, manifest_b = manifest_of(store, first), manifest_of(store, second)
     ab, note = _on_same_prompts(store, first, second, judge, confidence)
     return Comparison(
@@ -210,10 +214,12 @@ def _responses(store: Store, version: ModelVersion) -> list[Row]:
 
 def _lineage(version: ModelVersion, manifest: Mapping[str, Any]) -> dict[str, str]:
     """Lineage tags; `git_dirty` without files that the manifest carries: `dvc.lock` grows with every stage of a run."""
-    shown = ("git_commit", "data_hash", "params_hash", "environment", "stage")
+    shown = ("git_commit", "data_hash", "params_hash", "stage")
+    made_with = json.dumps(manifest["environment"], sort_keys=True)
     files = manifest["git"]["files"]
     code = {name: files[name] for name in bars_promotion(files)}
-    return {key: version.tags.get(key, "") for key in shown} | {"git_dirty": digest_of(code) if code else "clean"}
+    told = {key: version.tags.get(key, "") for key in shown}
+    return told | {"environment": made_with, "git_dirty": digest_of(code) if code else "clean"}
 
 
 def _interval(metrics: Mapping[str, float | None], key: str) -> tuple[float, float] | None:

@@ -3,16 +3,17 @@
 A figure that is undefined never passes: every comparison with it is written so that it comes out false.
 """
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from rlhf_core.config import GatesConfig
 from tasks.manifest import bars_promotion
-from tasks.tracking.names import GIT_DIRTY_FILES, UPSTREAM_METRICS, ModelVersion
+from tasks.tracking.names import ModelVersion
 
 Figures = Mapping[str, float | None]
+Manifest = Mapping[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,18 +46,23 @@ class Gate:
         return f"{self.name}: {self.detail} is {figure}, must be {relation} {self.limit:g}"
 
 
-def gates_for(version: ModelVersion, config: GatesConfig, versus_champion: Figures | None) -> list[Gate]:
+def gates_for(
+    version: ModelVersion, manifest: Manifest, config: GatesConfig, versus_champion: Figures | None
+) -> list[Gate]:
     """Every gate that a version has to pass.
 
     Args:
+        manifest: what the version was made from.
         versus_champion: `win_rate_low` of the A/B against the champion; None where there is no champion.
     """
-    gates = [lineage_gate(version)]
+    gates = [lineage_gate(manifest)]
+    if version.name == "rlhf-sft":
+        gates += sft_gates(config, version.metrics)
     if version.name == "rlhf-reward":
         gates += reward_gates(config, version.metrics)
     if version.name == "rlhf-policy":
         gates += policy_gates(config, version.metrics, versus_champion)
-        gates += reward_gates(config, upstream_figures(version, "reward"))
+        gates += reward_gates(config, upstream_figures(manifest, "reward"))
     return gates
 
 
@@ -89,8 +95,33 @@ def policy_gates(config: GatesConfig, figures: Figures, versus_champion: Figures
     return [*gates, drift]
 
 
+def sft_gates(config: GatesConfig, figures: Figures) -> list[Gate]:
+    """How well the SFT model predicts demonstrations it was not trained on, and whether it ends its replies."""
+    gates = []
+    if config.max_heldout_loss is not None:
+        gates.append(
+            Gate(
+                name="max_heldout_loss",
+                figure=figures.get("heldout_loss"),
+                limit=config.max_heldout_loss,
+                at_least=False,
+                detail="held-out loss in nats a token",
+            )
+        )
+    if config.min_finished_share is not None:
+        gates.append(
+            _at_least(
+                "min_finished_share",
+                figures.get("finished_share"),
+                config.min_finished_share,
+                "share of evaluation replies that it ended within the limit",
+            )
+        )
+    return gates
+
+
 def reward_gates(config: GatesConfig, figures: Figures) -> list[Gate]:
-    """Accuracy of the reward model and, where graded responses are asked for, its rank correlation."""
+    """Accuracy of the reward model and, where asked for, its rank correlation with grades and its calibration."""
     gates = [
         _at_least(
             "min_pairwise_accuracy",
@@ -103,18 +134,26 @@ def reward_gates(config: GatesConfig, figures: Figures) -> list[Gate]:
         gates.append(
             _at_least("min_spearman", figures.get("spearman"), config.min_spearman, "Spearman of the reward model")
         )
+    if config.max_ece is not None:
+        gates.append(
+            Gate(
+                name="max_ece",
+                figure=figures.get("ece"),
+                limit=config.max_ece,
+                at_least=False,
+                detail="calibration error of the reward model",
+            )
+        )
     return gates
 
 
-def lineage_gate(version: ModelVersion) -> Gate:
+def lineage_gate(manifest: Manifest) -> Gate:
     """No uncommitted change but those that the manifest carries: else the version cannot be built again."""
-    listed = json.loads(version.tags.get(GIT_DIRTY_FILES, "[]"))
-    barring = bars_promotion(listed)
-    known = GIT_DIRTY_FILES in version.tags
+    barring = bars_promotion(manifest["git"]["files"])
     shown = ", ".join(barring[:5]) + (f" and {len(barring) - 5} more" if len(barring) > 5 else "")
     return Gate(
         name="lineage",
-        figure=float(len(barring)) if known else None,
+        figure=float(len(barring)),
         limit=0.0,
         at_least=False,
         detail=f"number of uncommitted files it was built with ({shown})"
@@ -123,10 +162,14 @@ def lineage_gate(version: ModelVersion) -> Gate:
     )
 
 
-def upstream_figures(version: ModelVersion, stage: str) -> Figures:
+def upstream_figures(manifest: Manifest, stage: str) -> Figures:
     """Headline figures of a stage that a version was made from; empty where there are none."""
-    everything: Mapping[str, Figures] = json.loads(version.tags.get(UPSTREAM_METRICS, "{}"))
-    return everything.get(stage, {})
+    figures: Mapping[str, Any] = manifest["metrics"].get(stage, {})
+    return {
+        name: value
+        for name, value in figures.items()
+        if value is None or (isinstance(value, int | float) and not isinstance(value, bool))
+    }
 
 
 def refusal(reference: str, gates: Sequence[Gate]) -> str | None:

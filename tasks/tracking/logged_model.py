@@ -4,9 +4,10 @@ Written by MLflow's client calls alone, without the process-wide current run, so
 without loading the weights, so that the process which records needs no torch.
 """
 
+import json
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version as installed
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,16 +15,20 @@ from typing import TYPE_CHECKING, Any
 from rlhf_core.config import ModelConfig
 from rlhf_core.state.atomic import write_json
 from tasks.manifest import flat_params
+from tasks.tracking.fitting import fitted
 from tasks.tracking.names import OUTPUTS_HASH
 from tasks.tracking.store import Store
 
 if TYPE_CHECKING:
+    from mlflow.entities import Metric
     from mlflow.entities.model_registry import ModelVersion as MlflowVersion
     from mlflow.models import Model
     from mlflow.types import ParamSpec
 
 HERE = Path(__file__).parent
 CODE = HERE.parents[1] / "rlhf_core"
+LONGEST_PARAM = 500
+MODELS_A_PAGE = 100
 REQUIREMENTS = ("mlflow", "torch", "transformers", "tokenizers", "safetensors", "pydantic", "numpy")
 
 
@@ -36,6 +41,7 @@ def log(
     content: str,
     manifest: Mapping[str, Any],
     example: Mapping[str, str],
+    params: Mapping[str, str],
 ) -> str:
     """Log a model folder to a run and return the id of the logged model.
 
@@ -44,6 +50,7 @@ def log(
         content: outputs hash; a logged model with the same one is used again rather than made twice.
         manifest: lineage, kept as `lineage/manifest.json` among the model's artifacts.
         example: one input.
+        params: settings shown with it.
     """
     from mlflow.entities import LoggedModelOutput
     from mlflow.models import Model
@@ -54,7 +61,12 @@ def log(
     if standing:
         return standing[0].model_id
     logged = store.client.create_logged_model(
-        store.experiment_id, name=name, source_run_id=run_id, tags={OUTPUTS_HASH: content}, model_type="pyfunc"
+        store.experiment_id,
+        name=name,
+        source_run_id=run_id,
+        tags={OUTPUTS_HASH: content},
+        params={key: fitted(value, LONGEST_PARAM) for key, value in params.items()},
+        model_type="pyfunc",
     )
     with tempfile.TemporaryDirectory() as scratch:
         local = Path(scratch) / "model"
@@ -78,8 +90,10 @@ def save(
     scratch: Path,
 ) -> None:
     """Write the MLflow model folder `local`."""
+    import pandas as pd
     from mlflow import pyfunc
     from mlflow.models.model import MLMODEL_FILE_NAME
+    from mlflow.models.signature import ModelSignature
     from mlflow.models.utils import _Example
     from mlflow.types import ColSpec, DataType, ParamSchema, Schema
 
@@ -94,25 +108,67 @@ def save(
         code_paths=[str(CODE)],
         pip_requirements=requirements(),
         model_config=limits,
+        signature=ModelSignature(
+            inputs=Schema([ColSpec(DataType.string, column) for column in example]),
+            outputs=Schema([ColSpec(DataType.double if scores else DataType.string)]),
+            params=None if scores else ParamSchema(_sampling_params(limits["max_response_tokens"])),
+        ),
     )
     for bytecode in local.rglob("__pycache__"):
         shutil.rmtree(bytecode)
     # Handing the example to save_model would load the weights and run them here; its file and entry are all that is
     # wanted, and MLflow has no public call for that.
-    saved = _Example([dict(example)])
+    saved = _Example(pd.DataFrame([dict(example)]))
     saved.save(str(local))
     described.saved_input_example_info = saved.info
-    described.signature.outputs = Schema([ColSpec(DataType.double if scores else DataType.string)])
-    if not scores:
-        described.signature.params = ParamSchema(_sampling_params(limits["max_response_tokens"]))
     described.save(str(local / MLMODEL_FILE_NAME))
 
 
 def log_metrics(store: Store, run_id: str, model_id: str, metrics: Mapping[str, float | None], time_ms: int) -> None:
-    """Show figures on the logged model's page; undefined ones cannot be shown."""
-    for key, value in sorted(metrics.items()):
-        if value is not None:
-            store.client.log_metric(run_id, key, value, timestamp=time_ms, step=0, model_id=model_id)
+    """Show figures on the logged model and on its run; undefined ones cannot be shown."""
+    from mlflow.entities import Metric
+
+    rows = [Metric(key, value, time_ms, 0, model_id=model_id) for key, value in metrics.items() if value is not None]
+    if rows:
+        store.client.log_batch(run_id, metrics=rows)
+
+
+def figures_of(store: Store, model_ids: Sequence[str]) -> dict[str, dict[str, float | None]]:
+    """The newest value of every figure of logged models, by model; of one that was deleted in MLflow there are none."""
+    from mlflow.exceptions import MlflowException
+
+    if len(model_ids) == 1:
+        try:
+            return {model_ids[0]: _newest(store.client.get_logged_model(model_ids[0]).metrics)}
+        except MlflowException as error:
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                return {}
+            raise
+    found: dict[str, dict[str, float | None]] = {}
+    token = None
+    while model_ids:
+        page = store.client.search_logged_models(
+            [store.experiment_id], max_results=MODELS_A_PAGE, page_token=token or None
+        )
+        found |= {model.model_id: _newest(model.metrics) for model in page}
+        token = page.token
+        if not token:
+            break
+    return found
+
+
+def link_version(store: Store, model_id: str, name: str, version: int) -> None:
+    """Let the logged model's page say as what it is registered, as `mlflow.register_model` does."""
+    from mlflow.utils.mlflow_tags import MLFLOW_MODEL_VERSIONS
+
+    standing = json.loads(store.client.get_logged_model(model_id).tags.get(MLFLOW_MODEL_VERSIONS, "[]"))
+    own = {"name": name, "version": version}
+    if own not in standing:
+        store.client.set_logged_model_tags(model_id, {MLFLOW_MODEL_VERSIONS: json.dumps([*standing, own])})
+
+
+def _newest(metrics: "Sequence[Metric] | None") -> dict[str, float | None]:
+    return {one.key: one.value for one in sorted(metrics or (), key=lambda one: one.timestamp)}
 
 
 def model_id(version: "MlflowVersion") -> str:

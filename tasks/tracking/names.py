@@ -10,11 +10,10 @@ MODEL_NAMES = ("rlhf-sft", "rlhf-reward", "rlhf-policy")
 CANDIDATE, CHAMPION, PREVIOUS = "candidate", "champion", "previous"
 
 RUN_KEY = "rlhf.run_key"
+PARAMS_CHANGED = "params_changed"
 OUTPUTS_HASH = "outputs_hash"
 STAGE = "stage"
-METRICS = "metrics"
-UPSTREAM_METRICS = "upstream_metrics"
-GIT_DIRTY_FILES = "git_dirty_files"
+UNDEFINED = "undefined"
 CANDIDATE_TIME = "candidate_time_ms"
 RESPONSES = "responses.parquet"
 MANIFEST = "artifacts/lineage/manifest.json"  # within the logged model
@@ -32,7 +31,7 @@ class ModelVersion:
         outputs_hash: identity of the content: digest of the stage name and of every file of the model folder.
         aliases: `candidate`, `champion`, `previous`, as they stand now.
         metrics: headline figures; None where a figure is undefined.
-        tags: lineage tags, see `docs`.
+        tags: what it came from in short, see `mlflow/registry.yaml`; the whole lineage is its manifest.
         run_id: the MLflow run of the stage that made it.
         created: seconds since 1970.
     """

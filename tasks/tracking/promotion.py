@@ -13,10 +13,10 @@ from rlhf_core.config import Params
 from rlhf_core.errors import EnvironmentProblem, GateRefused
 from rlhf_core.state.faults import faultpoint
 from tasks.tracking.audit import AuditRow, append_audit, open_attempt, read_audit, standing_promotion
-from tasks.tracking.compare import versus
+from tasks.tracking.compare import manifest_of, versus
 from tasks.tracking.gates import Gate, gates_for, refusal
 from tasks.tracking.names import CHAMPION, MODEL_NAMES, PREVIOUS, ModelVersion
-from tasks.tracking.registry import aliases_of, resolve
+from tasks.tracking.registry import GONE, aliases_of, answering, exists, resolve
 from tasks.tracking.store import Store, lock, open_store
 
 LOCK = "promotion"
@@ -55,6 +55,11 @@ def promote(root: Path, reference: str, *, params: Params, reason: str = "") -> 
         EnvironmentProblem: the store is away.
     """
     store = open_store(root)
+    with answering():
+        return _promote(store, reference, params, reason)
+
+
+def _promote(store: Store, reference: str, params: Params, reason: str) -> Promotion:
     version = resolve(store, reference)
     judged_against = aliases_of(store, version.name).get(CHAMPION)
     gates = _hold_gates(store, version, judged_against, params)
@@ -79,13 +84,14 @@ def rollback(root: Path, model: str, *, reason: str = "") -> Promotion:
     """Undo the last promotion of a model that stands: `champion` and `previous` point where they did before it.
 
     Raises:
-        GateRefused: there is no promotion to undo, or the champion is not the version that it made champion.
+        GateRefused: there is no promotion to undo, the champion is not the version that it made champion, or the one
+            before was deleted.
         EnvironmentProblem: the store is away.
     """
     if model not in MODEL_NAMES:
         raise GateRefused(f"{model!r}: no registered model. Fix: one of {', '.join(MODEL_NAMES)}")
     store = open_store(root)
-    with lock(store.home, LOCK):
+    with answering(), lock(store.home, LOCK):
         _close_open_attempt(store, model)
         rows = read_audit(store.home)
         last = standing_promotion(rows, model)
@@ -96,6 +102,8 @@ def rollback(root: Path, model: str, *, reason: str = "") -> Promotion:
                 f"{model}: no promotion to undo: champion is {_named(model, champion)}, the last promotion on record "
                 f"is of {_named(model, last.version if last else None)}. Fix: promote the version you want"
             )
+        if last.champion_before is not None and not exists(store, model, last.champion_before):
+            raise GateRefused(_gone(model, last.champion_before, "champion before the last promotion"))
         intended = AuditRow(
             action="rollback",
             outcome="intended",
@@ -111,12 +119,12 @@ def rollback(root: Path, model: str, *, reason: str = "") -> Promotion:
 
 
 def _hold_gates(store: Store, version: ModelVersion, champion: int | None, params: Params) -> list[Gate]:
-    against = None
+    against, manifest = None, manifest_of(store, version)
     if version.name == "rlhf-policy" and champion not in (None, version.version):
         standing = resolve(store, f"{version.name}/{champion}")
         judge, confidence = params.evaluate.judges[0], params.evaluate.confidence
         against = versus(store, version, standing, judge, confidence, params.evaluate.temperatures[0])
-    return gates_for(version, params.gates, against)
+    return gates_for(version, manifest, params.gates, against)
 
 
 def _already(version: ModelVersion, champion: int | None) -> str | None:
@@ -155,7 +163,9 @@ def _move(store: Store, intended: AuditRow) -> AuditRow:
     """Move the aliases as intended and close the attempt. The caller holds the lock."""
     append_audit(store.home, intended)
     faultpoint("promotion.noted")
-    _point(store, intended.model, CHAMPION, intended.version)
+    if not _point(store, intended.model, CHAMPION, intended.version):
+        append_audit(store.home, replace(intended, outcome="abandoned", time=time.time()))
+        raise GateRefused(_gone(intended.model, intended.version, "to be champion"))
     faultpoint("promotion.champion_moved")
     return _finish(store, intended)
 
@@ -188,11 +198,29 @@ def _close_open_attempt(store: Store, model: str) -> None:
         append_audit(store.home, replace(intended, outcome="abandoned", time=time.time()))
 
 
-def _point(store: Store, model: str, alias: str, version: int | None) -> None:
+def _point(store: Store, model: str, alias: str, version: int | None) -> bool:
+    """Point an alias at a version, or nowhere for None and for one that was deleted; whether it stands as wanted."""
+    from mlflow.exceptions import MlflowException
+
     if version is not None:
-        store.client.set_registered_model_alias(model, alias, str(version))
-    elif alias in aliases_of(store, model):
+        try:
+            store.client.set_registered_model_alias(model, alias, str(version))
+            return True
+        except MlflowException as error:
+            if error.error_code != GONE:
+                raise
+            if alias == CHAMPION:  # it stays where it is: nothing was there to take its place
+                return False
+    if alias in aliases_of(store, model):
         store.client.delete_registered_model_alias(model, alias)
+    return version is None
+
+
+def _gone(model: str, version: int | None, what: str) -> str:
+    return (
+        f"{model}: {_named(model, version)}, {what}, was deleted in the registry. "
+        "Fix: promote the version you want (rlhf models list)"
+    )
 
 
 def _named(model: str, version: int | None) -> str:

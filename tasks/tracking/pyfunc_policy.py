@@ -1,8 +1,10 @@
-"""A language model as MLflow loads it: rows of prompts in, responses out. Logged as code, not pickled."""
+"""A language model as MLflow loads it: a table with `prompt` in, responses out. Logged as code, not pickled."""
 
 from typing import Any
 
 import mlflow
+import pandas as pd
+from mlflow.exceptions import MlflowException
 from mlflow.models import set_model
 
 ROWS_AT_ONCE = 32
@@ -20,33 +22,51 @@ class PolicyWriter(mlflow.pyfunc.PythonModel):
         self.model = load_any_policy(context.artifacts["model"])
         self.tokenizer = load_tokenizer(tokenizer_folder(context.artifacts["model"]))
 
-    def predict(
-        self, context: Any, model_input: list[dict[str, str]], params: dict[str, Any] | None = None
-    ) -> list[str]:
+    def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> list[str]:
         """Write a response to each row's `prompt`, in order.
 
         `params`: temperature (0, the default, takes the likeliest token each time), max_new_tokens (by default what
         the model was trained with), seed (the same seed and rows give the same responses).
+
+        Raises:
+            MlflowException: a column or parameter is unknown, out of bounds or no text.
         """
         import torch
 
+        from rlhf_core.errors import DataError
         from rlhf_core.models.policy import eos_token_ids
         from rlhf_core.models.tokenizer import decode_response, encode_prompts
         from rlhf_core.rollout.sampler import sample_responses
+        from rlhf_core.serving import refuse_unknown, text_rows, within
 
-        defaults = {"temperature": 0.0, "max_new_tokens": self.limits["max_response_tokens"], "seed": 0}
-        settings = defaults | (params or {})
+        limit = self.limits["max_response_tokens"]
+        settings = {"temperature": 0.0, "max_new_tokens": limit, "seed": 0} | (params or {})
+        try:
+            refuse_unknown(["prompt"], settings)
+            rows = text_rows({"prompt": model_input["prompt"]})
+            options = {
+                "max_new_tokens": within(settings, "max_new_tokens", 1, self._room()),
+                "temperature": within(settings, "temperature", 0.0),
+            }
+            generator = torch.Generator().manual_seed(within(settings, "seed", 0))
+        except DataError as error:
+            raise MlflowException.invalid_parameter_value(str(error)) from None
         samples = sample_responses(
             self.model,
-            encode_prompts(self.tokenizer, [row["prompt"] for row in model_input], self.limits["max_prompt_tokens"]),
-            max_new_tokens=settings["max_new_tokens"],
-            temperature=settings["temperature"],
-            generator=torch.Generator().manual_seed(settings["seed"]),
+            encode_prompts(self.tokenizer, [row["prompt"] for row in rows], self.limits["max_prompt_tokens"]),
+            **options,
+            generator=generator,
             eos_ids=eos_token_ids(self.model, self.tokenizer),
             pad_id=self.tokenizer.pad_token_id,
             batch_size=ROWS_AT_ONCE,
         )
         return [decode_response(self.tokenizer, ids) for ids in samples.response_ids]
+
+    def _room(self) -> int | None:
+        """Tokens that the model's positions leave for a response; None where it has no such bound."""
+        config = getattr(self.model, "config", None)
+        places = getattr(config, "max_position_embeddings", None)
+        return None if places is None else int(places) - int(self.limits["max_prompt_tokens"])
 
 
 set_model(PolicyWriter())

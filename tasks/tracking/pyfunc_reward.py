@@ -1,8 +1,10 @@
-"""The reward model as MLflow loads it: rows of prompt and response in, scores out. Logged as code, not pickled."""
+"""The reward model as MLflow loads it: columns `prompt` and `response` in, scores out. Logged as code, not pickled."""
 
 from typing import Any
 
 import mlflow
+import pandas as pd
+from mlflow.exceptions import MlflowException
 from mlflow.models import set_model
 
 ROWS_AT_ONCE = 32
@@ -20,26 +22,33 @@ class RewardScorer(mlflow.pyfunc.PythonModel):
         self.model = load_reward_model(context.artifacts["model"])
         self.tokenizer = load_tokenizer(tokenizer_folder(context.artifacts["model"]))
 
-    def predict(
-        self, context: Any, model_input: list[dict[str, str]], params: dict[str, Any] | None = None
-    ) -> list[float]:
-        """Score each row's `response` to its `prompt`, in order."""
+    def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> list[float]:
+        """Score each row's `response` to its `prompt`, in order.
+
+        Raises:
+            MlflowException: a column or parameter is unknown or no text.
+        """
         import torch
 
         from rlhf_core.data.batches import collate
+        from rlhf_core.errors import DataError
         from rlhf_core.models.tokenizer import encode_prompts, encode_responses
+        from rlhf_core.serving import refuse_unknown, text_rows
 
-        prompts = encode_prompts(
-            self.tokenizer, [row["prompt"] for row in model_input], self.limits["max_prompt_tokens"]
-        )
+        try:
+            refuse_unknown(["prompt", "response"], {})
+            rows = text_rows({name: model_input[name] for name in ("prompt", "response")}, may_be_empty=["response"])
+        except DataError as error:
+            raise MlflowException.invalid_parameter_value(str(error)) from None
+        prompts = encode_prompts(self.tokenizer, [row["prompt"] for row in rows], self.limits["max_prompt_tokens"])
         responses = encode_responses(
-            self.tokenizer, [row["response"] for row in model_input], self.limits["max_response_tokens"]
+            self.tokenizer, [row["response"] for row in rows], self.limits["max_response_tokens"]
         )
         scores: list[float] = []
         with torch.inference_mode():
-            for start in range(0, len(model_input), ROWS_AT_ONCE):
-                rows = slice(start, start + ROWS_AT_ONCE)
-                scores += self.model(collate(prompts[rows], responses[rows], self.tokenizer.pad_token_id)).tolist()
+            for start in range(0, len(rows), ROWS_AT_ONCE):
+                some = slice(start, start + ROWS_AT_ONCE)
+                scores += self.model(collate(prompts[some], responses[some], self.tokenizer.pad_token_id)).tolist()
         return scores
 
 

@@ -5,32 +5,28 @@ the next one or by `flush`, and is then in the store once.
 """
 
 import contextlib
-import json
-import math
-import re
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import pyarrow.parquet as pq
 
-from rlhf_core.errors import ConfigError
 from tasks import paths
-from tasks.manifest import build_manifest, lineage_tags
 from tasks.tracking.background import BackgroundSender
 from tasks.tracking.delivery import Delivery
-from tasks.tracking.names import RESPONSES, UPSTREAM_METRICS, ModelVersion, model_name
-from tasks.tracking.registry import find_version, outputs_hash
+from tasks.tracking.flat import dotted, numbers
+from tasks.tracking.names import RESPONSES, ModelVersion
+from tasks.tracking.registry import find_version
+from tasks.tracking.requests import registered_name, registration_request
 from tasks.tracking.spool import Event, Spool
 from tasks.tracking.store import run_link, tracking_uri
 
-EXAMPLE = {"prompt": "Please write one sentence that thanks a colleague.", "response": "Thank you for your help today."}
 POINTS_AN_EVENT = 500
-UNTAKEN = re.compile(r"[^\w./: -]")  # characters that MLflow refuses in the name of a metric
 CLOSING_PATIENCE_S = 60.0
+NOTE = "mlflow.note.content"  # what MLflow shows as a run's description
 
 
 class Recorder:
@@ -44,7 +40,7 @@ class Recorder:
         root: checkout or worktree of the run.
         run_key: names the run for good; letters, digits, dot, dash, underscore.
         name: shown in MLflow.
-        tags: of the parent run and of every model version, such as `prefect_flow_run_id`.
+        tags: of the parent run; versions get those in `VERSION_TAGS`.
         params: of the parent run; nested mappings become dotted keys.
     """
 
@@ -89,6 +85,23 @@ class Recorder:
         self._stage_time[stage] = _now_ms()
         self._begin(self._key(stage), self.run_key, stage, {"stage": stage, **(tags or {})}, params)
 
+    def tell(self, stage: str | None, tags: Mapping[str, str]) -> None:
+        """Set tags of a stage's run, or of the parent run; a tag that is there already is replaced."""
+        self._record({"kind": "tags", "run": self._key(stage), "tags": {key: str(tags[key]) for key in tags}})
+
+    def inputs(self, stage: str | None, inputs: Iterable[Mapping[str, str]]) -> None:
+        """Record data sets that a run read: `name`, `digest` (at most 36 characters), `source`, `context`."""
+        listed = [dict(one) for one in inputs]
+        if listed:
+            self._record({"kind": "inputs", "run": self._key(stage), "inputs": listed})
+
+    def figures(self, stage: str | None, metrics: Mapping[str, Any]) -> None:
+        """Record headline figures of a run; an undefined one is left out."""
+        when = _now_ms()
+        self._points(
+            self._key(stage), [(key, value, 0, when) for key, value in numbers(metrics).items() if value is not None]
+        )
+
     def metrics(self, stage: str, rows: Iterable[Mapping[str, Any]]) -> None:
         """Record curves: rows `{"step": int, "time": seconds since 1970, "metrics": {name: number}}`.
 
@@ -101,6 +114,12 @@ class Recorder:
             points += [(name, float(value), int(row["step"]), time_ms) for name, value in row["metrics"].items()]
         self._points(self._key(stage), points)
 
+    def next_step(self, stage: str, name: str) -> int:
+        """Step after the last one recorded of a curve; 0 where there is none."""
+        key = self._key(stage)
+        with self._writing:
+            return max((step + 1 for run, curve, step in self._recorded if (run, curve) == (key, name)), default=0)
+
     def artifact(self, stage: str | None, path: Path, folder: str = "") -> None:
         """Record a file or folder as it stands now, below `folder` of the stage's run; None is the parent run."""
         source = path if path.is_absolute() else self.root / path
@@ -112,15 +131,17 @@ class Recorder:
         folder: Path,
         metrics: Mapping[str, float | None],
         *,
+        params: Mapping[str, Any] | None = None,
         example: Mapping[str, str] | None = None,
     ) -> str:
         """Ask for the stage's model folder to be registered, once for all times; return its outputs hash.
 
-        SFT and reward models become candidates at once, a policy only by `set_candidate`.
+        It becomes a candidate by `set_candidates` only.
 
         Args:
             folder: `save_pretrained` folder, relative to the root or absolute.
             metrics: headline figures; None for an undefined one. What is no number is left out.
+            params: settings shown on the logged model; nested mappings become dotted keys.
             example: `prompt` (and `response` for a reward model) shown as the version's input example.
 
         Raises:
@@ -128,20 +149,9 @@ class Recorder:
             EnvironmentProblem: no git checkout, or `dvc.lock` does not know the stage.
         """
         source = folder if folder.is_absolute() else self.root / folder
-        name = _model_of(stage)
-        manifest = build_manifest(self.root, stage)
-        content = outputs_hash(stage, source)
-        example = example or EXAMPLE
-        upstream = {other: _numbers(figures) for other, figures in manifest["metrics"].items() if other != stage}
-        request = {
-            "name": name,
-            "stage": stage,
-            "content": content,
-            "manifest": manifest,
-            "tags": self._tags | lineage_tags(manifest) | {UPSTREAM_METRICS: json.dumps(upstream, sort_keys=True)},
-            "metrics": _numbers(metrics),
-            "example": dict(example) if name == "rlhf-reward" else {"prompt": example["prompt"]},
-        }
+        request = registration_request(
+            self.root, stage, source, tags=self._tags, params=params or {}, metrics=metrics, example=example or {}
+        )
         self._record(
             {
                 "kind": "register",
@@ -151,13 +161,31 @@ class Recorder:
                 "request": request,
             }
         )
-        if name != "rlhf-policy":  # the evaluation decides which of several policies is proposed
-            self.set_candidate(stage, content)
-        return content
+        return str(request["content"])
 
-    def attach(self, stage: str, content: str, metrics: Mapping[str, float | None]) -> None:
-        """Add figures that were measured later to the version with outputs hash `content`; gates judge by them."""
-        self._record({**_of(stage, content), "kind": "attach", "metrics": _numbers(metrics), "time_ms": _now_ms()})
+    def attach(
+        self,
+        stage: str,
+        content: str,
+        metrics: Mapping[str, float | None],
+        *,
+        verdict: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Add figures that were measured later to the version with outputs hash `content`; gates judge by them.
+
+        Args:
+            verdict: how it was compared with SFT (`judge`, `simulated`, `temperature`, `num_prompts`, `confidence`),
+                for the version's description.
+        """
+        self._record(
+            {
+                **_of(stage, content),
+                "kind": "attach",
+                "metrics": numbers(metrics),
+                "verdict": dict(verdict) if verdict else None,
+                "time_ms": _now_ms(),
+            }
+        )
 
     def attach_responses(self, stage: str, content: str, table: Path, *, rows_of: str) -> None:
         """Keep beside a version what it answered to the evaluation prompts, for later comparisons.
@@ -171,16 +199,20 @@ class Recorder:
         pq.write_table(rows, path)
         self._record({**_of(stage, content), "kind": "evidence", "kept": kept})
 
-    def set_candidate(self, stage: str, content: str) -> None:
-        """Point the alias `candidate` at the version with outputs hash `content`."""
-        self._record({**_of(stage, content), "kind": "candidate", "time_ms": _now_ms()})
+    def set_candidates(self, contents: Mapping[str, str]) -> None:
+        """Point the alias `candidate` at versions of one lineage together: stage -> outputs hash."""
+        versions = {registered_name(stage): content for stage, content in contents.items()}
+        self._record({"kind": "candidates", "run": self.run_key, "versions": versions, "time_ms": _now_ms()})
 
-    def finish_stage(self, stage: str, status: str = "FINISHED", metrics: Mapping[str, Any] | None = None) -> None:
-        """End a stage's run with its headline figures. `status`: FINISHED, FAILED or KILLED."""
+    def finish_stage(
+        self, stage: str, status: str = "FINISHED", metrics: Mapping[str, Any] | None = None, *, why: str = ""
+    ) -> None:
+        """End a stage's run with its headline figures. `status`: FINISHED, FAILED or KILLED; `why` it failed."""
         key, when = self._key(stage), self._stage_time.get(stage, _now_ms())
         self._points(
-            key, [(name, value, 0, when) for name, value in _numbers(metrics or {}).items() if value is not None]
+            key, [(name, value, 0, when) for name, value in numbers(metrics or {}).items() if value is not None]
         )
+        self._why(stage, why)
         self._record({"kind": "end", "run": key, "status": status, "time_ms": _now_ms()})
 
     def version(self, content: str, patience_s: float = CLOSING_PATIENCE_S) -> ModelVersion | None:
@@ -211,13 +243,19 @@ class Recorder:
             return ""
         return run_link(sender.store, run_id, server) + (f"/artifacts/{artifact}" if artifact else "")
 
-    def close(self, status: str = "FINISHED", patience_s: float = CLOSING_PATIENCE_S) -> Delivery:
+    def close(self, status: str = "FINISHED", patience_s: float = CLOSING_PATIENCE_S, *, why: str = "") -> Delivery:
         """End the parent run, try once more to send what waits, stop. Calling it again does nothing."""
         if not self._closed:
             self._closed = True
+            self._why(None, why)
             self._record({"kind": "end", "run": self.run_key, "status": status, "time_ms": _now_ms()})
             self.delivery = self._background.stop(patience_s)
         return self.delivery
+
+    def _why(self, stage: str | None, why: str) -> None:
+        """Where people look for it: the run's description, and a tag to filter by."""
+        if why:
+            self.tell(stage, {"failure": why, NOTE: f"**Failed**: {why}"})
 
     def _key(self, stage: str | None) -> str:
         return f"{self.run_key}/{stage}" if stage else self.run_key
@@ -228,7 +266,7 @@ class Recorder:
         tags = {tag: str(value) for tag, value in tags.items()}
         self._record({"kind": "run", "run": key, "parent": parent, "name": name, "tags": tags, "time_ms": _now_ms()})
         if params:
-            self._record({"kind": "params", "run": key, "params": dict(_dotted(params))})
+            self._record({"kind": "params", "run": key, "params": dict(dotted(params))})
 
     def _points(self, key: str, points: list[tuple[str, float, int, int]]) -> None:
         with self._writing:
@@ -247,34 +285,7 @@ class Recorder:
 
 
 def _of(stage: str, content: str) -> dict[str, str]:
-    return {"model": _model_of(stage), "outputs_hash": content}
-
-
-def _model_of(stage: str) -> str:
-    name = model_name(stage)
-    if name is None:
-        raise ConfigError(f"stage {stage}: makes no model. Fix: register sft, reward or align@<algorithm>")
-    return name
-
-
-def _numbers(metrics: Mapping[str, Any]) -> dict[str, float | None]:
-    """The figures of a metrics document under names that MLflow takes; nested keys are joined by a slash."""
-    plain: dict[str, float | None] = {}
-    for key, value in metrics.items():
-        name = UNTAKEN.sub("-", key)
-        if isinstance(value, Mapping):
-            plain |= {f"{name}/{inner}": figure for inner, figure in _numbers(value).items()}
-        elif value is None or (isinstance(value, int | float) and not isinstance(value, bool)):
-            plain[name] = value if value is None or math.isfinite(value) else None
-    return plain
-
-
-def _dotted(params: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, str]]:
-    for key, value in params.items():
-        if isinstance(value, Mapping):
-            yield from _dotted(value, f"{before}{key}.")
-        else:
-            yield f"{before}{key}", value if isinstance(value, str) else json.dumps(value, default=str)
+    return {"model": registered_name(stage), "outputs_hash": content}
 
 
 def _now_ms() -> int:

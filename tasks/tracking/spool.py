@@ -2,7 +2,7 @@
 
 `.rlhf/spool/<run>.jsonl` holds one JSON event a line and only grows; `<run>.position` holds how many of its bytes the
 store has taken; `<run>.files/` keeps the files that events speak of, by hard link where that is possible;
-`<run>.refused` holds events that the store will never take, each with the reason.
+`<run>.refused` holds events that the store would not take, each with the reason, until it does (`rlhf sync`).
 """
 
 import json
@@ -53,8 +53,26 @@ class Spool:
         self._write(self.path, lines)
 
     def refuse(self, event: Event, reason: str) -> None:
-        """Set aside an event that the store will never take, with the reason."""
+        """Set aside an event that the store would not take, with the reason. The files it speaks of stay."""
         self._write(self.refused, json.dumps({"reason": reason, "event": event}, sort_keys=True) + "\n")
+
+    def refusals(self) -> list[Event]:
+        """What was set aside: rows of `reason` and `event`, the oldest first."""
+        if not self.refused.exists():
+            return []
+        return [json.loads(line) for line in self.refused.read_text(encoding="utf-8").split("\n")[:-1]]
+
+    def keep_refused(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Put what is still refused in the place of what was."""
+        lines = "".join(json.dumps(row, sort_keys=True) + "\n" for row in rows)
+        if lines:
+            write_text(self.refused, lines)
+        else:
+            self.refused.unlink(missing_ok=True)
+
+    def beginning_of(self, run: str) -> Event | None:
+        """The event that began a run, for a store that has lost it."""
+        return next((event for _, event in self.events() if event["kind"] == "run" and event["run"] == run), None)
 
     def events(self, start: int = 0) -> Iterator[tuple[int, Event]]:
         """Yield each whole event from byte `start` on, with the position behind it."""

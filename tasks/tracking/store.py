@@ -28,6 +28,7 @@ DATABASE = paths.STATE / "mlflow.db"
 ARTIFACTS = paths.STATE / "mlartifacts"
 LOCK_PATIENCE_S = 60.0
 _DEFAULT = threading.Lock()
+OPENS_ON_RUNS = {"mlflow.experimentKind": "custom_model_development"}  # its page is a list of runs, not of traces
 
 # A store that is away must be noticed in seconds: what could not be sent waits in the spool anyway.
 SAFE_ENVIRONMENT = {
@@ -105,7 +106,8 @@ def open_store(root: Path) -> Store:
             experiment = store.client.get_experiment_by_name(EXPERIMENT)
             if experiment is None:
                 place = str(home / ARTIFACTS) if uri.startswith("sqlite:") else None
-                return Store(uri, home, store.client.create_experiment(EXPERIMENT, artifact_location=place))
+                made = store.client.create_experiment(EXPERIMENT, artifact_location=place, tags=OPENS_ON_RUNS)
+                return Store(uri, home, made)
             return Store(uri, home, experiment.experiment_id)
         except Exception as error:  # whatever kept the store from answering, the cure is the same
             raise EnvironmentProblem(

@@ -1,7 +1,7 @@
 """A run without Prefect: what is run, what is skipped, what is recorded, what is written down."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,8 @@ from project_support import edited_yaml
 
 import flows.execution
 import tasks.tracking
-from flows.execution import Curves, PipelineRun, numbers
+from flows.execution import Curves, PipelineRun
+from flows.record import numbers
 from flows.runs import PreparedRun, RunRequest, pipeline_stages, prepare_run
 from flows.summary import LIVE_FILE, StageSummary, read_summary, verdict_of
 from tasks import paths
@@ -38,14 +39,21 @@ class FakeRecorder:
     """Notes what it is told."""
 
     def __init__(self, root: Path, run_key: str, *, name: str, tags: dict, params: dict) -> None:
-        self.run_key, self.told, self.closed = run_key, [], ""
+        self.run_key, self.told, self.closed, self.why = run_key, [], "", ""
+        self.tags, self.params = tags, params
         FakeRecorder.last = self
 
     last: "FakeRecorder"
     away = False
 
-    def start_stage(self, stage: str) -> None:
-        self.told.append(("start", stage))
+    def start_stage(self, stage: str, *, params: dict) -> None:
+        self.told.append(("start", stage, params))
+
+    def inputs(self, stage: str | None, inputs: Iterable) -> None:
+        self.told.append(("inputs", stage, list(inputs)))
+
+    def figures(self, stage: str | None, metrics: dict) -> None:
+        self.told.append(("figures", stage, metrics))
 
     def metrics(self, stage: str, rows: list) -> None:
         self.told.append(("metrics", stage, [row["step"] for row in rows]))
@@ -53,31 +61,47 @@ class FakeRecorder:
     def artifact(self, stage: str | None, path: Path) -> None:
         self.told.append(("artifact", stage, path.as_posix()))
 
-    def register(self, stage: str, folder: Path, metrics: dict) -> str:
+    def register(self, stage: str, folder: Path, metrics: dict, *, params: dict) -> str:
         self.told.append(("register", stage, folder.as_posix()))
         return f"hash-{stage}"
 
-    def attach(self, stage: str, content: str, metrics: dict) -> None:
+    def attach(self, stage: str, content: str, metrics: dict, *, verdict: dict | None) -> None:
         self.told.append(("attach", stage, content, metrics))
 
     def attach_responses(self, stage: str, content: str, table: Path, *, rows_of: str) -> None:
         self.told.append(("responses", stage, rows_of))
 
-    def set_candidate(self, stage: str, content: str) -> None:
-        self.told.append(("candidate", stage, content))
+    def set_candidates(self, contents: dict) -> None:
+        self.told.append(("candidates", contents))
 
-    def finish_stage(self, stage: str, status: str, metrics: dict | None = None) -> None:
-        self.told.append(("finish", stage, status))
+    def finish_stage(self, stage: str, status: str, metrics: dict | None = None, *, why: str = "") -> None:
+        self.told.append(("finish", stage, status, *([why] if why else [])))
 
     def version(self, content: str, patience_s: float) -> str | None:
         return None if self.away else f"rlhf/{content}"
 
-    def close(self, status: str, patience_s: float) -> tasks.tracking.Delivery:
-        self.closed = status
+    def close(self, status: str, patience_s: float, *, why: str) -> tasks.tracking.Delivery:
+        self.closed, self.why = status, why
         return tasks.tracking.Delivery(pending=3 if self.away else 0)
 
     def of(self, kind: str) -> list[tuple]:
         return [entry for entry in self.told if entry[0] == kind]
+
+
+class FakeWatch:
+    """Looks at nothing, and tells the recorder when."""
+
+    def __init__(self, recorder: FakeRecorder, every_s: float) -> None:
+        self.told = recorder.told
+
+    def begin(self, stage: str) -> None:
+        self.told.append(("watched", stage))
+
+    def end(self, stage: str) -> None:
+        self.told.append(("seen", stage))
+
+    def stop(self) -> None:
+        self.told.append(("watch over",))
 
 
 @pytest.fixture
@@ -99,6 +123,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             }
         path.write_text(json.dumps(figures))
     monkeypatch.setattr(tasks.tracking, "Recorder", FakeRecorder)
+    monkeypatch.setattr(tasks.tracking, "SystemWatch", FakeWatch)
     monkeypatch.setattr(FakeRecorder, "away", False)
     return tmp_path
 
@@ -138,7 +163,9 @@ def test_a_whole_run_is_recorded_and_summed_up(project: Path, monkeypatch: pytes
     assert ran == NAMES
     assert [entry[1] for entry in told.of("register")] == ["sft", "reward", "align@ppo", "align@dpo"]
     assert [entry[1] for entry in told.of("attach")] == ["sft", "align@ppo", "align@dpo"]
-    assert told.of("candidate") == [("candidate", "align@dpo", "hash-align@dpo")]
+    together = {stage: f"hash-{stage}" for stage in ("sft", "reward", "align@dpo")}
+    assert told.of("candidates") == [("candidates", together)]
+    assert told.told.index(("candidates", together)) > max(told.told.index(one) for one in told.of("responses"))
     assert {entry[2] for entry in told.of("responses")} == {"sft", "ppo", "dpo"}
     assert all(entry[2] == [1] for entry in told.of("metrics"))
     assert told.closed == "FINISHED"
@@ -154,6 +181,52 @@ def test_a_whole_run_is_recorded_and_summed_up(project: Path, monkeypatch: pytes
     assert sft.tokens_per_s == 100
     assert summary.verdict is not None
     assert summary.verdict.better_than_sft
+
+
+def test_settings_stand_on_the_child_and_headline_figures_on_the_parent(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that MLflow can sort, filter and plot which setting gave which figure."""
+    with edited_yaml(project / "dvc.yaml") as graph:
+        graph["stages"]["align"]["params"] = ["seed", "align.${item.algorithm}"]
+    with edited_yaml(project / "params.yaml") as params:
+        params["align"]["dpo"] = {"beta": 0.3}
+    (project / paths.metrics_file("align@dpo")).write_text(json.dumps({"train_score": 1.0, "train_kl_to_sft": 2.0}))
+    figures = {
+        "sft": {"kl_to_sft": 0.0, "lengths": {"T=1": {"finished_share": 0.97}}},
+        "ppo": {"win_rate": None, "judges": {}},
+        "dpo": {"win_rate": 0.7, "kl_to_sft": 2.5, "judges": {}, "wins": 3},
+        "verdict": VERDICT,
+    }
+    (project / paths.metrics_file("evaluate")).write_text(json.dumps(figures))
+    fake_stage(monkeypatch, {})
+    go(project, set(NAMES))
+    told = FakeRecorder.last
+    settings = {entry[1]: entry[2] for entry in told.of("start")}
+    assert settings["align@dpo"]["seed"] == 0
+    assert settings["align@dpo"]["align.dpo"]["beta"] == 0.3
+    parent: dict[str, float] = {}
+    for _, stage, found in told.of("figures"):
+        assert stage is None
+        parent |= found
+    assert parent == {
+        "dpo.train_score": 1.0,
+        "dpo.train_kl_to_sft": 2.0,
+        "dpo.win_rate": 0.7,
+        "dpo.kl_to_sft": 2.5,
+        "verdict.win_rate": 0.7,
+        "verdict.win_rate_low": 0.6,
+        "verdict.win_rate_high": 0.8,
+        "verdict.kl_to_sft": 2.0,
+    }
+    assert told.params["align"]["dpo"]["beta"] == 0.3
+    assert told.tags["kind"] == "in place"
+    assert told.tags["run"] == "run" or told.tags["run"].startswith("run-2")
+    assert told.tags["mlflow.user"]
+    (sft,) = [entry for entry in told.of("attach") if entry[1] == "sft"]
+    assert sft[3] == {"kl_to_sft": 0.0, "finished_share": 0.97}
+    order = [entry[:2] for entry in told.told if entry[0] in ("start", "watched", "seen", "finish")]
+    assert order[:4] == [("start", "sft"), ("watched", "sft"), ("seen", "sft"), ("finish", "sft")]
 
 
 def test_chains_and_combined_policies_are_registered_and_may_be_the_candidate(
@@ -189,7 +262,7 @@ def test_chains_and_combined_policies_are_registered_and_may_be_the_candidate(
         (stage, f"hash-{stage}", of[stage.partition("@")[2]]) for stage in names[:-1]
     ]
     assert [entry[2] for entry in told.of("responses")] == list(of)
-    assert told.of("candidate") == [("candidate", "combine@probabilities", "hash-combine@probabilities")]
+    assert told.of("candidates") == [("candidates", {"combine@probabilities": "hash-combine@probabilities"})]
     assert summary.model_versions == {stage: f"rlhf/hash-{stage}" for stage in names[:-1]}
     assert summary.verdict is not None
     assert summary.verdict.best == "probabilities"
@@ -240,7 +313,8 @@ def test_a_stage_without_a_model_is_recorded_later_too(project: Path, monkeypatc
     (project / LIVE_FILE).write_text(json.dumps(note))
     again = go(project, set()).summary
     assert [entry[1] for entry in FakeRecorder.last.of("finish")] == ["evaluate"]
-    assert FakeRecorder.last.of("candidate") == [("candidate", "align@dpo", "hash-align@dpo")]
+    (proposed,) = FakeRecorder.last.of("candidates")
+    assert set(proposed[1]) == {"sft", "reward", "align@dpo"}
     assert again.stage("evaluate").recorded
 
 
@@ -251,8 +325,9 @@ def test_a_failure_stops_the_run_and_keeps_its_exit_code(project: Path, monkeypa
     assert ran == ["sft", "reward"]
     assert (summary.status, summary.exit_code, summary.message) == ("failed", 3, "accuracy 0.4 < 0.5")
     assert [stage.status for stage in summary.stages] == ["done", "failed", "waiting", "waiting", "waiting"]
-    assert ("finish", "reward", "FAILED") in FakeRecorder.last.told
-    assert FakeRecorder.last.closed == "FAILED"
+    assert ("finish", "reward", "FAILED", "reward: accuracy 0.4 < 0.5") in FakeRecorder.last.told
+    assert FakeRecorder.last.of("candidates") == []
+    assert (FakeRecorder.last.closed, FakeRecorder.last.why) == ("FAILED", "accuracy 0.4 < 0.5")
 
 
 def test_an_interrupted_run_keeps_its_key_and_a_failed_one_does_not(

@@ -147,7 +147,7 @@ def test_a_reward_loss_begins_where_the_labels_put_it(
     more = {"head": "gated", "prompts_per_step": WHOLE, "epochs": 2, "order": "easy_first", "loss": settings}
     rows = curves(project, "reward", reward=more)
     assert rows[0]["loss/ranking"] == pytest.approx(expected, abs=1e-5)
-    assert rows[1]["implicit_reward/margin"] != 0.0
+    assert rows[1]["reward/margin"] != 0.0
 
 
 class Short:

@@ -1,6 +1,7 @@
 """One empty MLflow store for all tests: making it costs seconds, copying it nothing."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tracking_support import make_checkout
@@ -37,3 +38,11 @@ def away(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 @pytest.fixture
 def store(checkout: Path) -> Store:
     return open_store(checkout)
+
+
+@pytest.fixture
+def registered(checkout: Path) -> tuple[Any, ...]:
+    """A checkout whose `rlhf-policy` and `rlhf-reward` were recorded, the two models, and their tokenizer."""
+    from pyfunc_support import register_two  # here: it takes torch, which other tests of the record do not
+
+    return register_two(checkout)

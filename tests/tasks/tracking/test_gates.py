@@ -1,4 +1,3 @@
-import json
 from types import MappingProxyType
 
 import pytest
@@ -14,21 +13,25 @@ GOOD = MappingProxyType({"win_rate_low": 0.65, "kl_to_sft": 3.0})
 REWARD = MappingProxyType({"pairwise_accuracy": 0.85, "spearman": 0.8})
 
 
-def version(name="rlhf-policy", metrics=GOOD, reward=REWARD, dirty="[]"):
-    tags = {"upstream_metrics": json.dumps({"reward": dict(reward)}), "git_dirty_files": dirty}
+def version(name="rlhf-policy", metrics=GOOD):
     return ModelVersion(
-        name=name, version=3, stage="align@ppo", outputs_hash="x", aliases=(), metrics=metrics, tags=tags, run_id="r",
+        name=name, version=3, stage="align@ppo", outputs_hash="x", aliases=(), metrics=metrics, tags={}, run_id="r",
         created=0.0,
     )  # fmt: skip
 
 
-def failing(candidate, versus=None, config=CONFIG):
-    return [gate.name for gate in gates_for(candidate, config, versus) if not gate.passed]
+def manifest(reward=REWARD, dirty=()):
+    return {"git": {"files": dict.fromkeys(dirty)}, "metrics": {"reward": {**reward, "note": "text", "inner": {}}}}
+
+
+def failing(candidate, versus=None, config=CONFIG, made_from=None):
+    gates = gates_for(candidate, made_from or manifest(), config, versus)
+    return [gate.name for gate in gates if not gate.passed]
 
 
 def test_a_good_policy_passes_every_gate():
     assert failing(version()) == []
-    assert [gate.name for gate in gates_for(version(), CONFIG, {"win_rate_low": 0.5})] == [
+    assert [gate.name for gate in gates_for(version(), manifest(), CONFIG, {"win_rate_low": 0.5})] == [
         "lineage", "min_win_rate_low", "min_win_rate_low_champion", "max_kl_to_sft", "min_pairwise_accuracy",
         "min_spearman",
     ]  # fmt: skip
@@ -62,26 +65,50 @@ def test_a_champion_must_be_beaten_and_an_impossible_comparison_is_no_pass():
 
 
 def test_the_reward_model_behind_a_policy_is_held_to_its_gates():
-    assert failing(version(reward={})) == ["min_pairwise_accuracy", "min_spearman"]
-    assert failing(version(reward={**REWARD, "spearman": 0.69})) == ["min_spearman"]
+    assert failing(version(), made_from=manifest({})) == ["min_pairwise_accuracy", "min_spearman"]
+    assert failing(version(), made_from=manifest({**REWARD, "spearman": 0.69})) == ["min_spearman"]
+    assert failing(version(), made_from=manifest({**REWARD, "spearman": None})) == ["min_spearman"]
     without = CONFIG.model_copy(update={"min_spearman": None})
-    assert failing(version(reward={"pairwise_accuracy": 0.9}), config=without) == []
+    assert failing(version(), config=without, made_from=manifest({"pairwise_accuracy": 0.9})) == []
 
 
 def test_a_reward_model_is_judged_by_its_own_figures():
-    assert failing(version("rlhf-reward", metrics=REWARD, reward={})) == []
+    assert failing(version("rlhf-reward", metrics=REWARD), made_from=manifest({})) == []
     assert failing(version("rlhf-reward", metrics={**REWARD, "pairwise_accuracy": 0.5})) == ["min_pairwise_accuracy"]
+    asked = CONFIG.model_copy(update={"max_ece": 0.05})
+    assert failing(version("rlhf-reward", metrics={**REWARD, "ece": 0.06}), config=asked) == ["max_ece"]
+    assert failing(version("rlhf-reward", metrics={**REWARD, "ece": 0.05}), config=asked) == []
+    assert failing(version("rlhf-reward", metrics=REWARD), config=asked) == ["max_ece"]
+
+
+@pytest.mark.parametrize(
+    ("figures", "gates"),
+    [
+        ({"heldout_loss": 1.0, "finished_share": 0.9}, []),
+        ({"heldout_loss": 1.01, "finished_share": 0.9}, ["max_heldout_loss"]),
+        ({"heldout_loss": 1.0, "finished_share": 0.89}, ["min_finished_share"]),
+        ({}, ["max_heldout_loss", "min_finished_share"]),
+        ({"heldout_loss": None, "finished_share": float("nan")}, ["max_heldout_loss", "min_finished_share"]),
+    ],
+)
+def test_an_sft_model_is_judged_by_its_held_out_loss_and_by_whether_it_ends_its_replies(figures, gates):
+    asked = CONFIG.model_copy(update={"max_heldout_loss": 1.0, "min_finished_share": 0.9})
+    assert failing(version("rlhf-sft", metrics=figures), config=asked) == gates
+    off = asked.model_copy(update={"max_heldout_loss": None, "min_finished_share": None})
+    assert failing(version("rlhf-sft", metrics=figures), config=off) == []
 
 
 def test_uncommitted_code_bars_and_carried_files_do_not():
-    assert failing(version("rlhf-sft", dirty='["params.yaml", "dvc.lock", "data.dvc"]')) == []
-    dirty = version("rlhf-sft", dirty='["params.yaml", "tasks/sft.py"]')
-    assert failing(dirty) == ["lineage"]
-    assert "tasks/sft.py" in refusal("rlhf-sft/3", gates_for(dirty, CONFIG, None))
+    sft = version("rlhf-sft", metrics={"heldout_loss": 1.0, "finished_share": 1.0})
+    assert failing(sft, made_from=manifest(dirty=["params.yaml", "dvc.lock", "data.dvc"])) == []
+    dirty = manifest(dirty=["params.yaml", "tasks/sft.py"])
+    assert failing(sft, made_from=dirty) == ["lineage"]
+    assert "tasks/sft.py" in refusal("rlhf-sft/3", gates_for(sft, dirty, CONFIG, None))
 
 
 def test_a_refusal_names_gate_figure_and_limit():
-    text = refusal("rlhf-policy/3", gates_for(version(metrics={"win_rate_low": 0.512, "kl_to_sft": 9.5}), CONFIG, None))
+    poor = version(metrics={"win_rate_low": 0.512, "kl_to_sft": 9.5})
+    text = refusal("rlhf-policy/3", gates_for(poor, manifest(), CONFIG, None))
     assert "min_win_rate_low" in text
     assert "0.512" in text
     assert ">= 0.6" in text

@@ -4,26 +4,17 @@ import json
 import os
 import subprocess
 import sys
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from tracking_support import STAGE
+from pyfunc_support import ROWS
 
-from rlhf_core.config import ModelConfig
 from rlhf_core.data.batches import collate
-from rlhf_core.models.policy import build_policy, eos_token_ids, save_policy
-from rlhf_core.models.reward import RewardModel
-from rlhf_core.models.tokenizer import decode_response, encode_prompt, encode_response, train_tokenizer
+from rlhf_core.models.policy import eos_token_ids
+from rlhf_core.models.tokenizer import decode_response, encode_prompt, encode_response
 from rlhf_core.rollout.sampler import sample_responses
-from tasks.tracking import Recorder
 from tasks.tracking.logged_model import REQUIREMENTS
 
-TEXTS = ["please say where the shop is", "the shop is in the north", "thank you for the kind answer"] * 5
-CONFIG = ModelConfig(
-    hidden_size=16, layers=1, heads=2, intermediate_size=16, max_prompt_tokens=12, max_response_tokens=8
-)
-ROWS = [{"prompt": text, "response": other} for text, other in pairwise(TEXTS)]
 LOADER = """\
 import json, sys
 import mlflow
@@ -32,29 +23,9 @@ rows, params = json.loads(sys.argv[2])
 answer = model.predict(rows, params=params) if params else model.predict(rows)
 import rlhf_core
 meta = model.metadata
-example = model.input_example
+example = model.input_example.to_dict(orient="records")
 print(json.dumps([answer, rlhf_core.__file__, meta.signature.to_dict(), example]))
 """
-
-
-@pytest.fixture
-def registered(checkout):
-    """A checkout whose `rlhf-policy` and `rlhf-reward` were recorded, with the two models."""
-    (checkout / "params.yaml").write_text("model:\n  max_prompt_tokens: 12\n  max_response_tokens: 8\n")
-    tokenizer = train_tokenizer(TEXTS, 300)
-    policy = build_policy(CONFIG, len(tokenizer), tokenizer.pad_token_id, tokenizer.eos_token_id, seed=3)
-    reward = RewardModel.from_policy(policy, "mean", seed=4)
-    save_policy(policy, tokenizer, checkout / "artifacts/align/ppo/model")
-    reward.save(checkout / "artifacts/reward/model", tokenizer)
-    (checkout / "artifacts/align/ppo/model/weights").unlink()
-    (checkout / "artifacts/reward/model/weights").unlink()
-    with Recorder(checkout, "run") as recorder:
-        for stage, folder in ((STAGE, "artifacts/align/ppo/model"), ("reward", "artifacts/reward/model")):
-            recorder.start_stage(stage)
-            key = recorder.register(stage, Path(folder), {}, example=ROWS[0])
-            recorder.set_candidate(stage, key)
-    assert recorder.delivery.problem is None
-    return checkout, policy, reward, tokenizer
 
 
 def load_elsewhere(checkout, model, rows, params, folder):
@@ -89,7 +60,7 @@ def test_a_registered_reward_model_scores(registered, tmp_path):
     assert scores == pytest.approx(reward(batch).tolist(), abs=1e-5)
     assert len({round(score, 6) for score in scores}) == 3
     assert Path(code).is_relative_to(checkout / ".rlhf/mlartifacts"), "the code that was logged must be what runs"
-    assert "map" in signature["inputs"]
+    assert [column["name"] for column in json.loads(signature["inputs"])] == ["prompt", "response"]
     assert "double" in signature["outputs"]
     assert example == [ROWS[0]]
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 from types import SimpleNamespace
 
+import pandas as pd
 import pytest
 import torch
 
@@ -36,5 +37,5 @@ def test_an_ensemble_scores_rows(tmp_path: Path) -> None:
     )
     with torch.no_grad():
         expected = ensemble(batch).tolist()
-    assert scorer.predict(None, rows) == pytest.approx(expected, abs=1e-5)
+    assert scorer.predict(None, pd.DataFrame(rows)) == pytest.approx(expected, abs=1e-5)
     assert expected[0] != expected[1]

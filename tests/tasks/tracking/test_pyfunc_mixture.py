@@ -3,6 +3,7 @@
 from pathlib import Path
 from types import SimpleNamespace
 
+import pandas as pd
 import pytest
 import torch
 
@@ -35,7 +36,7 @@ def test_a_mixture_answers_as_it_does_in_the_library(tmp_path: Path, temperature
     limits = {"max_prompt_tokens": 12, "max_response_tokens": 8}
     writer.load_context(SimpleNamespace(model_config=limits, artifacts={"model": str(tmp_path)}))
     rows = [{"prompt": text} for text in TEXTS[:3]]
-    written = writer.predict(None, rows, {"temperature": temperature, "seed": 5})
+    written = writer.predict(None, pd.DataFrame(rows), {"temperature": temperature, "seed": 5})
 
     def answers(policy: torch.nn.Module) -> list[str]:
         samples = sample_responses(
