@@ -1,10 +1,12 @@
 """Labels from data files: votes, comparisons and rankings as ballots, one for each pair of responses and criterion."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import chain, combinations
+from statistics import fmean
 from typing import Any
 
 from rlhf_core.data.identity import prompt_group
-from rlhf_core.data.kinds import UNNAMED
+from rlhf_core.data.kinds import OVERALL, UNNAMED
 from rlhf_core.data.normal import normal_form
 from rlhf_core.data.rankings import RANKINGS, ranked_choices
 from rlhf_core.data.records import content_id
@@ -22,20 +24,25 @@ Row = Mapping[str, Any]
 def from_file(stage: Stage) -> Iterator[Ballot]:
     """On each criterion the votes of the data files or, where it has none, their comparisons and rankings.
 
+    On `overall`, where there are none of these, the grades: see `_graded`.
+
     Raises:
         DataError: one `pair_id` stands for two pairs.
     """
     votes = read_table(paths.VALIDATE / "votes.parquet")
-    voted = set(votes.unique("criterion"))
-    yield from _voted(votes, _split_rule(stage))
+    voted_on = set(votes.unique("criterion"))
+    yield from voted(votes, _split_rule(stage))
     box = BallotBox(shown=False)
     for row in read_table(paths.VALIDATE / "comparisons.parquet"):
-        if row["criterion"] not in voted:
+        if row["criterion"] not in voted_on:
             _compare(box, row)
     for row in read_table(paths.VALIDATE / "rankings.parquet"):
-        if row["criterion"] not in voted:
+        if row["criterion"] not in voted_on:
             _rank(box, row)
-    yield from box.ballots()
+    ballots = list(box.ballots())
+    yield from ballots
+    if OVERALL not in voted_on and not any(ballot.pair.criterion == OVERALL for ballot in ballots):
+        yield from _graded(read_table(paths.VALIDATE / "ratings.parquet"))
 
 
 class BallotBox:
@@ -79,10 +86,10 @@ class BallotBox:
 def _split_rule(stage: Stage) -> Callable[[str], str]:
     heldout = read_table(paths.VALIDATE / "heldout_prompts.parquet")
     groups = {prompt_group(row["prompt"]) for row in heldout}
-    return lambda prompt: split_of(prompt, groups, stage.params.data.heldout_share)
+    return lambda prompt: split_of(prompt, groups, stage.params.data.hashed_share)
 
 
-def _voted(rows: Iterable[Row], split: Callable[[str], str]) -> Iterator[Ballot]:
+def voted(rows: Iterable[Row], split: Callable[[str], str]) -> Iterator[Ballot]:
     """Group vote rows by pair; people may have been shown its two responses in either order."""
     box = BallotBox(shown=True)
     for row in rows:
@@ -121,6 +128,30 @@ def _rank(box: BallotBox, row: Row) -> None:
     identity = content_id(RANKINGS, row["prompt_id"], row["criterion"], *sorted(row["responses"]))
     for one, other, choice in ranked_choices(row["responses"], row["ranking"]):
         _add(box, row, one, other, Vote(annotator=row["annotator"], choice=choice), identity)
+
+
+def _graded(rows: Iterable[Row]) -> Iterator[Ballot]:
+    """Each two responses to a prompt as a pair, with one vote of everybody who graded both, for the higher grade.
+
+    So nobody's severity counts, only their order, at strength 1; equal grades are a tie. Two responses that nobody
+    graded both have one vote, by the means of their grades. Those without a name are one grader, with their mean.
+    """
+    box = BallotBox(shown=False)
+    grades: dict[str, dict[str, dict[str, list[float]]]] = {}
+    first: dict[str, Row] = {}
+    for row in rows:
+        first.setdefault(row["prompt"], {**row, "task": "", "criterion": OVERALL})
+        by_response = grades.setdefault(row["prompt"], {})
+        by_response.setdefault(row["response"], {}).setdefault(row["annotator"], []).append(row["score"])
+    for prompt, by_response in grades.items():
+        for (one, ones), (other, others) in combinations(by_response.items(), 2):
+            graders = sorted(ones.keys() & others.keys())
+            scores = [(name, fmean(ones[name]), fmean(others[name])) for name in graders]
+            everyone = (UNNAMED, fmean(chain(*ones.values())), fmean(chain(*others.values())))
+            for name, score, beside in scores or [everyone]:
+                vote = Vote.from_signed(name, (score > beside) - (score < beside))
+                _add(box, first[prompt], one, other, vote)
+    yield from box.ballots()
 
 
 def _add(box: BallotBox, row: Row, one: str, other: str, vote: Vote, ranking: str = "") -> None:

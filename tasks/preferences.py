@@ -36,7 +36,7 @@ def run(stage: Stage) -> dict[str, Any]:
     groups = {prompt_group(prompt) for prompt in heldout_prompts}
 
     def side(prompt: str) -> Split:
-        return split_of(prompt, groups, stage.params.data.heldout_share)
+        return split_of(prompt, groups, stage.params.data.hashed_share)
 
     cleaned, funnel = clean([row for row in rows if row["criterion"] == OVERALL], config)
     train = [pair for pair in cleaned if side(pair.prompt) == "train"]

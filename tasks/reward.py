@@ -11,6 +11,7 @@ from typing import Any, cast
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_core.config import RewardConfig
+from rlhf_core.data.identity import prompt_group
 from rlhf_core.data.kinds import OVERALL
 from rlhf_core.data.pairs import PreferenceGroup, encode_pairs, group_pairs
 from rlhf_core.data.records import prompt_id
@@ -64,7 +65,7 @@ def run(stage: Stage) -> dict[str, Any]:
     model = _published(state, ensemble, groups, tokenizer.pad_token_id)
     reader = _Reader(stage, model, tokenizer)
     heldout = read_table(stage.root / paths.PREFERENCES / "heldout.parquet").to_list()
-    graded = read_table(stage.root / paths.VALIDATE / "graded.parquet").to_list()
+    graded, num_trained = _grades(stage)
     chosen, rejected = reader.pairs(heldout)
     readings = reader((row["prompt"], row["response"]) for row in graded)
     grades = [row["score"] for row in graded]
@@ -88,12 +89,22 @@ def run(stage: Stage) -> dict[str, Any]:
     write_json(stage.out / "calibration.json", calibration(card, chosen, rejected, float(model.scale)))
     model.save(stage.out / "model", tokenizer)
     others = [row for row in _other_pairs(stage, "heldout") if not row["tie"]]
+    card["num_graded_left_out"] = num_trained
     card |= sureness(chosen, rejected, unit, grades, readings)
     card |= criterion_figures(cfg, [*heldout, *others], *reader.pairs([*heldout, *others]))
     if ensemble is not None:
         members = _Reader(stage, ensemble, tokenizer).pairs(heldout)
         card |= member_figures(*members, left_out, ensemble.weights_M.tolist())
     return card | ranking_figures(cfg, groups) | _training_figures(stage, state, groups, model)
+
+
+def _grades(stage: Stage) -> tuple[list[Row], int]:
+    """Graded responses to judge the model by, and how many are left out as their prompts are trained on."""
+    trained = read_table(stage.root / paths.PREFERENCES / "train.parquet")["prompt"]
+    groups = {prompt_group(prompt) for prompt in set(trained)}
+    rows = read_table(stage.root / paths.VALIDATE / "graded.parquet").to_list()
+    kept = [row for row in rows if prompt_group(row["prompt"]) not in groups]
+    return kept, len(rows) - len(kept)
 
 
 def _training_groups(stage: Stage, tokenizer: PreTrainedTokenizerBase) -> list[PreferenceGroup]:

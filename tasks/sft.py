@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_core.data.examples import Example, join_turns
 from rlhf_core.data.identity import prompt_group
-from rlhf_core.data.splits import is_heldout
+from rlhf_core.data.splits import is_heldout, next_heldout
 from rlhf_core.data.transcripts import replies_of
 from rlhf_core.errors import DataError
 from rlhf_core.models.adapters import add_adapters, parameter_counts
@@ -33,6 +33,7 @@ from rlhf_core.state.train_state import TrainState
 from rlhf_core.trainers.optimisation import make_optimizer, refused_steps
 from rlhf_core.trainers.sft import train_sft
 from tasks import paths
+from tasks.notice import warn
 from tasks.stage import Stage
 from tasks.tables import read_table
 
@@ -76,12 +77,17 @@ def _demonstrations(stage: Stage) -> tuple[list[Row], list[Row]]:
     """Training rows, and those kept for the held-out loss; all rows of one prompt group are on one side."""
     path = paths.VALIDATE / "demonstrations.parquet"
     share = stage.params.sft.heldout_share
-    train: list[Row] = []
-    kept: list[Row] = []
-    for row in read_table(stage.root / path):
-        if row["split"] == "train":
-            # A name of its own keeps this choice independent of the split by `data.heldout_share`.
-            (kept if is_heldout(f"sft {prompt_group(row['prompt'])}", share) else train).append(row)
+    # A name of its own keeps this choice independent of the split by `data.heldout_share`.
+    rows = [
+        (f"sft {prompt_group(row['prompt'])}", row) for row in read_table(stage.root / path) if row["split"] == "train"
+    ]
+    groups = {group for group, _ in rows}
+    heldout = {group for group in groups if is_heldout(group, share)}
+    if share and not heldout and len(groups) > 1:
+        heldout = {next_heldout(groups)}
+        warn(stage, f"sft.heldout_share {share:g} of {len(groups)} prompt groups is none; one is kept all the same")
+    train = [row for group, row in rows if group not in heldout]
+    kept = [row for group, row in rows if group in heldout]
     if not train:
         raise DataError(f"{path}: no training row. Fix: give data.demonstrations or data.comparisons")
     return train, kept

@@ -59,8 +59,12 @@ def run(stage: Stage) -> dict[str, Any]:
     except DataError:
         shutil.copytree(stage.out, refused)
         raise
+    data = stage.params.data
+    if data.heldout_share is None and data.hashed_share:
+        share = f"{data.hashed_share:g} of the prompt groups are held out"
+        warn(stage, f"data: names no heldout_prompts and no heldout_share: {share}")
     records = {kind: verdict.kept for kind, verdict in verdicts.items()}
-    tables = write_tables(stage.out, records, stage.params.data.heldout_share)
+    tables = write_tables(stage.out, records, data.hashed_share)
     return totals(verdicts.values()) | {"tables": tables}
 
 

@@ -1,25 +1,24 @@
 """The tables that validation hands on, made of good records: splits are decided and missing kinds are derived here.
 
-Where no file names them, demonstrations are the chosen responses of the training comparisons and the best ones of the
-training rankings, each on the whole; prompts and held-out prompts are those of the comparisons and rankings, else of
-the votes, else of the demonstrations.
+What no file gives is derived from others (`tasks.derived`).
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
 from rlhf_core.data.identity import prompt_group, prompt_identity
 from rlhf_core.data.judgements import pair_names, texts_of
-from rlhf_core.data.kinds import OVERALL, Kind
+from rlhf_core.data.kinds import OVERALL
 from rlhf_core.data.normal import visible
 from rlhf_core.data.records import Record, content_id, prompt_id
-from rlhf_core.data.splits import Split, split_of
+from rlhf_core.data.splits import Split, is_heldout, next_heldout, split_of
 from rlhf_core.errors import DataError
+from tasks.derived import Records, best_replies, derived_prompts
 from tasks.tables import SCHEMAS, write_table
 
-Records = Mapping[Kind, Sequence[Record]]
+Row = Mapping[str, Any]
 SplitRule = Callable[[str], Split]
 
 
@@ -30,19 +29,22 @@ def write_tables(folder: Path, records: Records, heldout_share: float) -> dict[s
         DataError: there is no training demonstration, no training prompt or no held-out prompt.
     """
     groups = {prompt_group(record.values["prompt"]) for record in records.get("heldout_prompts", ())}
+    groups |= _at_least_one(records, groups, heldout_share)
 
     def split(prompt: str) -> Split:
         return split_of(prompt, groups, heldout_share)
 
     train_prompts, heldout_prompts = _prompts(records, split)
     grades = list(_grades(records.get("graded", ())))
+    votes = list(_votes(records.get("votes", ())))
     rows: dict[str, list[dict[str, Any]]] = {
-        "demonstrations": list(_demonstrations(records, split)),
+        "demonstrations": list(_demonstrations(records, votes, grades, split)),
         "prompts": train_prompts,
         "heldout_prompts": heldout_prompts,
         "graded": [_without_criterion(row) for row in grades if row["criterion"] == OVERALL],
         "criteria": [row for row in grades if row["criterion"] != OVERALL],
-        "votes": list(_votes(records.get("votes", ()))),
+        "ratings": [_rating(record, split) for record in records.get("graded", ()) if _is_overall(record)],
+        "votes": votes,
         "comparisons": [_comparison(record, split) for record in records.get("comparisons", ())],
         "rankings": [_ranking(record, split) for record in records.get("rankings", ())],
     }
@@ -50,40 +52,43 @@ def write_tables(folder: Path, records: Records, heldout_share: float) -> dict[s
     return {name: write_table(folder / f"{name}.parquet", rows[name], SCHEMAS[name]) for name in rows}
 
 
-def _demonstrations(records: Records, split: SplitRule) -> Iterator[dict[str, Any]]:
+def _at_least_one(records: Records, named: Set[str], heldout_share: float) -> set[str]:
+    """A prompt group to hold out where a share is asked for and so few groups leave none in it: the next in order."""
+    if named or not heldout_share:
+        return set()
+    source = records["prompts"] if "prompts" in records else derived_prompts(records)
+    groups = {prompt_group(record.values["prompt"]) for record in source}
+    if len(groups) < 2 or any(is_heldout(group, heldout_share) for group in groups):
+        return set()
+    return {next_heldout(groups)}
+
+
+def _demonstrations(
+    records: Records, votes: Sequence[Row], grades: Sequence[Row], split: SplitRule
+) -> Iterator[dict[str, Any]]:
     if "demonstrations" in records:
         for record in records["demonstrations"]:
-            values = record.values
-            yield _pick(values, "prompt", "response", "task", "source") | {
-                "id": values["id"] or content_id("demonstration", values["prompt"], values["response"]),
-                "split": split(values["prompt"]),
+            given = record.values
+            yield _pick(given, "prompt", "response", "task", "source") | {
+                "id": given["id"] or content_id("demonstration", given["prompt"], given["response"]),
+                "split": split(given["prompt"]),
             }
         return
     seen: set[str] = set()
-    for source, record, response in _preferred(records):
-        values = record.values
+    for source, values, response in best_replies(records, votes, grades):
         if not visible(response):
             continue  # kept as a reply that people judged; nothing in it to imitate
         identity = content_id("demonstration", values["prompt"], response)
         if split(values["prompt"]) == "train" and identity not in seen:
             seen.add(identity)
-            yield _pick(values, "prompt", "task") | {
+            yield {
+                "prompt": values["prompt"],
+                "task": values.get("task", ""),
                 "id": identity,
                 "response": response,
                 "source": source,
                 "split": "train",
             }
-
-
-def _preferred(records: Records) -> Iterator[tuple[Kind, Record, str]]:
-    """The responses that people found best on the whole; a ranking in which all are equal names none."""
-    for record in filter(_is_overall, records.get("comparisons", ())):
-        yield "comparisons", record, record.values["chosen"]
-    for record in filter(_is_overall, records.get("rankings", ())):
-        ranking = record.values["ranking"]
-        for response, rank in zip(record.values["responses"], ranking, strict=True):
-            if rank == min(ranking) < max(ranking):
-                yield "rankings", record, response
 
 
 def _prompts(records: Records, split: SplitRule) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -92,7 +97,7 @@ def _prompts(records: Records, split: SplitRule) -> tuple[list[dict[str, Any]], 
     if "prompts" in records:
         others = [_prompt(record) for record in records["prompts"]]
     else:
-        others = list(_derived_prompts(records))
+        others = [_prompt(record, derived=True) for record in derived_prompts(records)]
     known = {prompt_identity(row["prompt"]) for row in named}
     train = [row for row in others if split(row["prompt"]) == "train"]
     hashed = [
@@ -101,26 +106,23 @@ def _prompts(records: Records, split: SplitRule) -> tuple[list[dict[str, Any]], 
     return train, named + hashed
 
 
-def _derived_prompts(records: Records) -> Iterator[dict[str, Any]]:
-    """Each prompt once, in its first form, of the kind that says most about what is to be labelled."""
-    sources: tuple[tuple[Kind, ...], ...] = (("comparisons", "rankings"), ("votes",), ("demonstrations",))
-    kinds = next((some for some in sources if any(kind in records for kind in some)), ())
-    known: set[str] = set()
-    for record in (record for kind in kinds for record in records.get(kind, ())):
-        identity = prompt_identity(record.values["prompt"])
-        if identity not in known:
-            known.add(identity)
-            yield _prompt(record, derived=True)
-
-
 def _prompt(record: Record, *, derived: bool = False) -> dict[str, Any]:
     given = None if derived else record.values["id"]
     prompt = record.values["prompt"]
-    return {"id": given or content_id("prompt", prompt), "prompt": prompt, "task": record.values["task"]}
+    return {"id": given or content_id("prompt", prompt), "prompt": prompt, "task": record.values.get("task", "")}
 
 
 def _is_overall(record: Record) -> bool:
     return bool(record.values["criterion"] == OVERALL)
+
+
+def _rating(record: Record, split: SplitRule) -> dict[str, Any]:
+    """A grade as it was given, for the label stage; those without an id have none."""
+    values = record.values
+    return _pick(values, "prompt", "response", "annotator", "score") | {
+        "prompt_id": prompt_id(values["prompt"]),
+        "split": split(values["prompt"]),
+    }
 
 
 def _grades(records: Iterable[Record]) -> Iterator[dict[str, Any]]:
@@ -185,8 +187,8 @@ def _pick(values: Mapping[str, Any], *names: str) -> dict[str, Any]:
 def _refuse_nothing_to_do(rows: Mapping[str, Iterable[Mapping[str, Any]]]) -> None:
     if not any(row["split"] == "train" for row in rows["demonstrations"]):
         raise DataError(
-            "data: no training demonstration. Fix: name demonstrations, or comparisons or rankings "
-            f"on {OVERALL!r} to take them from"
+            "data: no training demonstration. Fix: name demonstrations, or comparisons, rankings, votes or grades of "
+            f"several responses on {OVERALL!r} to take them from"
         )
     if not rows["prompts"]:
         raise DataError("data: no training prompt. Fix: name prompts, or lower data.heldout_share")

@@ -32,7 +32,7 @@ class DataProject:
         self.data[kind] = path.name
 
     def run(
-        self, out: str = "out", max_bad_share: float = 1.0, heldout_share: float = 0.0, **settings: Any
+        self, out: str = "out", max_bad_share: float = 1.0, heldout_share: float | None = 0.0, **settings: Any
     ) -> dict[str, Any]:
         params = Params.model_validate(
             {

@@ -13,15 +13,26 @@ class DataConfig(Section):
     demonstrations: str | None = Field(None, description="(prompt, response) rows or `messages`")
     prompts: str | None = Field(None, description="prompts that responses are sampled for")
     heldout_prompts: str | None = Field(None, description="prompts that no training stage may see")
-    graded: str | None = Field(None, description="(prompt, response, score) rows for rank correlation")
+    graded: str | None = Field(
+        None, description="(prompt, response, score) rows: rank correlation, and labels where no file has others"
+    )
     votes: str | None = Field(None, description="(prompt, response_a, response_b, annotator, choice) rows")
     comparisons: str | None = Field(None, description="(prompt, chosen, rejected) rows or two whole transcripts")
     rankings: str | None = Field(
         None, description="(prompt, responses, ranking) rows; a rank for each response, 1 is best, equal ranks tie"
     )
-    heldout_share: OpenShare = Field(
-        0.0, description="share of prompt groups held out by stable hash, beside those in `heldout_prompts`"
+    heldout_share: OpenShare | None = Field(
+        None,
+        description="share of prompt groups held out by stable hash, beside those in `heldout_prompts`; null: 0.1 "
+        "where no file names held-out prompts, else 0",
     )
+
+    @property
+    def hashed_share(self) -> float:
+        """The share of prompt groups held out by hash, set or not."""
+        if self.heldout_share is not None:
+            return self.heldout_share
+        return 0.0 if self.heldout_prompts else 0.1
 
 
 class ValidateConfig(Section):
@@ -128,7 +139,8 @@ class LabelConfig(Section):
 
     source: Literal["file", "simulated"] = Field(
         "simulated",
-        description="file: votes from `data`, else its comparisons and rankings; simulated: the demo's annotators",
+        description="file: votes from `data`, else its comparisons and rankings, else its grades; simulated: the "
+        "demo's annotators",
     )
     min_votes: PositiveInt = Field(1, description="pairs with fewer votes are left out")
 

@@ -1,7 +1,7 @@
 """Which prompts are held out: by group (dialogue) and by a hash that knows nothing of the other rows."""
 
 import hashlib
-from collections.abc import Set
+from collections.abc import Iterable, Set
 from typing import Literal
 
 from rlhf_core.data.identity import prompt_group
@@ -14,8 +14,16 @@ def is_heldout(group: str, share: float) -> bool:
 
     The answer depends on the group alone, so new rows move no old one, and a larger share only adds groups.
     """
-    place = int.from_bytes(hashlib.sha256(f"heldout {group}".encode()).digest()[:8])
-    return place < share * 2**64
+    return _place(group) < share * 2**64
+
+
+def next_heldout(groups: Iterable[str]) -> str:
+    """The group that is held out first as the share grows, for shares of a few groups that hold none out."""
+    return min(groups, key=_place)
+
+
+def _place(group: str) -> int:
+    return int.from_bytes(hashlib.sha256(f"heldout {group}".encode()).digest()[:8])
 
 
 def split_of(prompt: str, heldout_groups: Set[str], share: float) -> Split:

@@ -29,6 +29,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     write_table(paths.VALIDATE / "votes.parquet", [], SCHEMAS["votes"])
     write_table(paths.VALIDATE / "comparisons.parquet", [], SCHEMAS["comparisons"])
     write_table(paths.VALIDATE / "rankings.parquet", [], SCHEMAS["rankings"])
+    write_table(paths.VALIDATE / "ratings.parquet", [], SCHEMAS["ratings"])
     return tmp_path
 
 
@@ -217,6 +218,43 @@ def test_pair_id_joins_votes_whose_texts_differ_in_white_space(project: Path) ->
     write_votes(vote("ann", "a"), vote("bob", "b", prompt=f"{PROMPT} ", response_a=WRONG, response_b=RIGHT))
     _, pairs, _ = run(project, source="file")
     assert [(pair["label"], pair["num_votes"]) for pair in pairs] == [("a", 2)]
+
+
+def rating(response: str, score: float, annotator: str = "file") -> dict:
+    return {
+        "prompt_id": "id-lamp", "prompt": PROMPT, "response": response, "annotator": annotator, "score": score,
+        "split": "train",
+    }  # fmt: skip
+
+
+def test_grades_alone_are_votes_of_their_graders(project: Path) -> None:
+    """Worked by hand. Ann (5 over 4) and bob (2 over 1) find RIGHT better than WRONG, cem finds them equal. Only dan
+    graded RUDE, so that means decide: 3.67 of RIGHT against 3 of WRONG, RUDE and the unnamed 1 and 5."""
+    grades = [
+        rating(RIGHT, 5, "ann"), rating(WRONG, 4, "ann"), rating(RIGHT, 2, "bob"), rating(WRONG, 1, "bob"),
+        rating(RIGHT, 4, "cem"), rating(WRONG, 4, "cem"), rating(RUDE, 3, "dan"), rating("?", 1), rating("?", 5),
+    ]  # fmt: skip
+    write_table(paths.VALIDATE / "ratings.parquet", grades, SCHEMAS["ratings"])
+    metrics, pairs, votes = run(project, source="file")
+    assert labels(pairs) == [
+        (RIGHT, WRONG, "overall", "a"),
+        (RIGHT, RUDE, "overall", "a"),
+        (RIGHT, "?", "overall", "a"),
+        (WRONG, RUDE, "overall", "tie"),
+        (WRONG, "?", "overall", "tie"),
+        (RUDE, "?", "overall", "tie"),
+    ]
+    assert [pair["num_votes"] for pair in pairs] == [3, 1, 1, 1, 1, 1]
+    assert pairs[0]["agreement"] == pytest.approx(2 / 3)
+    assert [row["annotator"] for row in votes] == ["ann", "bob", "cem"] + ["file"] * 5
+    assert metrics["num_pairs_voted_again"] == 1
+
+
+def test_grades_label_nothing_where_anything_else_does(project: Path) -> None:
+    grades = [rating(RIGHT, 1), rating(RUDE, 5)]
+    write_table(paths.VALIDATE / "ratings.parquet", grades, SCHEMAS["ratings"])
+    write_comparisons(comparison(RIGHT, WRONG))
+    assert labels(run(project, source="file")[1]) == [(RIGHT, WRONG, "overall", "a")]
 
 
 def test_contradictory_comparisons_are_a_tie(project: Path) -> None:

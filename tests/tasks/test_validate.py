@@ -16,7 +16,17 @@ from rlhf_core.data.splits import is_heldout
 from rlhf_core.errors import DataError
 
 REAL = Path(__file__).parents[3] / "shared/data"
-TABLES = ("demonstrations", "prompts", "heldout_prompts", "graded", "criteria", "votes", "comparisons", "rankings")
+TABLES = (
+    "demonstrations",
+    "prompts",
+    "heldout_prompts",
+    "graded",
+    "criteria",
+    "ratings",
+    "votes",
+    "comparisons",
+    "rankings",
+)
 COMPARISON = {"prompt": "Ask?", "chosen": "Good.", "rejected": "Bad."}
 VOTE = {"prompt": "Ask?", "response_a": "x", "response_b": "y", "annotator": "anna", "choice": "a"}
 
@@ -471,3 +481,53 @@ def test_a_column_that_nobody_reads_spoils_no_row(project, capsys):
         "warning: c.parquet: columns that comparisons do not have are left out: 'reward_gap' (2 rows), 'uid' (2 rows)"
     )
     assert said in capsys.readouterr().out
+
+
+def test_votes_alone_give_every_table_a_run_needs(project, capsys):
+    """Demonstrations are what the majority prefers: of three votes a, a, b; ties and undecided pairs give none."""
+    project.data = {}
+    rows = [
+        VOTE | {"prompt": f"Ask {number}?", "annotator": name, "choice": choice}
+        for number in range(30)
+        for name, choice in zip("xyz", "aab", strict=True)
+    ]
+    project.write("votes", [*rows, VOTE | {"prompt": "Equal?", "choice": "tie"}])
+    project.run(heldout_share=None)
+    heldout = {row["prompt"] for row in project.table("heldout_prompts")}
+    assert 0 < len(heldout) < 10
+    expected = {(f"Ask {number}?", "x", "votes", "train") for number in range(30)}
+    found = {(row["prompt"], row["response"], row["source"], row["split"]) for row in project.table("demonstrations")}
+    assert found == {row for row in expected if row[0] not in heldout}
+    said = "warning: data: names no heldout_prompts and no heldout_share: 0.1 of the prompt groups are held out"
+    assert said in capsys.readouterr().out
+
+
+def test_ratings_alone_give_every_table_a_run_needs(project):
+    """Demonstrations are the responses with the highest mean; a prompt whose responses are equal, or one, has none."""
+    project.data = {}
+    scores = {"x": (1, 5), "y": (4, 4), "z": (1, 2)}
+    rows = [
+        {"prompt": f"Ask {number}?", "response": response, "score": score, "annotator": name}
+        for number in range(30)
+        for response, given in scores.items()
+        for name, score in zip(("kim", "lee"), given, strict=True)
+    ]
+    equal = [{"prompt": "Equal?", "response": response, "score": 3} for response in "xy"]
+    project.write("graded", [*rows, *equal, {"prompt": "Alone?", "response": "x", "score": 5}])
+    figures = project.run(heldout_share=0.2)
+    heldout = {row["prompt"] for row in project.table("heldout_prompts")}
+    found = {(row["prompt"], row["response"], row["source"]) for row in project.table("demonstrations")}
+    assert found == {(f"Ask {number}?", "y", "graded") for number in range(30) if f"Ask {number}?" not in heldout}
+    assert (figures["tables"]["ratings"], figures["tables"]["graded"]) == (183, 93)
+    sides = {row["prompt"]: row["split"] for row in project.table("ratings")}
+    assert {prompt for prompt, side in sides.items() if side == "heldout"} == heldout
+
+
+def test_a_share_of_few_prompts_holds_out_one_of_them(project):
+    project.data = {}
+    project.write("comparisons", [COMPARISON | {"prompt": f"Ask {number}?"} for number in range(4)])
+    project.run(heldout_share=0.001)
+    (heldout,) = project.table("heldout_prompts")
+    by_side = {row["prompt"]: row["split"] for row in project.table("comparisons")}
+    assert [prompt for prompt, side in by_side.items() if side == "heldout"] == [heldout["prompt"]]
+    assert len(project.table("demonstrations")) == 3
