@@ -192,6 +192,12 @@ class PPOConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _price_can_move(self) -> Self:
+        if self.kl.controller == "adaptive" and not self.kl_coef:
+            raise ValueError("kl.controller 'adaptive' multiplies kl_coef, and 0 stays 0: start from a kl_coef above 0")
+        return self
+
+    @model_validator(mode="after")
     def _replay_fits(self) -> Self:
         rows, capacity = self.replay.rows, self.replay.capacity
         if rows % self.minibatch or rows % self.responses_per_prompt:

@@ -29,11 +29,16 @@ def margin_deviations(chosen: Sequence[Reading], rejected: Sequence[Reading], un
             return None
         variance = one.deviation**2 + other.deviation**2
         if one.members:
-            spread = float(np.var(one.members) + np.var(other.members))
-            together = float(np.var(np.subtract(one.members, other.members)))
+            spread = _spread(one.members) + _spread(other.members)
+            together = _spread(np.subtract(one.members, other.members))
             variance = max(variance - spread / unit**2, 0.0) + together / unit**2
         deviations.append(float(np.sqrt(variance)))
     return deviations
+
+
+def _spread(scores: Sequence[float] | np.ndarray) -> float:
+    """Variance of a sample of members, as `total_deviation` of the ensemble takes it; 0 for a single one."""
+    return float(np.var(scores, ddof=1)) if len(scores) > 1 else 0.0
 
 
 def uncertainty_figures(

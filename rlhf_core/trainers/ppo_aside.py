@@ -37,8 +37,8 @@ ALONE_IN_ITS_GROUP = "no other response is left to compare it with"
 
 
 def not_finite(rollout: Rollout, world: World = ALONE) -> dict[int, str]:
-    """Rows of which something is not a finite number, and what; the same in all processes."""
-    first_N = rollout.gather([_first_bad(part) for part in rollout.parts()], world)
+    """Rows that count and of which something is not a finite number, and what; the same in all processes."""
+    first_N = rollout.gather([_first_bad(part) * (part.counts_B > 0) for part in rollout.parts()], world)
     return {row: QUANTITIES[int(bad) - 1] for row, bad in enumerate(first_N.tolist()) if bad}
 
 

@@ -99,17 +99,19 @@ def collect_rollout(
         for rows in mixed_minibatches(source, cfg.responses_per_prompt, cfg.minibatch, generator)
     ]
     ask = _Ask(cfg, state.modules, reference, reward_fn, prompts, pad_id)
-    rollout = _collected(ask, responses, len(fresh), {}, dealt, world)
-    aside = not_finite(rollout, world)
-    aside |= left_alone(cfg, len(rollout.responses), aside)
+    rollout, aside = _collected(ask, responses, len(fresh), {}, dealt, world), dict[int, str]()
+    known = rollout.responses
+    while bad := not_finite(rollout, world):
+        aside |= bad
+        aside |= left_alone(cfg, len(known), aside)
+        kept = with_stand_ins(known, len(fresh), aside)
+        if not kept:
+            return replace(rollout, responses=known, minibatches=[], tokens=[], aside=aside)
+        rollout = _collected(ask, kept, len(fresh), aside, dealt, world)
     if not aside:
         return rollout
-    kept = with_stand_ins(rollout.responses, len(fresh), aside)
-    if not kept:
-        return replace(rollout, minibatches=[], tokens=[], aside=aside)
-    asked = _collected(ask, kept, len(fresh), aside, dealt, world)
-    known = [rollout.responses[row] if row in aside else written for row, written in enumerate(asked.responses)]
-    return replace(asked, responses=known)
+    asked = enumerate(rollout.responses)
+    return replace(rollout, responses=[known[row] if row in aside else written for row, written in asked])
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,7 @@
 """Stage `align@ppo` with what `params.yaml` can ask of it: functions of one's own, the guard, adapters, groups."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +9,15 @@ import pytest
 import torch
 from project_support import edited_yaml
 
+from rlhf_core.data.records import prompt_id
 from rlhf_core.errors import WaitingForPeople
 from rlhf_core.models.policy import load_policy
+from rlhf_core.trainers.curriculum import choose_prompts
+from rlhf_core.trainers.ppo import train_ppo
 from tasks import align
 from tasks.frame import run_stage
 from tasks.params import load_params
+from tasks.tables import read_table
 
 CODE = "def short(responses, finished):\n    return [-len(one) / 100 for one in responses]\n"
 
@@ -61,6 +66,36 @@ def test_a_run_that_the_guard_ends_says_so_and_gives_the_best_policy_back(
     assert all(torch.equal(one, two) for one, two in zip(sft.parameters(), aligned.parameters(), strict=True))
     columns = (project / "reports/plots/align-ppo.csv").read_text().splitlines()[0].split(",")
     assert {"reward/term_shortness:short", "reward/term_length", "eval/stopped_by_guard"} <= set(columns)
+
+
+def test_responses_that_are_no_numbers_are_counted_and_named_in_the_metrics(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A reward model that gives NaN for one prompt: the stage ends well, and says which prompt it was."""
+    texts: list[str] = []
+
+    def spoilt(cfg: Any, state: Any, reference: Any, reward: Any, prompts: list[list[int]], **more: Any) -> Any:
+        chosen = choose_prompts(cfg, state, len(prompts), more["seed"])[0]
+        bad = prompts[chosen]
+        table = read_table(project / "artifacts/validate/prompts.parquet")
+        texts.append(list(dict.fromkeys(row["prompt"] for row in table))[chosen])
+
+        def score(batch: Any) -> torch.Tensor:
+            told = [row[batch.prompt_width - len(bad) : batch.prompt_width] == bad for row in batch.ids_BS.tolist()]
+            return reward(batch).masked_fill(torch.tensor(told), math.nan)
+
+        return train_ppo(cfg, state, reference, score, prompts, **more)
+
+    monkeypatch.setattr("tasks.align_ppo.train_ppo", spoilt)
+    assert align_with(project, {}) == 0
+    figures = read_json(project / "reports/metrics/align-ppo.json")
+    assert figures["responses_set_aside"] >= 1
+    assert figures["rollouts_with_set_aside"] >= 1
+    assert figures["set_aside"][0] == {
+        "step": 1, "prompt": texts[0], "prompt_id": prompt_id(texts[0]), "reason": "score",
+    }  # fmt: skip
+    assert figures["refused_steps"] == 0
+    assert "responses set aside, not a finite number" in capsys.readouterr().out
 
 
 def test_groups_of_responses_train_adapters_against_the_policy_without_them(project: Path) -> None:

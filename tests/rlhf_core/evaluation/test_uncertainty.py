@@ -1,9 +1,11 @@
 """Whether a model is unsure where it is wrong: by hand and against SciPy."""
 
 import math
+import statistics
 
 import numpy as np
 import pytest
+import torch
 from scipy.stats import pearsonr, spearmanr
 
 from rlhf_core.evaluation.readings import Reading
@@ -14,6 +16,7 @@ from rlhf_core.evaluation.uncertainty import (
     right_share,
     uncertainty_figures,
 )
+from rlhf_core.models.reward_ensemble import total_deviation
 
 
 def readings(*members: tuple[float, ...], deviation: float | None = None) -> list[Reading]:
@@ -27,23 +30,26 @@ def test_independent_deviations_add_in_squares() -> None:
 
 
 def test_what_members_say_of_both_responses_alike_does_not_count() -> None:
-    """Members differ by 10 in level and agree on the margin; a second pair has margins 1 and 3, in units of 2."""
-    chosen = [
-        Reading(score=0.0, members=(1.0, 11.0), deviation=5.0 / 2),
-        Reading(score=0.0, members=(1.0, 3.0), deviation=0.5),
-    ]
-    rejected = [
-        Reading(score=0.0, members=(0.0, 10.0), deviation=5.0 / 2),
-        Reading(score=0.0, members=(0.0, 0.0), deviation=0.0),
-    ]
-    assert margin_deviations(chosen, rejected, 2.0) == pytest.approx([0.0, 0.5])
+    """Members differ by 10 in level and agree on the margin; a second pair has margins 1 and 3, in units of 2.
+
+    The deviations are those that the ensemble itself gives, so that the two ways of taking a spread are one.
+    """
+    unit = 2.0
+
+    def reading(*members: float) -> Reading:
+        deviation = total_deviation(torch.tensor(members)[:, None], None).item() / unit
+        return Reading(score=0.0, members=members, deviation=deviation)
+
+    chosen, rejected = [reading(1.0, 11.0), reading(1.0, 3.0)], [reading(0.0, 10.0), reading(0.0, 0.0)]
+    expected = [0.0, statistics.stdev([1.0, 3.0]) / unit]
+    assert margin_deviations(chosen, rejected, unit) == pytest.approx(expected, abs=1e-6)
 
 
 def test_own_deviations_of_members_stay_in_the_margin() -> None:
-    """Spread 1 of the chosen side and own deviation 2 of each: 5 and 4 in squares; the margin has 1 + 4 + 4."""
-    chosen = [Reading(score=0.0, members=(1.0, 3.0), deviation=math.sqrt(5.0))]
+    """Spread 2 of the chosen side and own deviation 2 of each: 6 and 4 in squares; the margin has 2 + 4 + 4."""
+    chosen = [Reading(score=0.0, members=(1.0, 3.0), deviation=math.sqrt(6.0))]
     rejected = [Reading(score=0.0, members=(0.0, 0.0), deviation=2.0)]
-    assert margin_deviations(chosen, rejected, 1.0) == pytest.approx([3.0])
+    assert margin_deviations(chosen, rejected, 1.0) == pytest.approx([math.sqrt(10.0)])
 
 
 def test_figures_against_scipy() -> None:

@@ -55,6 +55,12 @@ def test_quantile_normalisation_worked_by_hand() -> None:
     assert earned_scores(cfg, {}, written(3.0, 3.0), range(2)).tolist() == [0.0, 0.0], "all alike: no scale"
 
 
+def test_an_adaptive_price_does_not_start_from_zero() -> None:
+    with pytest.raises(ValidationError, match="start from a kl_coef above 0"):
+        changed(CFG, kl_coef=0.0, kl={"controller": "adaptive"})
+    assert changed(CFG, kl_coef=0.0).kl_coef == 0.0
+
+
 @pytest.mark.parametrize("normalise", ["running", "quantile"])
 @pytest.mark.parametrize("level", [0.0, 0.5, 30_000.0])
 def test_scores_that_differ_by_rounding_are_alike(normalise: str, level: float) -> None:

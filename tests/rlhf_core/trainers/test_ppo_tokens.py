@@ -271,3 +271,11 @@ def test_refused_steps_of_one_rollout_do_not_end_a_run() -> None:
     assert state.extra["refused/policy"] == 8
     assert state.extra["refused_in_a_row/policy"] == 0
     assert steps == [1, 2, 3, 4]
+
+
+def test_a_score_that_depends_on_the_batch_is_asked_until_all_that_count_are_numbers() -> None:
+    """The first row of each pass has none, whoever it is: each time others come to stand there."""
+    first = spoiled(lambda batch: torch.arange(len(batch.ids_BS)) == 0)
+    state = run(changed(CFG, steps=2, microbatch=2), reward_fn=first)
+    assert all(bool(one.isfinite().all()) for one in weights(state))
+    assert all(row["rollout/set_aside"] >= 8 for row in state.history)
