@@ -52,11 +52,13 @@ def ui(*, json: bool = False) -> int:
     json:
         Print the addresses as JSON and open nothing.
     """
+    from tasks.tracking.store import runs_page  # here: it takes half a second
+
     home = main_checkout()
     own = users_server()
     prefect = own.removesuffix("/api") if own else start(home, "prefect", ensure_prefect).url
     uri = os.environ.get("MLFLOW_TRACKING_URI", "")
-    mlflow = uri if uri.startswith("http") else start(home, "mlflow", ensure_mlflow).url
+    mlflow = runs_page(home, str(uri if uri.startswith("http") else start(home, "mlflow", ensure_mlflow).url))
     if json:
         print(json_format.dumps({"prefect": prefect, "mlflow": mlflow}))
         return 0

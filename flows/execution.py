@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 from flows.record import RunRecord, makes_model
+from flows.recorded import note, noted
 from flows.runs import PreparedRun, pipeline_stages
 from flows.summary import (
     LIVE_FILE,
@@ -96,7 +97,8 @@ class PipelineRun:
         if tags.get("prefect_flow_run_url"):
             self.summary.flow_run_url = tags["prefect_flow_run_url"]
         self._note()
-        if self.changed or not all(self._settled(stage.name) for stage in self.summary.stages):
+        new = self._before is None or not all(self._settled(stage.name) for stage in self.summary.stages)
+        if self.changed or new:  # a run in a place of its own leaves a line even where nothing was to do
             self.record = RunRecord(self.prepared, self.summary, tags)
 
     @property
@@ -172,11 +174,13 @@ class PipelineRun:
             self.record.fail(stage, interrupted=self.stop.requested)
 
     def _settled(self, name: str) -> StageSummary | None:
-        """The stage's entry of the run before, if all there is to record about it is recorded."""
-        if name in self.changed or self._before is None:
+        """The stage's entry of the run before, if all there is to record about it is recorded; or another run's."""
+        if name in self.changed:
             return None
-        known = {stage.name: stage for stage in self._before.stages}.get(name)
-        if known is None or not known.recorded or (makes_model(name) and known.outputs_hash is None):
+        known = {stage.name: stage for stage in self._before.stages}.get(name) if self._before else None
+        if known is None:
+            return noted(self.prepared, name)
+        if not known.recorded or (makes_model(name) and known.outputs_hash is None):
             return None
         return known
 
@@ -193,6 +197,7 @@ class PipelineRun:
                 self._replay(stage.name, curves)
             self.record.finish(stage)
             stage.recorded = True
+            note(self.prepared, stage)
 
     def _replay(self, name: str, curves: "Curves") -> None:
         follower = ProgressFollower(self.root / paths.progress_file(name))
@@ -210,6 +215,7 @@ class PipelineRun:
                     patience = HURRIED_PATIENCE_S  # the store is away; do not wait again for each model
                 else:
                     stage.model_version = str(version)
+                    note(self.prepared, stage)
 
 
 def _take_over(stage: StageSummary, result: StageResult, *, interrupted: bool) -> None:

@@ -71,10 +71,15 @@ def commit_of(root: Path) -> tuple[str, str]:
         return "", ""
 
 
+def locked_stage(lock: Path, stage: str) -> dict[str, Any]:
+    """What `dvc.lock` says of a stage when it last ran; empty where it says nothing."""
+    stages: Mapping[str, Any] = (_yaml(_text(lock)) or {}).get("stages", {})
+    return dict(stages.get(stage, {}))
+
+
 def stage_inputs(lock: Path, stage: str) -> dict[str, str]:
     """What a stage read when it last ran, by DVC's hashes: path -> hash; empty where the lock does not know it."""
-    stages: Mapping[str, Any] = (_yaml(_text(lock)) or {}).get("stages", {})
-    deps = stages.get(stage, {}).get("deps", [])
+    deps = locked_stage(lock, stage).get("deps", [])
     return {str(dep["path"]): str(dep["md5"]) for dep in deps if "md5" in dep}
 
 

@@ -7,6 +7,7 @@ without loading the weights, so that the process which records needs no torch.
 import json
 import shutil
 import tempfile
+import warnings
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version as installed
 from pathlib import Path
@@ -100,6 +101,7 @@ def save(
     scores = name == "rlhf-reward"
     limits = token_limits(manifest)
     write_json(scratch / "lineage" / "manifest.json", manifest)
+    warnings.filterwarnings("ignore", ".*An input example was not provided")  # it is, below
     pyfunc.save_model(
         str(local),
         mlflow_model=described,

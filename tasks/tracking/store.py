@@ -4,6 +4,7 @@ The address is `MLFLOW_TRACKING_URI` where it is set, else a SQLite file in the 
 SQLite store breaks for good when several processes create it at once, so opening happens under a file lock.
 """
 
+import json
 import os
 import threading
 import urllib.parse
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING
 from filelock import FileLock, Timeout
 
 from rlhf_core.errors import ConfigError, EnvironmentProblem
+from rlhf_core.state.atomic import write_json
 from tasks import paths
 from tasks.loopback import reach_loopback_directly
 from tasks.tracking.names import EXPERIMENT
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 
 DATABASE = paths.STATE / "mlflow.db"
 ARTIFACTS = paths.STATE / "mlartifacts"
+EXPERIMENT_NOTE = paths.STATE / "mlflow-experiment.json"
 LOCK_PATIENCE_S = 60.0
 _DEFAULT = threading.Lock()
 OPENS_ON_RUNS = {"mlflow.experimentKind": "custom_model_development"}  # its page is a list of runs, not of traces
@@ -106,9 +109,11 @@ def open_store(root: Path) -> Store:
             experiment = store.client.get_experiment_by_name(EXPERIMENT)
             if experiment is None:
                 place = str(home / ARTIFACTS) if uri.startswith("sqlite:") else None
-                made = store.client.create_experiment(EXPERIMENT, artifact_location=place, tags=OPENS_ON_RUNS)
-                return Store(uri, home, made)
-            return Store(uri, home, experiment.experiment_id)
+                number = store.client.create_experiment(EXPERIMENT, artifact_location=place, tags=OPENS_ON_RUNS)
+            else:
+                number = experiment.experiment_id
+            write_json(home / EXPERIMENT_NOTE, {"uri": public_uri(uri), "experiment_id": number})
+            return Store(uri, home, number)
         except Exception as error:  # whatever kept the store from answering, the cure is the same
             raise EnvironmentProblem(
                 f"{public_uri(uri)}: the MLflow store does not answer ({first_line(error)}). "
@@ -156,6 +161,20 @@ def as_default(store: Store) -> Iterator[None]:
 def run_link(store: Store, run_id: str, server: str) -> str:
     """Page of a run in the MLflow UI that `server` (such as http://127.0.0.1:5000) serves."""
     return f"{server.rstrip('/')}/#/experiments/{store.experiment_id}/runs/{run_id}"
+
+
+def runs_page(root: Path, server: str) -> str:
+    """The list of all runs in the MLflow UI that `server` serves. Cheap: the experiment was noted when it was opened.
+
+    MLflow's own front page is about traces of agents; this one is in its mode for training.
+    """
+    try:
+        noted = json.loads((paths.home(root) / EXPERIMENT_NOTE).read_text())
+    except (OSError, ValueError):
+        return server
+    if noted.get("uri") != public_uri(tracking_uri(root)):
+        return server
+    return f"{server.rstrip('/')}/#/experiments/{noted['experiment_id']}/runs?workflowType=machine_learning"
 
 
 def first_line(error: BaseException) -> str:

@@ -282,6 +282,26 @@ def test_a_second_run_does_nothing_and_registers_nothing(project: Path, monkeypa
     assert second.run_key != first.run_key
 
 
+def test_a_place_of_its_own_where_nothing_was_to_do_leaves_one_line(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock = {"stages": {name: {"cmd": "x", "deps": [{"path": "data", "md5": "1"}]} for name in NAMES}}
+    (project / "dvc.lock").write_text(json.dumps(lock))
+    fake_stage(monkeypatch, {})
+    first = go(project, set(NAMES)).summary
+    (project / LIVE_FILE).unlink()  # as in a new worktree
+    second = go(project, set()).summary
+    told = FakeRecorder.last
+    assert {entry[0] for entry in told.told} <= {"inputs", "figures", "watch over"}
+    assert told.closed == "FINISHED"
+    assert second.model_versions == first.model_versions
+    (project / LIVE_FILE).unlink()
+    lock["stages"]["reward"]["deps"][0]["md5"] = "2"  # another result than the one that was recorded
+    (project / "dvc.lock").write_text(json.dumps(lock))
+    go(project, set())
+    assert [entry[1] for entry in FakeRecorder.last.of("register")] == ["reward"]
+
+
 def test_what_a_killed_run_left_unrecorded_is_recorded_by_the_next(
     project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

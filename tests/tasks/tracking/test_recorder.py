@@ -1,3 +1,4 @@
+import json
 import threading
 
 import pytest
@@ -6,6 +7,7 @@ from tracking_support import MODEL, STAGE, git, record_policy, write_model
 from rlhf_core.errors import ConfigError
 from tasks.tracking import Recorder, delivery, flush, list_versions, pending, resolve_version
 from tasks.tracking.names import RUN_KEY
+from tasks.tracking.store import open_store, runs_page
 
 
 def rows(start, stop, offset=0.0):
@@ -100,8 +102,6 @@ def test_a_store_that_is_away_is_told_later_once(checkout, away):
     version = resolve_version(checkout, "rlhf-policy@candidate")
     assert version.outputs_hash == key
     assert version.metrics["win_rate_low"] == 0.6
-    from tasks.tracking import open_store
-
     assert len(curve(open_store(checkout), f"run/{STAGE}")) == 29
 
 
@@ -188,6 +188,69 @@ def test_two_senders_at_once_send_each_event_once(checkout, store, monkeypatch):
     assert pending(checkout) == 0
     assert sum(result.sent for result in results) == 199 + 3
     assert len(curve(store, "run/sft")) == 199
+
+
+def test_the_page_opens_on_the_runs_once_a_store_was_opened(checkout, empty_store, monkeypatch):
+    server = "http://127.0.0.1:5000"
+    assert runs_page(checkout, server) == server
+    store = open_store(checkout)
+    page = f"{server}/#/experiments/{store.experiment_id}/runs?workflowType=machine_learning"
+    assert runs_page(checkout, f"{server}/") == page
+    assert store.client.get_experiment(store.experiment_id).tags["mlflow.experimentKind"] == "custom_model_development"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://elsewhere:5000")
+    assert runs_page(checkout, server) == server
+
+
+def test_what_people_look_for_stands_on_runs_and_models(checkout, store):
+    """Settings, data, why it failed; the logged model says as what it is registered."""
+    data = {"name": "data", "digest": "d" * 36, "source": '{"uri": "data"}', "context": "training"}
+    with Recorder(checkout, "run", tags={"run": "run-1", "mlflow.user": "someone"}) as recorder:
+        recorder.inputs(None, [data])
+        recorder.start_stage(STAGE, params={"align": {"ppo": {"beta": 0.1}}})
+        key = recorder.register(STAGE, MODEL, {"train_score": 1.5}, params={"align.ppo": {"beta": 0.1}})
+        recorder.attach(
+            STAGE,
+            key,
+            {"win_rate": 0.789, "win_rate_low": 0.755, "win_rate_high": 0.819, "kl_to_sft": 2.27, "gold_gain": None},
+            verdict={"judge": "gold", "simulated": True, "temperature": 1.0, "num_prompts": 500, "confidence": 0.95},
+        )
+        recorder.finish_stage(STAGE)
+        recorder.start_stage("evaluate")
+        recorder.finish_stage("evaluate", "FAILED", why="evaluate: no prompts")
+        recorder.figures(None, {"ppo.win_rate": 0.789})
+    assert str(recorder.delivery) == ""
+    runs = runs_by_key(store)
+    assert [one.dataset.name for one in runs["run"].inputs.dataset_inputs] == ["data"]
+    assert runs["run"].data.metrics == {"ppo.win_rate": 0.789}
+    assert runs["run"].data.tags["mlflow.user"] == "someone"
+    child = runs[f"run/{STAGE}"]
+    assert child.data.params == {"align.ppo.beta": "0.1"}
+    assert child.data.metrics["win_rate"] == 0.789, "sorted and filtered beside its settings"
+    assert runs["run/evaluate"].data.tags["mlflow.note.content"] == "**Failed**: evaluate: no prompts"
+    (model,) = store.client.search_logged_models([store.experiment_id])
+    assert model.params == {"align.ppo.beta": "0.1"}
+    assert json.loads(model.tags["mlflow.modelVersions"]) == [{"name": "rlhf-policy", "version": 1}]
+    described = store.client.get_model_version("rlhf-policy", "1").description
+    for part in (
+        "**Better than SFT**: win rate 0.789 (95% interval 0.755 to 0.819) against rlhf-sft by gold (simulated)",
+        "KL to SFT 2.27 nats a response", "run `run-1`", "| win_rate_low | 0.755 |", "| gold_gain | undefined |",
+    ):  # fmt: skip
+        assert part in described
+    (version,) = list_versions(checkout)
+    assert version.metrics["gold_gain"] is None
+    assert all(len(value) <= 64 for value in version.tags.values())
+
+
+def test_a_description_that_a_person_wrote_is_kept_and_an_undefined_figure_may_become_defined(checkout, store):
+    with Recorder(checkout, "run") as recorder:
+        recorder.start_stage(STAGE)
+        key = recorder.register(STAGE, MODEL, {"spearman": None, "kl": 1.0})
+        recorder.version(key)
+        store.client.update_model_version("rlhf-policy", "1", description="ours, do not use")
+        recorder.attach(STAGE, key, {"spearman": 0.5, "kl": None})
+    assert store.client.get_model_version("rlhf-policy", "1").description == "ours, do not use"
+    (version,) = list_versions(checkout)
+    assert version.metrics == {"spearman": 0.5, "kl": None}, "a figure that is undefined now is no longer its old value"
 
 
 def test_an_exception_ends_the_run_as_failed(checkout, store):
