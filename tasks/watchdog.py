@@ -68,17 +68,21 @@ def _chain() -> list[tuple[int, str]]:
     pid = os.getppid()
     while pid > 1 and (start := process_start(pid)) is not None:
         chain.append((pid, start))
-        if _about(pid, "comm").strip() not in SHELLS:
+        if not _is_shell(pid):
             break
         pid = int(_about(pid, "stat").rpartition(")")[2].split()[1])
     return chain
+
+
+def _is_shell(pid: int) -> bool:
+    return _about(pid, "comm").strip() in SHELLS
 
 
 def _orphan_of_dvc(environment: Mapping[str, str], chain: Sequence[tuple[int, str]]) -> bool:
     """Whether DVC started this process, by a shell that has outlived it: then the shell has another parent by now."""
     if "DVC_STAGE" not in environment or "RANK" in environment:
         return False
-    starter = chain[-1][0] if chain else 1
+    starter = next((pid for pid, _ in chain if not _is_shell(pid)), 1)  # a shell without DVC above it is `init`'s
     command = _about(starter, "cmdline")
     if "dvc" not in command and "python" not in command:  # not `init` either, unless DVC is what a container runs
         return True

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from project_support import processes_of
 from timing_support import patience
 
 from tasks.runner import ProgressFollower, Stop, _explain, end_group, run_stage_process
@@ -132,6 +133,42 @@ def test_a_command_whose_parent_is_gone_already_is_not_started() -> None:
         [sys.executable, "-m", "tasks.launch", "1", sys.executable, "-c", "print('up')"], capture_output=True, text=True
     )
     assert (done.returncode, done.stdout) == (1, "")
+
+
+ORPHAN = """
+import os, subprocess, sys
+# DVC as it starts a command by a shell, in little; it dies before the command looks around
+watch = "from tasks.watchdog import end_with_ancestors; end_with_ancestors(os.environ)"
+code = f"import os, time; time.sleep(1); {watch}; print('lives', flush=True); time.sleep(600)"
+subprocess.Popen(["/bin/sh", "-c", f'{sys.executable} -c "{code}"; true'], env={**os.environ, "DVC_STAGE": "sft"})
+os._exit(0)
+"""
+
+
+def test_a_stage_whose_dvc_died_before_it_looked_around_does_not_begin(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with out.open("wb") as file:
+        subprocess.run([sys.executable, "-c", ORPHAN], stdout=file, env=plain_environment(), cwd=tmp_path, check=True)
+    wait_for(lambda: not processes_of(tmp_path), 10, "shell and command are gone")
+    assert out.read_text() == ""
+
+
+def test_a_stage_whose_dvc_lives_does(tmp_path: Path) -> None:
+    living = ORPHAN.replace("os._exit(0)", "import time; time.sleep(600)")
+    with subprocess.Popen(
+        [sys.executable, "-c", living], stdout=subprocess.PIPE, text=True, env=plain_environment(), cwd=tmp_path
+    ) as dvc:
+        assert dvc.stdout is not None
+        assert dvc.stdout.readline() == "lives\n"
+        dvc.kill()
+        wait_for(lambda: not processes_of(tmp_path), 1, "shell and command end with it")
+
+
+def test_one_of_several_processes_whose_launcher_is_gone_does_not_begin() -> None:
+    code = "import os; from tasks.watchdog import end_with_ancestors; end_with_ancestors(os.environ); print('lives')"
+    gone = {"RLHF_LAUNCHED": "999999999:1", "RANK": "1"}
+    done = subprocess.run([sys.executable, "-c", code], env=plain_environment(**gone), capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (-signal.SIGKILL, "")
 
 
 def test_what_ignores_sigterm_is_killed() -> None:
