@@ -1,9 +1,9 @@
 """The few figures of each stage that a person wants to see first, as text."""
 
 from collections.abc import Mapping
-from typing import Any
 
 from flows.summary import StageSummary
+from tasks.headline import find_figure, is_number
 
 # Per stage: (label, dotted key in its metrics file). What a file lacks is left out.
 HEADLINES: Mapping[str, tuple[tuple[str, str], ...]] = {
@@ -31,57 +31,18 @@ HEADLINES: Mapping[str, tuple[tuple[str, str], ...]] = {
 }
 FALLBACK_FIGURES = 3
 
-# Per stage: dotted keys of its metrics file that stand on the run as a whole in MLflow, under the same names; those of
-# `align`, `combine` and each model that `evaluate` compared begin with the policy's name. `dvc metrics` has them all.
-RUN_FIGURES: Mapping[str, tuple[str, ...]] = {
-    "sft": ("heldout_loss", "heldout_perplexity"),
-    "label": ("mean_agreement", "krippendorff_alpha"),
-    "preferences": ("pairs_train", "pairs_heldout"),
-    "reward": (
-        "pairwise_accuracy", "pairwise_accuracy_low", "pairwise_accuracy_high", "spearman", "spearman_within", "ece",
-    ),
-    "align": ("train_score", "train_kl_to_sft"),
-    "combine": ("value", "gain_over_best_member"),
-    "evaluate": ("verdict.win_rate", "verdict.win_rate_low", "verdict.win_rate_high", "verdict.kl_to_sft"),
-}  # fmt: skip
-POLICY_FIGURES = (
-    "win_rate",
-    "win_rate_low",
-    "win_rate_high",
-    "p_value",
-    "kl_to_sft",
-    "truthful_share_gain",
-    "gold_gain",
-)
-
 
 def headline(stage: StageSummary) -> str:
     """`held-out loss 1.234 · steps 550`: the stage's first figures, or what went wrong with it."""
     if stage.message and stage.status in ("failed", "interrupted"):
         return stage.message
     name = stage.name.partition("@")[0]
-    pairs = [(label, _find(stage.metrics, key)) for label, key in HEADLINES.get(name, ())]
-    shown = [f"{label} {number(value)}" for label, value in pairs if _is_number(value)]
+    pairs = [(label, find_figure(stage.metrics, key)) for label, key in HEADLINES.get(name, ())]
+    shown = [f"{label} {number(value)}" for label, value in pairs if is_number(value)]
     if not shown:
-        flat = [(key, value) for key, value in stage.metrics.items() if _is_number(value)]
+        flat = [(key, value) for key, value in stage.metrics.items() if is_number(value)]
         shown = [f"{key} {number(value)}" for key, value in flat[:FALLBACK_FIGURES]]
     return " · ".join(shown)
-
-
-def run_figures(stage: str, metrics: Mapping[str, Any]) -> dict[str, float]:
-    """What of a stage's metrics stands on the run as a whole; what is undefined is left out."""
-    kind, _, policy = stage.partition("@")
-    prefix = f"{policy}." if policy else ""
-    found = {f"{prefix}{key}": _find(metrics, key) for key in RUN_FIGURES.get(kind, ())}
-    if kind == "evaluate":
-        found |= {
-            f"{name}.{key}": figures[key]
-            for name, figures in metrics.items()
-            if isinstance(figures, Mapping) and "judges" in figures
-            for key in POLICY_FIGURES
-            if key in figures
-        }
-    return {key: value for key, value in found.items() if _is_number(value)}
 
 
 def number(value: float) -> str:
@@ -97,16 +58,3 @@ def seconds(value: float | None) -> str:
         return f"{value:.1f} s"
     minutes, rest = divmod(round(value), 60)
     return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
-
-
-def _find(metrics: Mapping[str, Any], key: str) -> Any:
-    value: Any = metrics
-    for part in key.split("."):
-        if not isinstance(value, Mapping):
-            return None
-        value = value.get(part)
-    return value
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)

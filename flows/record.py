@@ -7,11 +7,11 @@ import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from flows.headlines import run_figures
 from flows.runs import PreparedRun
 from flows.summary import RunSummary, StageSummary
 from tasks import paths
 from tasks.definition import stage_definition, stage_settings
+from tasks.headline import run_figures
 from tasks.manifest import LOCK, commit_of, stage_inputs
 
 CONTEXTS = {"sft": "training", "reward": "training", "align": "training", "combine": "training"}

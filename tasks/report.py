@@ -7,13 +7,14 @@ report.html. The page runs no script, loads nothing, and shows model text as pla
 from typing import Any
 
 from rlhf_core.state.atomic import write_text
+from tasks.headline import headline_figures
 from tasks.report_html.page import render
 from tasks.report_html.sources import read_run
 from tasks.stage import Stage
 
 
 def run(stage: Stage) -> dict[str, Any]:
-    """Write the page; it has no figures of its own."""
+    """Write the page; returns the headline figures of the run, which go to `reports/headline.json`."""
     files = read_run(stage.root, stage.params.candidates)
     write_text(stage.out / "report.html", render(files, stage.params, stage.root))
-    return {}
+    return headline_figures(files.metrics.items())
