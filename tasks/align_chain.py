@@ -77,12 +77,12 @@ def run_chain(
         ]
         whole.step += state.step
         whole.extra["tokens"] = _tokens(whole) + _tokens(state)
-        _add_refusals(whole, state)
+        add_refusals(whole, state)
     stage.history = whole.history
     return whole, {"links": figures}
 
 
-def _add_refusals(whole: TrainState, state: TrainState) -> None:
+def add_refusals(whole: TrainState, state: TrainState) -> None:
     """Count and name in the chain's state what a link refused and set aside; steps are counted over the chain."""
     for key in (key for key in state.extra if key.startswith(REFUSED)):
         whole.extra[key] = whole.extra.get(key, 0) + state.extra[key]

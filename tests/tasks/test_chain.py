@@ -11,8 +11,11 @@ from project_support import change_sections, edited_yaml
 
 from rlhf_core.state import faults
 from rlhf_core.state.atomic import tree_digest
+from rlhf_core.state.train_state import TrainState
 from rlhf_core.trainers import reference
+from rlhf_core.trainers.optimisation import refused_steps
 from tasks import align, align_chain, paths
+from tasks.align_chain import add_refusals
 from tasks.frame import run_stage
 from tasks.params import load_params
 
@@ -160,3 +163,17 @@ def test_reference_logprobs_serve_every_loss_and_no_other_batches(
         params["align"]["dpo"] |= change_to
     assert run(project, "align@dpo") == 0
     assert bool(asked) == ("prompts_per_step" in change_to)
+
+
+def test_what_links_refuse_and_set_aside_is_counted_over_the_chain_and_named_by_its_steps() -> None:
+    whole = TrainState(step=0)
+    one = {"step": 2, "prompt": 7, "reason": "score"}
+    for steps, refused in ((5, 1), (4, 2)):
+        aside = {"responses": 3, "rollouts": 1, "named": [one]}
+        link = TrainState(step=steps, extra={"refused/policy": refused, "refused/value": 1, "set_aside": aside})
+        whole.step += steps
+        add_refusals(whole, link)
+    add_refusals(whole, TrainState(step=1))
+    assert refused_steps(whole) == 5
+    assert whole.extra["set_aside"]["responses"] == 6
+    assert [named["step"] for named in whole.extra["set_aside"]["named"]] == [2, 7]
