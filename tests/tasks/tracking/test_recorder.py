@@ -1,5 +1,7 @@
 import json
+import re
 import threading
+from pathlib import Path
 
 import pytest
 from tracking_support import MODEL, STAGE, git, record_policy, write_model
@@ -239,6 +241,17 @@ def test_what_people_look_for_stands_on_runs_and_models(checkout, store):
     (version,) = list_versions(checkout)
     assert version.metrics["gold_gain"] is None
     assert all(len(value) <= 64 for value in version.tags.values())
+
+
+def test_the_filter_of_the_quick_start_finds_which_setting_gave_which_figure(checkout, store):
+    (condition,) = re.findall(r"filter ``(.+?)``", (Path(__file__).parents[3] / "docs/quick-start.md").read_text())
+    for run, beta, rate in (("one", 0.1, 0.75), ("two", 0.1, 0.6), ("three", 0.5, 0.8)):
+        with Recorder(checkout, run, params={"align": {"dpo": {"beta": beta}}}) as recorder:
+            recorder.figures(None, {"dpo.win_rate": rate})
+    found = store.client.search_runs([store.experiment_id], condition)
+    assert [run.data.tags[RUN_KEY] for run in found] == ["one"]
+    ordered = store.client.search_runs([store.experiment_id], order_by=["metrics.`dpo.win_rate` DESC"])
+    assert [run.data.tags[RUN_KEY] for run in ordered] == ["three", "one", "two"]
 
 
 def test_a_description_that_a_person_wrote_is_kept_and_an_undefined_figure_may_become_defined(checkout, store):
