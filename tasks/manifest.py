@@ -119,10 +119,15 @@ def build_manifest(root: Path, stage: str) -> dict[str, Any]:
 
 
 def lineage_tags(manifest: Mapping[str, Any]) -> dict[str, str]:
-    """What of a manifest is worth searching for in the registry, each short."""
+    """What of a manifest is worth searching for in the registry, each short.
+
+    `git_dirty` is `clean` where the manifest carries every uncommitted change itself.
+    """
+    files = manifest["git"]["files"]
+    barring = {name: files[name] for name in bars_promotion(files)}
     return {
         "git_commit": manifest["git"]["commit"],
-        "git_dirty": manifest["git"]["digest"],
+        "git_dirty": digest_of(barring) if barring else "clean",
         "data_hash": manifest["data_hash"],
         "params_hash": manifest["params_hash"],
     }
