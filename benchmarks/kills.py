@@ -26,6 +26,7 @@ from benchmarks import scratch
 COMMANDS = {"dvc repro": ("dvc", "repro"), "rlhf run": ("flows.cli", "run")}
 SERVERS = ("prefect", "uvicorn", "mlflow", "gunicorn", "multiprocessing.")
 DIE_WITHIN_S = 1.0
+STARTING_S = 8.0
 PATIENCE_S = 600.0
 
 
@@ -99,7 +100,8 @@ def one_kill(folder: Path, name: str, chance: random.Random, longest_s: float) -
         Who was killed, empty where the command ended before; the exit code; command lines of what was left.
     """
     process = start(folder, name)
-    deadline = time.monotonic() + chance.uniform(0.0, longest_s)
+    soon = chance.random() < 0.5  # while everything starts, or somewhere in the work
+    deadline = time.monotonic() + chance.uniform(0.0, min(STARTING_S, longest_s) if soon else longest_s)
     while time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.005)
     whom = ""
@@ -127,12 +129,11 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0, help="of the moments and of who is killed")
     parser.add_argument("--only", choices=tuple(COMMANDS), help="one of the two commands")
-    parser.add_argument("--minutes", type=float, help="stop after so long, however many kills that were")
+    parser.add_argument("--minutes", type=float, help="stop killing after so long, however many kills that were")
     options = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="kills-")).resolve() / "project"
     chance = random.Random(options.seed)
     killed, orphans, differing, finished = collections.Counter[str](), 0, 0, 0
-    begun = time.monotonic()
     try:
         scratch.make(folder, lines=scratch.LINES)
         began = time.monotonic()
@@ -143,6 +144,7 @@ def main() -> int:
             )
         longest_s, reference = time.monotonic() - began, scratch.published(folder)
         scratch.forget(folder)
+        begun = time.monotonic()
         while killed.total() < options.kills:
             if options.minutes and time.monotonic() - begun > options.minutes * 60:
                 break
@@ -150,6 +152,7 @@ def main() -> int:
             whom, code, left = one_kill(folder, name, chance, longest_s / 2)
             killed[f"{name}: {whom}"] += bool(whom)
             orphans += len(left)
+            print(f"{killed.total()}: {name}: killed {whom or 'nobody'}, exit code {code}", flush=True)
             if left:
                 print(f"{name}: after killing {whom or 'nobody'} there was left: {left}", flush=True)
             if code == 0:
@@ -163,6 +166,8 @@ def main() -> int:
         subprocess.run(
             [sys.executable, "-m", "flows.cli", "down"], cwd=folder, env=scratch.environment(folder), check=False
         )
+    except KeyboardInterrupt:
+        print("interrupted; so far:", flush=True)
     finally:
         for process in left_over(folder):
             with contextlib.suppress(psutil.Error):
