@@ -8,6 +8,7 @@ from rich.console import Console
 from flows.folding import Column, folding_table
 from flows.headlines import headline, seconds
 from flows.summary import RunSummary, StageSummary, Verdict
+from tasks.text_lines import texts_line
 
 NEXT_COMMANDS = (
     ("rlhf ui", "flow runs, logs, curves and models in the browser"),
@@ -36,6 +37,9 @@ def print_result(summary: RunSummary, stream: IO[str]) -> None:
     console.print(_times(summary))
     if summary.verdict:
         console.print(verdict_line(summary.verdict))
+    for stage in summary.stages:
+        if lost := texts_line(stage.metrics):
+            console.print(f"warning: {stage.name}: {lost}")
     if summary.tracking:
         console.print(f"tracking: {summary.tracking}")
     if summary.status == "done":

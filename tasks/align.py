@@ -30,6 +30,7 @@ from tasks.align_dpo import run_dpo
 from tasks.align_ppo import guard_figures, run_ppo, set_aside_figures
 from tasks.align_prompts import training_prompts
 from tasks.stage import Stage
+from tasks.texts import text_figures
 
 MEASURED_PROMPTS = 256
 SHOWN_SAMPLES = 20
@@ -63,7 +64,7 @@ def run(stage: Stage) -> dict[str, Any]:
     metrics, samples = _compare(stage, tokenizer, policy, reference, reward_model)
     write_json(stage.out / "samples.json", samples)
     metrics |= {"steps": state.step, "refused_steps": refused_steps(state)} | set_aside_figures(stage, tokenizer, state)
-    return metrics | _last_figures(state) | guard_figures(state) | links
+    return metrics | _last_figures(state) | guard_figures(state) | links | text_figures(stage)
 
 
 def _compare(

@@ -8,7 +8,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from rlhf_core.config import PPOConfig
 from rlhf_core.data.records import prompt_id
 from rlhf_core.models.adapters import add_adapters
-from rlhf_core.models.policy import eos_token_ids
 from rlhf_core.models.reward import RewardModel
 from rlhf_core.models.reward_ensemble import RewardEnsemble
 from rlhf_core.models.value import ValueHead, ValueModel
@@ -21,6 +20,7 @@ from tasks.align_keeper import Keeper
 from tasks.align_prompts import training_prompts
 from tasks.align_rewards import further_terms, held_out_watch
 from tasks.stage import Stage
+from tasks.texts import warn_of_texts
 
 ADAM_BETAS = (0.9, 0.95)
 
@@ -51,6 +51,7 @@ def run_ppo(
     prompts = training_prompts(stage, tokenizer)
     terms = further_terms(stage, cfg, key, prompts, tokenizer)
     watch = held_out_watch(stage, cfg, key, tokenizer)
+    warn_of_texts(stage)
     trained = stage.shard(policy)
     reference = trained if reference is policy else reference
     modules: dict[str, nn.Module] = {"policy": trained}
@@ -62,11 +63,6 @@ def run_ppo(
         for name, module in modules.items()
     }
     state = keeper.restore(TrainState(modules=modules, optimizers=optimizers))
-    sampling = Sampling(
-        eos_ids=eos_token_ids(policy, tokenizer),
-        pad_id=tokenizer.pad_token_id,
-        max_new_tokens=stage.params.model.max_response_tokens,
-    )
     train_ppo(
         cfg,
         state,
@@ -74,7 +70,7 @@ def run_ppo(
         reward_model,
         [ids for _, ids in prompts],
         seed=stage.params.seed,
-        sampling=sampling,
+        sampling=Sampling.of(policy, tokenizer, stage.params.model.max_response_tokens),
         log=keeper.log,
         checkpoint=keeper.checkpoint,
         terms=terms,

@@ -7,6 +7,7 @@ from rlhf_core.models.tokenizer import encode_prompts
 from tasks import paths
 from tasks.stage import Stage
 from tasks.tables import read_table
+from tasks.texts import count_texts
 
 Prompt = tuple[str, list[int]]
 """Text and tokens."""
@@ -36,4 +37,5 @@ def _prompts(stage: Stage, tokenizer: PreTrainedTokenizerBase, file: str, kind: 
     texts = list(dict.fromkeys(row["prompt"] for row in read_table(stage.root / path)))
     if not texts:
         raise DataError(f"{path}: no {kind} prompt. Fix: {cure}")
-    return list(zip(texts, encode_prompts(tokenizer, texts, stage.params.model.max_prompt_tokens), strict=True))
+    limit, counts = stage.params.model.max_prompt_tokens, count_texts(stage, f"{kind} prompts")
+    return list(zip(texts, encode_prompts(tokenizer, texts, limit, counts), strict=True))

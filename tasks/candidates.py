@@ -10,11 +10,13 @@ from rlhf_core.config import GenerateConfig
 from rlhf_core.evaluation.drift import summed_logprobs
 from rlhf_core.evaluation.judges import reward_scores
 from rlhf_core.models.checks import check_fit
+from rlhf_core.models.encoded import TextCounts
 from rlhf_core.models.policy import eos_token_ids, load_policy
 from rlhf_core.models.reward_ensemble import load_reward_model, tokenizer_folder
-from rlhf_core.models.tokenizer import encode_prompts, encode_responses, load_tokenizer
+from rlhf_core.models.tokenizer import encode_prompts, encode_samples, load_tokenizer
 from tasks import paths
 from tasks.stage import Stage
+from tasks.texts import count_texts
 
 SFT = "sft"
 SCORING_BATCH = 64
@@ -71,8 +73,9 @@ def score_candidates(stage: Stage, prompts: Sequence[str], rows: Sequence[Mappin
     cfg, limits = stage.params.generate.best_of, stage.params.model
     folder = stage.root / (paths.SFT / "model" if cfg.scorer == "likelihood" else str(cfg.reward_model))
     tokenizer = load_tokenizer(tokenizer_folder(folder))
-    prompt_ids = encode_prompts(tokenizer, prompts, limits.max_prompt_tokens)
-    response_ids = _as_written(tokenizer, rows, limits.max_response_tokens)
+    counts = count_texts(stage, "scored candidates")
+    prompt_ids = encode_prompts(tokenizer, prompts, limits.max_prompt_tokens, counts)
+    response_ids = _as_written(tokenizer, rows, limits.max_response_tokens, counts)
     batches = {"pad_id": tokenizer.pad_token_id, "batch_size": SCORING_BATCH}
     match cfg.scorer:
         case "likelihood":
@@ -84,10 +87,10 @@ def score_candidates(stage: Stage, prompts: Sequence[str], rows: Sequence[Mappin
 
 
 def _as_written(
-    tokenizer: PreTrainedTokenizerBase, rows: Sequence[Mapping[str, Any]], max_tokens: int
+    tokenizer: PreTrainedTokenizerBase, rows: Sequence[Mapping[str, Any]], max_tokens: int, counts: TextCounts
 ) -> list[list[int]]:
     """Tokens of responses; one that did not end by itself has no end token, unless it has no other."""
-    encoded = encode_responses(tokenizer, [row["response"] for row in rows], max_tokens)
+    encoded = encode_samples(tokenizer, [row["response"] for row in rows], max_tokens, counts)
     end = tokenizer.eos_token_id
     return [
         ids[:-1] if not row["finished"] and ids[-1] == end and len(ids) > 1 else ids

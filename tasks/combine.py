@@ -30,6 +30,7 @@ from rlhf_core.state.rng import StepRng
 from tasks import paths
 from tasks.policy_pairs import policy_pairs
 from tasks.stage import Stage
+from tasks.texts import text_figures
 
 BATCH_SIZE = 64
 Policy: TypeAlias = PreTrainedModel | PolicyMixture
@@ -78,6 +79,7 @@ def run(stage: Stage) -> dict[str, Any]:
         "alone": named(alone),
         "measured": [{"shares": named(shares), **figures} for shares, figures in candidates],
         "num_pairs": len(pairs),
+        **text_figures(stage),
     }
 
 

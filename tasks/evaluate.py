@@ -36,6 +36,7 @@ from tasks import paths
 from tasks.at_once import at_once
 from tasks.stage import Stage
 from tasks.tables import read_table, write_table
+from tasks.texts import count_texts, text_figures, warn_of_texts
 from tasks.workers import Tell, in_turn, side_by_side
 
 SAMPLING_BATCH = 256
@@ -87,6 +88,7 @@ def run(stage: Stage) -> dict[str, Any]:
     names = (SFT, *stage.params.candidates)
     evaluated = _all_models(stage, names)
     prompts = _evaluation_prompts(stage)
+    _count_prompts(stage, prompts)
     judged = {(name, temperature): one for name in names for temperature, one in evaluated[name].judged.items()}
     compared: dict[tuple[str, float, str], Verdicts] = {
         (name, temperature, judge): both_orders(
@@ -104,7 +106,7 @@ def run(stage: Stage) -> dict[str, Any]:
     drift = {name: evaluated[name].drift for name in names}
     metrics = evaluation_metrics(stage.params.evaluate, stage.params.candidates, judged, compared, drift)
     write_json(stage.out / "samples.json", _samples(stage, prompts, judged, metrics["verdict"]["best"]))
-    return metrics
+    return metrics | text_figures(stage)
 
 
 def _all_models(stage: Stage, names: Sequence[str]) -> dict[str, Evaluated]:
@@ -118,6 +120,13 @@ def _all_models(stage: Stage, names: Sequence[str]) -> dict[str, Evaluated]:
 
     at_most = at_once(stage.params, stage.root) if stage.device.type == "cpu" else 1
     return side_by_side(jobs, tell, at_most=at_most) if at_most > 1 else in_turn(jobs, tell)
+
+
+def _count_prompts(stage: Stage, prompts: Sequence[str]) -> None:
+    """What the prompts lose when they are encoded, which every model does for itself, perhaps in its own process."""
+    limit, tokenizer = stage.params.model.max_prompt_tokens, load_tokenizer(stage.root / paths.SFT / "model")
+    encode_prompts(tokenizer, prompts, limit, count_texts(stage, "prompts"))
+    warn_of_texts(stage)
 
 
 def _one_model(stage: Stage, name: str, tell: Tell) -> Evaluated:

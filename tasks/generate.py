@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from rlhf_core.data.records import prompt_id
+from rlhf_core.models.encoded import TextCounts
 from rlhf_core.models.tokenizer import decode_response, encode_prompts
 from rlhf_core.rollout.best_of_n import kl_bound, num_candidates, pick
 from rlhf_core.rollout.choice import CutOff
@@ -19,6 +20,7 @@ from tasks import paths
 from tasks.candidates import Candidate, Source, load_source, plan, score_candidates
 from tasks.stage import Stage
 from tasks.tables import SCHEMAS, read_table, write_table
+from tasks.texts import count_texts, text_figures, warn_of_texts
 
 Row = dict[str, Any]
 
@@ -32,7 +34,8 @@ def run(stage: Stage) -> dict[str, Any]:
         by_prompt, figures = _pick(stage, prompts, by_prompt)
     rows = [{**row, "sample": number} for rows in by_prompt for number, row in enumerate(rows)]
     write_table(stage.out / "responses.parquet", rows, SCHEMAS["responses"])
-    return _figures(rows, len(prompts)) | figures
+    warn_of_texts(stage)
+    return _figures(rows, len(prompts)) | figures | text_figures(stage)
 
 
 def _prompts(stage: Stage) -> list[dict[str, str]]:
@@ -63,11 +66,11 @@ def _sample(stage: Stage, prompts: Sequence[dict[str, str]]) -> list[list[Row]]:
     names = list(dict.fromkeys(candidate.model for candidate in candidates))
     done = tokens = 0
     for name in names:
-        source = load_source(stage, name)
+        source, counts = load_source(stage, name), count_texts(stage, f"prompts for {name}")
         own = [candidate for candidate in candidates if candidate.model == name]
         for start in starts:
             part = slice(start, start + cfg.batch_size)
-            for place, candidate, row in _sample_part(stage, source, prompts[part], own, uniform_CNT[:, part]):
+            for place, candidate, row in _sample_part(stage, source, prompts[part], own, uniform_CNT[:, part], counts):
                 by_prompt[start + place][candidate.number] = row
                 tokens += len(row["response_ids"])
                 done += 1
@@ -82,10 +85,11 @@ def _sample_part(
     prompts: Sequence[dict[str, str]],
     candidates: Sequence[Candidate],
     uniform_CNT: torch.Tensor,
+    counts: TextCounts,
 ) -> list[tuple[int, Candidate, Row]]:
     """One model's candidates for some prompts: place of the prompt, which candidate, row."""
     cfg, limits = stage.params.generate, stage.params.model
-    encoded = encode_prompts(source.tokenizer, [row["prompt"] for row in prompts], limits.max_prompt_tokens)
+    encoded = encode_prompts(source.tokenizer, [row["prompt"] for row in prompts], limits.max_prompt_tokens, counts)
     wanted = [(place, candidate) for candidate in candidates for place in range(len(prompts))]
     samples = sample_rows(
         source.model,

@@ -2,23 +2,28 @@
 
 from transformers import PreTrainedTokenizerBase
 
+from rlhf_core.data.kinds import OVERALL
 from rlhf_core.data.pairs import PreferencePair, encode_pairs
 from tasks import paths
 from tasks.stage import Stage
 from tasks.tables import read_table
+from tasks.texts import count_texts, warn_of_texts
 
 
 def policy_pairs(stage: Stage, tokenizer: PreTrainedTokenizerBase, split: str) -> list[PreferencePair]:
     """Pairs of `train` or `heldout` as tokens; may be none.
 
     Ties are left out, since they prefer nothing, and so are single criteria, since none of them is what a policy is to
-    be good at.
+    be good at. What was lost in making tokens is counted and told.
     """
     limits = stage.params.model
+    rows = read_table(stage.root / paths.PREFERENCES / f"{split}.parquet").to_list()
     pairs = encode_pairs(
         tokenizer,
-        read_table(stage.root / paths.PREFERENCES / f"{split}.parquet"),
+        [row for row in rows if not row.get("tie") and row.get("criterion", OVERALL) == OVERALL],
         max_prompt_tokens=limits.max_prompt_tokens,
         max_response_tokens=limits.max_response_tokens,
+        counts=count_texts(stage, f"{split} pairs"),
     )
-    return [pair for pair in pairs if not pair.label.tie and pair.label.criterion == "overall"]
+    warn_of_texts(stage)
+    return pairs

@@ -6,6 +6,7 @@ heldout_scores.parquet, graded_scores.parquet and calibration.json. A reward mod
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, cast
 
 from transformers import PreTrainedTokenizerBase
@@ -16,18 +17,17 @@ from rlhf_core.data.kinds import OVERALL
 from rlhf_core.data.pairs import PreferenceGroup, encode_pairs, group_pairs
 from rlhf_core.data.records import prompt_id
 from rlhf_core.errors import DataError, GateRefused
-from rlhf_core.evaluation.judges import reward_scores
 from rlhf_core.evaluation.readings import Reading, read_responses
 from rlhf_core.evaluation.reward_card import reward_card
 from rlhf_core.models.adapters import add_adapters
 from rlhf_core.models.policy import load_policy
 from rlhf_core.models.reward import RewardModel
 from rlhf_core.models.reward_ensemble import RewardEnsemble
-from rlhf_core.models.tokenizer import encode_prompts, encode_responses, load_tokenizer
+from rlhf_core.models.tokenizer import encode_prompts, encode_responses, encode_whole_responses, load_tokenizer
 from rlhf_core.state.atomic import write_json
 from rlhf_core.state.train_state import TrainState
 from rlhf_core.trainers.optimisation import make_optimizer, refused_steps
-from rlhf_core.trainers.reward import standardise, train_reward
+from rlhf_core.trainers.reward import standardise_on, train_reward
 from rlhf_core.trainers.reward_plan import PUBLISHED, ensemble_of, make_models, phases
 from rlhf_core.trainers.reward_teacher import settle
 from tasks import paths
@@ -43,6 +43,7 @@ from tasks.reward_figures import (
 )
 from tasks.stage import Stage
 from tasks.tables import SCHEMAS, read_table, write_table
+from tasks.texts import count_texts, text_figures, warn_of_texts
 
 SCORING_BATCH = 256
 STANDARDISE_GROUPS = 500  # prompts whose responses set the scale: enough for its second digit
@@ -60,12 +61,18 @@ def run(stage: Stage) -> dict[str, Any]:
     cfg = stage.params.reward
     tokenizer = load_tokenizer(stage.root / paths.SFT / "model")
     groups = _training_groups(stage, tokenizer)
+    heldout = _whole(
+        stage, tokenizer, _table(stage, paths.PREFERENCES / "heldout.parquet"), "chosen", "rejected", name="held out"
+    )
+    graded, num_trained = _grades(stage)
+    graded = _whole(stage, tokenizer, graded, "response", name="graded")
+    others = [row for row in _other_pairs(stage, "heldout") if not row["tie"]]
+    others = _whole(stage, tokenizer, others, "chosen", "rejected", name="others")
+    warn_of_texts(stage)
     state = _train(stage, groups, tokenizer.pad_token_id)
     ensemble, left_out = _ensemble(stage, state, groups, tokenizer.pad_token_id)
     model = _published(state, ensemble, groups, tokenizer.pad_token_id)
     reader = _Reader(stage, model, tokenizer)
-    heldout = read_table(stage.root / paths.PREFERENCES / "heldout.parquet").to_list()
-    graded, num_trained = _grades(stage)
     chosen, rejected = reader.pairs(heldout)
     readings = reader((row["prompt"], row["response"]) for row in graded)
     grades = [row["score"] for row in graded]
@@ -88,14 +95,13 @@ def run(stage: Stage) -> dict[str, Any]:
     write_table(stage.out / "graded_scores.parquet", graded_rows(graded, readings), SCHEMAS["graded_scores"])
     write_json(stage.out / "calibration.json", calibration(card, chosen, rejected, float(model.scale)))
     model.save(stage.out / "model", tokenizer)
-    others = [row for row in _other_pairs(stage, "heldout") if not row["tie"]]
     card["num_graded_left_out"] = num_trained
     card |= sureness(chosen, rejected, unit, grades, readings)
     card |= criterion_figures(cfg, [*heldout, *others], *reader.pairs([*heldout, *others]))
     if ensemble is not None:
         members = _Reader(stage, ensemble, tokenizer).pairs(heldout)
         card |= member_figures(*members, left_out, ensemble.weights_M.tolist())
-    return card | ranking_figures(cfg, groups) | _training_figures(stage, state, groups, model)
+    return card | ranking_figures(cfg, groups) | _training_figures(stage, state, groups, model) | text_figures(stage)
 
 
 def _grades(stage: Stage) -> tuple[list[Row], int]:
@@ -111,10 +117,14 @@ def _training_groups(stage: Stage, tokenizer: PreTrainedTokenizerBase) -> list[P
     """Pairs of the wanted criteria by prompt; each criterion has some."""
     path = paths.PREFERENCES / "train.parquet"
     model, criteria = stage.params.model, stage.params.reward.criteria
-    rows: list[Row] = read_table(stage.root / path).to_list() if OVERALL in criteria else []
+    rows = _table(stage, path) if OVERALL in criteria else []
     rows += [row for row in _other_pairs(stage, "train") if row["criterion"] in criteria]
     pairs = encode_pairs(
-        tokenizer, rows, max_prompt_tokens=model.max_prompt_tokens, max_response_tokens=model.max_response_tokens
+        tokenizer,
+        rows,
+        max_prompt_tokens=model.max_prompt_tokens,
+        max_response_tokens=model.max_response_tokens,
+        counts=count_texts(stage, "training pairs"),
     )
     if not pairs:
         raise DataError(f"{path}: no pair to learn from. Fix: more labelled pairs, or a looser `preferences` section")
@@ -127,8 +137,26 @@ def _training_groups(stage: Stage, tokenizer: PreTrainedTokenizerBase) -> list[P
 
 
 def _other_pairs(stage: Stage, split: str) -> list[Row]:
-    rows = read_table(stage.root / paths.PREFERENCES / "other_pairs.parquet").to_list()
-    return [row for row in rows if row["split"] == split]
+    return [row for row in _table(stage, paths.PREFERENCES / "other_pairs.parquet") if row["split"] == split]
+
+
+def _table(stage: Stage, path: Path) -> list[Row]:
+    return list(read_table(stage.root / path).to_list())
+
+
+def _whole(stage: Stage, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row], *fields: str, name: str) -> list[Row]:
+    """The rows whose responses the chat template writes whole; what they lose when they are read is counted."""
+    limits, counts = stage.params.model, count_texts(stage, name)
+    encode_prompts(tokenizer, [row["prompt"] for row in rows], limits.max_prompt_tokens, counts)
+    responses = [
+        encode_whole_responses(tokenizer, [row[field] for row in rows], limits.max_response_tokens, counts)
+        for field in fields
+    ]
+    by_row = list(zip(*responses, strict=True))
+    if len(fields) > 1:
+        counts.pairs_encoded += len(rows)
+        counts.pairs_equal_when_cut += sum(None not in ids and ids[0] == ids[1] for ids in by_row)
+    return [row for row, ids in zip(rows, by_row, strict=True) if None not in ids]
 
 
 def _train(stage: Stage, groups: Sequence[PreferenceGroup], pad_id: int) -> TrainState:
@@ -171,9 +199,7 @@ def _published(
     """The only model, the student of the ensemble or the ensemble itself, standardised."""
     single = state.modules.get(PUBLISHED)
     model = cast(RewardModel | RewardEnsemble, single or ensemble)
-    rows = [(group.prompt, response) for group in groups[:STANDARDISE_GROUPS] for response in group.responses]
-    prompts, responses = zip(*rows, strict=True)
-    standardise(model, reward_scores(model, prompts, responses, pad_id=pad_id, batch_size=SCORING_BATCH))
+    standardise_on(model, groups[:STANDARDISE_GROUPS], pad_id, SCORING_BATCH)
     return model
 
 

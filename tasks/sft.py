@@ -23,7 +23,7 @@ from rlhf_core.models.policy import build_policy, eos_token_ids, load_policy, sa
 from rlhf_core.models.tokenizer import (
     decode_response,
     encode_prompts,
-    encode_responses,
+    encode_whole_responses,
     load_tokenizer,
     train_tokenizer,
 )
@@ -36,6 +36,7 @@ from tasks import paths
 from tasks.notice import warn
 from tasks.stage import Stage
 from tasks.tables import read_table
+from tasks.texts import count_texts, text_figures, warn_of_texts
 
 NUM_SAMPLES = 8
 Row = Mapping[str, Any]
@@ -55,12 +56,16 @@ def run(stage: Stage) -> dict[str, Any]:
     cfg = stage.params.sft
     policy = stage.shard(model)
     optimizer = make_optimizer(policy, cfg.learning_rate, cfg.weight_decay)
+    examples, heldout = _encode(stage, tokenizer, train, "training"), _encode(stage, tokenizer, kept, "held out")
+    warn_of_texts(stage)
+    if not examples:
+        raise DataError("sft: the chat template writes no response whole. Fix: model.chat: plain, or another template")
     state = stage.restore(TrainState(modules={"policy": policy}, optimizers={"policy": optimizer}))
     train_sft(
         cfg,
         state,
-        _encode(stage, tokenizer, train),
-        _encode(stage, tokenizer, kept),
+        examples,
+        heldout,
         seed=stage.params.seed,
         pad_id=tokenizer.pad_token_id,
         log=stage.log,
@@ -70,7 +75,7 @@ def run(stage: Stage) -> dict[str, Any]:
     stage.finish(state)
     save_policy(model, tokenizer, stage.out / "model")
     write_json(stage.out / "samples.json", _samples(stage, model, tokenizer, kept))
-    return _figures(stage, state, model, tokenizer, len(train), len(kept))
+    return _figures(stage, state, model, tokenizer, len(train), len(kept)) | text_figures(stage)
 
 
 def _demonstrations(stage: Stage) -> tuple[list[Row], list[Row]]:
@@ -107,19 +112,24 @@ def _starting_point(stage: Stage, train: Sequence[Row]) -> tuple[PreTrainedModel
     return build_policy(cfg, len(tokenizer), tokenizer.pad_token_id, tokenizer.eos_token_id, seed), tokenizer
 
 
-def _encode(stage: Stage, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row]) -> list[Example]:
-    """The demonstrations as tokens, or each reply of a dialogue, joined to one row where they go on from each other."""
-    cfg = stage.params.model
+def _encode(stage: Stage, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row], name: str) -> list[Example]:
+    """The demonstrations as tokens, or each reply of a dialogue, joined to one row where they go on from each other.
+
+    Replies that the chat template does not write whole are left out.
+    """
+    cfg, counts = stage.params.model, count_texts(stage, name)
     every = stage.params.sft.turns == "all"
     texts = [(row["prompt"], row["response"]) for row in rows]
     turns = [replies_of(*text) if every else [text] for text in texts]
     flat = list(chain(*turns))
-    prompts = encode_prompts(tokenizer, [prompt for prompt, _ in flat], cfg.max_prompt_tokens)
-    responses = encode_responses(tokenizer, [response for _, response in flat], cfg.max_response_tokens)
-    encoded = zip(prompts, responses, strict=True)
-    return list(
-        chain(*(join_turns(list(islice(encoded, len(own))), row["task"]) for own, row in zip(turns, rows, strict=True)))
-    )
+    prompts = encode_prompts(tokenizer, [prompt for prompt, _ in flat], cfg.max_prompt_tokens, counts)
+    replies = [response for _, response in flat]
+    encoded = zip(prompts, encode_whole_responses(tokenizer, replies, cfg.max_response_tokens, counts), strict=True)
+    examples: list[Example] = []
+    for own, row in zip(turns, rows, strict=True):
+        whole = [(prompt, reply) for prompt, reply in islice(encoded, len(own)) if reply is not None]
+        examples += join_turns(whole, row["task"])
+    return examples
 
 
 def _samples(

@@ -101,6 +101,7 @@ class Stage:
         out: staging folder that becomes the stage's output folder when the body returns.
         log: reports a step (see `rlhf_core.state.train_state.MetricSink`).
         place: which of the stage's processes this one is.
+        texts: what was lost in making tokens, by what was encoded (`tasks.texts`).
     """
 
     def __init__(
@@ -117,6 +118,7 @@ class Stage:
         self.name = definition.name
         self.item = self.name.partition("@")[2]
         self.history: list[dict[str, float]] = []
+        self.texts: dict[str, Any] = {}
         self._identity: dict[str, str] | None = None
         self._keeper: Checkpointer | None = None
         self._world: Processes | None = None

@@ -14,7 +14,8 @@ from transformers import PreTrainedTokenizerBase
 
 from rlhf_core.data.batches import SequenceBatch, collate, length_buckets
 from rlhf_core.data.rankings import rankings_of
-from rlhf_core.models.tokenizer import encode_prompts, encode_responses
+from rlhf_core.models.encoded import TextCounts
+from rlhf_core.models.tokenizer import encode_prompts, encode_whole_responses
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,22 +73,30 @@ def encode_pairs(
     *,
     max_prompt_tokens: int,
     max_response_tokens: int,
+    counts: TextCounts | None = None,
 ) -> list[PreferencePair]:
     """Turn rows with `prompt`, `chosen` and `rejected` into tokens, in the order given.
 
     The columns `agreement`, `margin`, `criterion`, `tie` and `source`, where a row has them, become the pair's label.
     Pairs whose two responses are the same tokens once they are cut to `max_response_tokens` prefer nothing and are
-    left out.
+    left out; so are pairs with a response that the chat template does not write whole. `counts` is told of both, and of
+    all that was cut.
     """
+    counts = TextCounts() if counts is None else counts
     rows = list(rows)
-    prompts = encode_prompts(tokenizer, [row["prompt"] for row in rows], max_prompt_tokens)
-    chosen = encode_responses(tokenizer, [row["chosen"] for row in rows], max_response_tokens)
-    rejected = encode_responses(tokenizer, [row["rejected"] for row in rows], max_response_tokens)
-    return [
-        PreferencePair(prompt=prompt, chosen=better, rejected=worse, label=_label(row))
-        for row, prompt, better, worse in zip(rows, prompts, chosen, rejected, strict=True)
-        if better != worse
-    ]
+    prompts = encode_prompts(tokenizer, [row["prompt"] for row in rows], max_prompt_tokens, counts)
+    chosen = encode_whole_responses(tokenizer, [row["chosen"] for row in rows], max_response_tokens, counts)
+    rejected = encode_whole_responses(tokenizer, [row["rejected"] for row in rows], max_response_tokens, counts)
+    counts.pairs_encoded += len(rows)
+    pairs = []
+    for row, prompt, better, worse in zip(rows, prompts, chosen, rejected, strict=True):
+        if better is None or worse is None:
+            continue
+        if better == worse:
+            counts.pairs_equal_when_cut += 1
+        else:
+            pairs.append(PreferencePair(prompt=prompt, chosen=better, rejected=worse, label=_label(row)))
+    return pairs
 
 
 def _label(row: Mapping[str, Any]) -> PairLabel:

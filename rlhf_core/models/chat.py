@@ -16,6 +16,8 @@ from transformers import PreTrainedTokenizerBase
 
 from rlhf_core.data.transcripts import Message
 from rlhf_core.errors import ConfigError, DataError
+from rlhf_core.models.control import encode_marked, spelled, unmarked
+from rlhf_core.models.encoded import Encoded
 
 TEMPLATE_DATE = date(2024, 7, 26)
 """The day it is in every template that asks for the date; Llama 3.1's falls back to this one itself."""
@@ -33,12 +35,14 @@ class ReplyForm:
     Attributes:
         opening: tokens of a dialogue of one question, up to where the reply begins.
         lead: what the template writes before the text of a reply, decoded; mostly nothing.
+        around: what it writes before the reply, between that and the text, and after the text.
         end_id: the token that ends a reply; null where the template writes none.
         after_end: how many tokens the template writes after it.
     """
 
     opening: tuple[int, ...]
     lead: str
+    around: tuple[str, str, str]
     end_id: int | None
     after_end: int
 
@@ -77,34 +81,66 @@ def reply_form(tokenizer: PreTrainedTokenizerBase) -> ReplyForm:
 
 def render_prompts(
     tokenizer: PreTrainedTokenizerBase, dialogues: Sequence[Sequence[Message]], max_tokens: int
-) -> list[list[int]]:
+) -> list[Encoded]:
     """Tokens of dialogues up to where the assistant is to speak.
 
     One longer than `max_tokens` loses its oldest turns, but never the system's turn nor the last of the user; where
-    that is not enough it loses its first tokens.
+    that is not enough it loses its first tokens, which is left to the caller.
 
     Raises:
         DataError: the template refuses a dialogue, for a system turn it does not know, say.
     """
-    encoded = _encode(tokenizer, dialogues, add_generation_prompt=True)
-    for place, dialogue in enumerate(dialogues):
+    written = _write(tokenizer, dialogues, add_generation_prompt=True)
+    encoded = []
+    for dialogue, (text, ids) in zip(dialogues, written, strict=True):
         kept = list(dialogue)
-        while len(encoded[place]) > max_tokens and (shorter := _without_oldest(kept)):
+        is_whole = _holds_turns(text, kept)
+        while len(ids) > max_tokens and (shorter := _without_oldest(kept)):
             kept = shorter
-            encoded[place] = _encode(tokenizer, [kept], add_generation_prompt=True)[0]
+            ((_, ids),) = _write(tokenizer, [kept], add_generation_prompt=True)
+        encoded.append(Encoded(ids, is_cut=len(kept) < len(dialogue), is_whole=is_whole))
     return encoded
 
 
-def render_responses(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
-    """Tokens of replies as the template writes them, up to and with the end token."""
+def render_responses(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[Encoded]:
+    """Tokens of replies as the template writes them, up to and with the end token.
+
+    A template is a program and can leave out part of a reply (thoughts, say) or write it differently: such a reply is
+    not whole.
+    """
     if not texts:
         return []
     form = reply_form(tokenizer)
-    dialogues = [[_QUESTION, {"role": "assistant", "content": text.strip()}] for text in texts]
-    return [
-        _reply_of(ids, form) if form.end_id is not None else [*_reply_of(ids, form), tokenizer.eos_token_id]
-        for ids in _encode(tokenizer, dialogues)
-    ]
+    replies = [text.strip() for text in texts]
+    written = _write(tokenizer, [[_QUESTION, {"role": "assistant", "content": reply}] for reply in replies])
+    encoded = []
+    for reply, (text, ids) in zip(replies, written, strict=True):
+        if reply not in _within(text, form.around):
+            encoded.append(Encoded([], is_whole=False))
+        elif form.end_id is not None:
+            encoded.append(Encoded(_reply_of(ids, form)))
+        else:
+            encoded.append(Encoded([*_reply_of(ids, form), tokenizer.eos_token_id]))
+    return encoded
+
+
+def _within(text: str, around: tuple[str, str, str]) -> str:
+    """What stands between what the template writes around every reply; letters of that are none of the reply."""
+    opening, lead, tail = around
+    return text.removeprefix(opening).removeprefix(lead).removesuffix(tail)
+
+
+def _holds_turns(text: str, dialogue: Sequence[Message]) -> bool:
+    """Whether what user and system say stands in a rendered text, in order. Earlier replies may be written shorter."""
+    place = 0
+    for turn in dialogue:
+        if turn["role"] == "assistant":
+            continue
+        found = text.find(turn["content"], place)
+        if found < 0:
+            return False
+        place = found + len(turn["content"])
+    return True
 
 
 def _reply_of(ids: list[int], form: ReplyForm) -> list[int]:
@@ -128,34 +164,35 @@ def _reply_form(tokenizer: PreTrainedTokenizerBase, template: str, eos_token: st
     controls = [place for place, token in enumerate(tail_ids) if token in tokenizer.added_tokens_decoder]
     lead_ids = tokenizer(lead, add_special_tokens=False)["input_ids"]
     return ReplyForm(
-        opening=tuple(_encode(tokenizer, [[_QUESTION]], add_generation_prompt=True)[0]),
+        opening=tuple(_write(tokenizer, [[_QUESTION]], add_generation_prompt=True)[0][1]),
         lead=tokenizer.decode(lead_ids, skip_special_tokens=True).strip(),
+        around=(opening, lead, tail),
         end_id=tail_ids[controls[0]] if controls else None,
         after_end=len(tail_ids) - controls[0] - 1 if controls else len(tail_ids),
     )
 
 
-def _encode(
+def _write(
     tokenizer: PreTrainedTokenizerBase, dialogues: Sequence[Sequence[Message]], *, add_generation_prompt: bool = False
-) -> list[list[int]]:
+) -> list[tuple[str, list[int]]]:
+    """Text and tokens of dialogues; control tokens that somebody typed are letters in them."""
     from jinja2 import TemplateError
 
+    marked = [
+        [{**turn, "content": spelled(tokenizer, turn["content"], turn["role"])} for turn in dialogue]
+        for dialogue in dialogues
+    ]
     try:
-        encoded = tokenizer.apply_chat_template(
-            [list(dialogue) for dialogue in dialogues],
-            add_generation_prompt=add_generation_prompt,
-            sanitize_control_tokens=True,
-            return_dict=True,
-        )
+        texts = tokenizer.apply_chat_template(marked, tokenize=False, add_generation_prompt=add_generation_prompt)
     except TemplateError as error:
         if len(dialogues) > 1:  # which one?
             for place, dialogue in enumerate(dialogues, start=1):
                 try:
-                    _encode(tokenizer, [dialogue], add_generation_prompt=add_generation_prompt)
+                    _write(tokenizer, [dialogue], add_generation_prompt=add_generation_prompt)
                 except DataError as found:
                     raise DataError(f"dialogue {place} of {len(dialogues)}: {found}") from None
         raise DataError(f"the chat template refuses it: {error}. Fix: mend the row, or set model.chat: plain") from None
-    return encoded["input_ids"]
+    return [(unmarked(text), encode_marked(tokenizer, text)) for text in texts]
 
 
 def _render(

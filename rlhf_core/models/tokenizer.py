@@ -19,6 +19,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 from rlhf_core.data.transcripts import earlier_replies, prompt_turns
 from rlhf_core.errors import ConfigError, DataError
 from rlhf_core.models.chat import render_prompts, render_responses, reply_form, settle_template
+from rlhf_core.models.control import encode_marked, has_control, spelled
+from rlhf_core.models.encoded import Encoded, TextCounts
 from rlhf_core.models.folder import check_model_folder
 
 PAD_TOKEN, EOS_TOKEN = "<pad>", "<eos>"
@@ -123,35 +125,81 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, text: str, max_tokens: int
     return encode_prompts(tokenizer, [text], max_tokens)[0]
 
 
-def encode_prompts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_tokens: int) -> list[list[int]]:
-    """`encode_prompt` for many at once, which is faster."""
+def encode_prompts(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_tokens: int, counts: TextCounts | None = None
+) -> list[list[int]]:
+    """`encode_prompt` for many at once, which is faster; `counts` is told what they lost."""
     if not texts:
         return []
     if tokenizer.chat_template is None:
-        opening, encoded = _opening(tokenizer), _plain_prompts(tokenizer, texts)
+        opening, encoded = _opening(tokenizer), [Encoded(ids) for ids in _plain_prompts(tokenizer, texts)]
     else:
         opening, encoded = [], render_prompts(tokenizer, [prompt_turns(text) for text in texts], max_tokens)
-    if not all(encoded):
-        place = [bool(ids) for ids in encoded].index(False)
+    if not all(prompt.ids for prompt in encoded):
+        place = [bool(prompt.ids) for prompt in encoded].index(False)
         raise DataError(f"prompt {place + 1} of {len(texts)}: it is empty. Fix: remove the row")
-    return [_cut_beginning([*opening, *ids], tokenizer.bos_token_id, max_tokens) for ids in encoded]
+    cut = [_cut_beginning([*opening, *prompt.ids], tokenizer.bos_token_id, max_tokens) for prompt in encoded]
+    if counts is not None:
+        before = len(opening)
+        counts.add_prompts(
+            prompt._replace(is_cut=prompt.is_cut or len(ids) < before + len(prompt.ids))
+            for prompt, ids in zip(encoded, cut, strict=True)
+        )
+    return cut
 
 
 def encode_response(tokenizer: PreTrainedTokenizerBase, text: str, max_tokens: int) -> list[int]:
     """Tokens of a response and the end token; one cut to `max_tokens` has no end token.
 
     Without a chat template they are those of a space and the stripped text.
+
+    Raises:
+        DataError: the chat template does not write the response whole.
     """
     return encode_responses(tokenizer, [text], max_tokens)[0]
 
 
 def encode_responses(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_tokens: int) -> list[list[int]]:
     """`encode_response` for many at once, which is faster."""
-    if tokenizer.chat_template is None:
-        encoded = _plain_responses(tokenizer, texts)
-    else:
-        encoded = render_responses(tokenizer, texts)
-    return [ids[:max_tokens] for ids in encoded]
+    encoded = encode_whole_responses(tokenizer, texts, max_tokens)
+    whole = [ids for ids in encoded if ids is not None]
+    if len(whole) < len(encoded):
+        place = encoded.index(None)
+        raise DataError(
+            f"response {place + 1} of {len(texts)}: the chat template leaves out or rewrites part of it: "
+            f"{texts[place][:80]!r}. Fix: model.chat: plain, another template, or a response without such parts"
+        )
+    return whole
+
+
+def encode_whole_responses(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_tokens: int, counts: TextCounts | None = None
+) -> list[list[int] | None]:
+    """`encode_responses`, with None for a response that the chat template does not write whole.
+
+    What is left of such a response is another one, which nobody wrote or judged. `counts` is told of them, and of
+    those that were cut.
+    """
+    encoded = _encoded_responses(tokenizer, texts)
+    if counts is not None:
+        counts.add_responses(response._replace(is_cut=len(response.ids) > max_tokens) for response in encoded)
+    return [response.ids[:max_tokens] if response.is_whole else None for response in encoded]
+
+
+def encode_samples(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_tokens: int, counts: TextCounts | None = None
+) -> list[list[int]]:
+    """`encode_responses` for what a model wrote and another is to read, which no template may shorten.
+
+    Where the template would not write it whole it stands there as the model wrote it: its text, and the end token.
+    """
+    encoded = [
+        response if response.is_whole else Encoded([*_plain_ids(tokenizer, [text.strip()])[0], tokenizer.eos_token_id])
+        for text, response in zip(texts, _encoded_responses(tokenizer, texts), strict=True)
+    ]
+    if counts is not None:
+        counts.add_responses(response._replace(is_cut=len(response.ids) > max_tokens) for response in encoded)
+    return [response.ids[:max_tokens] for response in encoded]
 
 
 def decode_response(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
@@ -165,13 +213,19 @@ def decode_response(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> s
     return text.removeprefix(reply_form(tokenizer).lead).strip()
 
 
+def _encoded_responses(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[Encoded]:
+    if tokenizer.chat_template is None:
+        return [Encoded(ids) for ids in _plain_responses(tokenizer, texts)]
+    return render_responses(tokenizer, texts)
+
+
 def _plain_prompts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
     """Tokens of prompts as they stand, but that each earlier reply of a dialogue is written as a response is."""
-    encoded = _plain_ids(tokenizer, texts)
+    encoded = _plain_typed(tokenizer, texts)
     for place, text in enumerate(texts):
         if spans := earlier_replies(text):
             starts, ends = zip(*spans, strict=True)
-            between = _plain_ids(tokenizer, [text[a:b] for a, b in zip((0, *ends), (*starts, None), strict=True)])
+            between = _plain_typed(tokenizer, [text[a:b] for a, b in zip((0, *ends), (*starts, None), strict=True)])
             replies = _plain_responses(tokenizer, [text[start:end] for start, end in spans])
             encoded[place] = list(chain(*chain(*zip(between, replies, strict=False)), between[-1]))
     return encoded
@@ -193,6 +247,15 @@ def _cut_beginning(ids: list[int], bos: int | None, max_tokens: int) -> list[int
         return ids
     kept = ids[:1] if ids[0] == bos else []
     return kept + ids[len(ids) - max_tokens + len(kept) :]
+
+
+def _plain_typed(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
+    """Tokens of texts that others than the assistant wrote: no control token among them, special or merely added."""
+    encoded = _plain_ids(tokenizer, texts)
+    for place, text in enumerate(texts):
+        if has_control(tokenizer, text):
+            encoded[place] = encode_marked(tokenizer, spelled(tokenizer, text, "user"))
+    return encoded
 
 
 def _plain_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:

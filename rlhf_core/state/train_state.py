@@ -48,3 +48,11 @@ class TrainState:
     def record(self, metrics: Mapping[str, float]) -> None:
         """Append a row of figures for the current step to the history."""
         self.history.append({"step": self.step, **metrics})
+
+
+def unheard(step: int, total: int, metrics: Mapping[str, float], tokens: int) -> None:
+    """A `MetricSink` for training that nobody watches; the state's history has the figures all the same."""
+
+
+def unkept(state: TrainState) -> None:
+    """A `SaveCheckpoint` for training that need not survive its process."""

@@ -1,7 +1,8 @@
 """The optimiser step that all trainers share: AdamW, clipping by norm, and a guard against numbers that are not."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +38,20 @@ def make_optimizer(
     return torch.optim.AdamW(
         [group for group in groups if group["params"]], lr=learning_rate, betas=betas, eps=eps, fused=True
     )
+
+
+def fresh_state(
+    modules: Mapping[str, nn.Module], learning_rate: float, weight_decay: float = 0.0, **options: Any
+) -> TrainState:
+    """The state that training of some modules starts from, with an optimiser for each.
+
+    Args:
+        modules: by the names that the trainer expects: `policy`; `reward`; `policy` and `value`.
+        learning_rate: the trainer's schedule sets the rate anew before each step.
+        weight_decay, options: see `make_optimizer`.
+    """
+    optimizers = {name: make_optimizer(one, learning_rate, weight_decay, **options) for name, one in modules.items()}
+    return TrainState(modules=dict(modules), optimizers=dict(optimizers))
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

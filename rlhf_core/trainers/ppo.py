@@ -17,7 +17,7 @@ from rlhf_core.config import PPOConfig
 from rlhf_core.errors import ConfigError
 from rlhf_core.objectives.kl import adapt_kl_coef
 from rlhf_core.state.rng import StepRng
-from rlhf_core.state.train_state import MetricSink, SaveCheckpoint, TrainState
+from rlhf_core.state.train_state import MetricSink, SaveCheckpoint, TrainState, unheard, unkept
 from rlhf_core.state.world import ALONE, World
 from rlhf_core.trainers import replay
 from rlhf_core.trainers.curriculum import choose_prompts, note_scores
@@ -44,8 +44,8 @@ def train_ppo(
     *,
     seed: int,
     sampling: Sampling,
-    log: MetricSink,
-    checkpoint: SaveCheckpoint,
+    log: MetricSink = unheard,
+    checkpoint: SaveCheckpoint = unkept,
     terms: Sequence[RewardTerm] = (),
     watch: Watch | None = None,
     world: World = ALONE,

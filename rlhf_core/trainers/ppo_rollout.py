@@ -8,10 +8,12 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_core.config import PPOConfig
 from rlhf_core.data.batches import SequenceBatch, collate
 from rlhf_core.models.packed import can_pack
+from rlhf_core.models.policy import eos_token_ids
 from rlhf_core.objectives.replay import token_importance_weights
 from rlhf_core.rollout.sampler import sample_rows
 from rlhf_core.state.sharding import is_sharded, lend_whole
@@ -34,6 +36,12 @@ class Sampling:
     eos_ids: tuple[int, ...]
     pad_id: int
     max_new_tokens: int
+
+    @classmethod
+    def of(cls, policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_new_tokens: int) -> "Sampling":
+        """As a policy and its tokenizer say."""
+        ends = eos_token_ids(policy, tokenizer)
+        return cls(eos_ids=ends, pad_id=tokenizer.pad_token_id, max_new_tokens=max_new_tokens)
 
 
 def write_responses(

@@ -17,7 +17,7 @@ from rlhf_core.errors import DataError
 from rlhf_core.objectives.unpaired import kto_baseline
 from rlhf_core.state.rng import StepRng
 from rlhf_core.state.sharding import in_step
-from rlhf_core.state.train_state import MetricSink, SaveCheckpoint, TrainState
+from rlhf_core.state.train_state import MetricSink, SaveCheckpoint, TrainState, unheard, unkept
 from rlhf_core.state.world import ALONE, World
 from rlhf_core.trainers.figures import reportable
 from rlhf_core.trainers.optimisation import apply_gradients, set_learning_rate
@@ -59,8 +59,8 @@ def train_dpo(
     *,
     seed: int,
     pad_id: int,
-    log: MetricSink,
-    checkpoint: SaveCheckpoint,
+    log: MetricSink = unheard,
+    checkpoint: SaveCheckpoint = unkept,
     world: World = ALONE,
     cache: LogprobCache | None = None,
 ) -> TrainState:

@@ -14,7 +14,7 @@ from rlhf_core.models.reward import RewardModel
 from rlhf_core.models.reward_ensemble import RewardEnsemble
 from rlhf_core.objectives.masked import rounding_variance
 from rlhf_core.state.sharding import is_sharded
-from rlhf_core.state.train_state import MetricSink, SaveCheckpoint, TrainState
+from rlhf_core.state.train_state import MetricSink, SaveCheckpoint, TrainState, unheard, unkept
 from rlhf_core.state.world import ALONE, World
 from rlhf_core.trainers.figures import reportable
 from rlhf_core.trainers.optimisation import apply_gradients, set_learning_rate
@@ -35,8 +35,8 @@ def train_reward(
     *,
     seed: int,
     pad_id: int,
-    log: MetricSink,
-    checkpoint: SaveCheckpoint,
+    log: MetricSink = unheard,
+    checkpoint: SaveCheckpoint = unkept,
     world: World = ALONE,
 ) -> TrainState:
     """Train from `state.step` over `cfg.epochs` passes of the prompt groups, every model of the run in turn.
@@ -132,3 +132,17 @@ def standardise(model: RewardModel | RewardEnsemble, scores: Sequence[float]) ->
             "Fix: reward.learning_rate, reward.epochs or more pairs"
         )
     model.standardise(scores_B.mean().item(), deviation)
+
+
+def standardise_on(
+    model: RewardModel | RewardEnsemble, groups: Sequence[PreferenceGroup], pad_id: int, batch_size: int = 64
+) -> None:
+    """`standardise` by the responses of some groups, read `batch_size` at a time.
+
+    Raises:
+        GateRefused: see `standardise`.
+    """
+    from rlhf_core.evaluation.judges import reward_scores  # its neighbours want SciPy, which training does not
+
+    prompts, responses = zip(*((group.prompt, one) for group in groups for one in group.responses), strict=True)
+    standardise(model, reward_scores(model, prompts, responses, pad_id=pad_id, batch_size=batch_size))

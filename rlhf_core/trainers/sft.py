@@ -18,7 +18,7 @@ from rlhf_core.errors import Diverged
 from rlhf_core.rollout.logprobs import response_logprobs
 from rlhf_core.state.rng import StepRng
 from rlhf_core.state.sharding import in_step, part_like
-from rlhf_core.state.train_state import MetricSink, SaveCheckpoint, TrainState
+from rlhf_core.state.train_state import MetricSink, SaveCheckpoint, TrainState, unheard, unkept
 from rlhf_core.state.world import ALONE, World
 from rlhf_core.trainers import hard_examples
 from rlhf_core.trainers.figures import reportable
@@ -39,8 +39,8 @@ def train_sft(
     *,
     seed: int,
     pad_id: int,
-    log: MetricSink,
-    checkpoint: SaveCheckpoint,
+    log: MetricSink = unheard,
+    checkpoint: SaveCheckpoint = unkept,
     world: World = ALONE,
 ) -> TrainState:
     """Train from `state.step` to `cfg.max_steps`, or until the held-out loss has stopped falling.

@@ -13,6 +13,7 @@ from tasks.report_html.comparisons import WinRate, dot_plot, forest_plot, share_
 from tasks.report_html.distributions import Series, calibration_plot, grade_plot, histogram, line_chart
 from tasks.report_html.lineage import lineage, parameter_rows
 from tasks.report_html.sources import RunFiles
+from tasks.text_lines import texts_line
 
 FOLDER = Path(__file__).parent
 COLORS = {name: f"c-{name}" for name in ("sft", "ppo", "dpo", "chain", "weights", "probabilities")}
@@ -54,6 +55,7 @@ def render(run: RunFiles, params: Params, root: Path) -> str:
         simulated=simulated_parts(params),
         verdict=words.verdict_sentence(evaluation["verdict"]) if evaluation else None,
         verdict_terms=words.verdict_terms(evaluation["verdict"]) if evaluation else None,
+        warnings=[(TITLES[stage], line) for stage, figures in run.metrics.items() if (line := texts_line(figures))],
         tiles=list(_tiles(run, algorithms)),
         forest=_forest(evaluation, params.evaluate, algorithms) if evaluation else None,
         criteria=list(_criteria(evaluation, params.evaluate, algorithms)) if evaluation else [],

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 from conftest import make_project
@@ -18,6 +19,7 @@ from tracking_support import git
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 from warm_processes import run_stage
 
+from rlhf_core.data.transcripts import replies_of
 from rlhf_core.errors import ConfigError
 from rlhf_core.models.policy import load_policy
 from rlhf_core.models.tokenizer import encode_prompt, encode_response, load_tokenizer
@@ -48,7 +50,7 @@ def dialogues() -> list[dict[str, Any]]:
 
 def write_params(project: Path, **sections: dict[str, Any]) -> None:
     with edited_yaml(project / "params.yaml") as content:
-        content["data"] = {"demonstrations": "data/dialogues.jsonl", "heldout_share": 0.2}
+        content["data"] = {"demonstrations": "data/dialogues.jsonl", "heldout_share": 0.35}
         content["model"].update(source="folder", path="models/own", max_prompt_tokens=200, max_response_tokens=24)
         content["sft"].update(max_steps=12, batch_size=8, learning_rate=0.02, eval_every=6, heldout_share=0.1)
     change_sections(project, **sections)
@@ -143,7 +145,7 @@ def test_earlier_replies_are_learned_where_all_turns_are(
     tokenizer = load_tokenizer(project / "models/own")
     first = "Be kind.\n\nHuman: Hello, where is the lamp?\n\nAssistant:"
     prompt = f"{first} In aisle 2.\n\nHuman: And the price?\n\nAssistant:"
-    found = _encode(stage, tokenizer, [{"prompt": prompt, "response": "2 coins.", "task": "t"}])
+    found = _encode(stage, tokenizer, [{"prompt": prompt, "response": "2 coins.", "task": "t"}], "training")
     p1, r1 = encode_prompt(tokenizer, first, 200), encode_response(tokenizer, "In aisle 2.", 24)
     p2, r2 = encode_prompt(tokenizer, prompt, 200), encode_response(tokenizer, "2 coins.", 24)
     if learns_first:
@@ -206,3 +208,30 @@ def test_adapters_beside_random_weights_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"lora\.stages names sft, but adapters beside random weights learn little"):
         check_params(parse_yaml("model:\n  lora: {rank: 4}\n", "p"), "p")
     assert check_params(parse_yaml("model:\n  lora: {rank: 4, stages: [reward, align]}\n", "p"), "p").model.lora
+
+
+def test_replies_that_the_template_shortens_are_left_out_counted_and_told(project: Path) -> None:
+    """In training as in the held-out loss; a template that shortens every reply leaves nothing to learn from."""
+    write_params(project, sft={"turns": "all", "heldout_share": 0.4})
+    for name, number in (("price", "3 coins."), ("place", "In aisle ")):
+        tokenizer = byte_level(CHATML.replace("message['content']", f"message['content'].split({number!r})[-1]"))
+        tokenizer.save_pretrained(project / "models/own")
+        done = run_stage(project, "sft")
+        assert done.returncode == 0, done.stderr
+        said = figures(project)
+        train = [row for row in read_demonstrations(project) if row["split"] == "train"]
+        replies = [text for row in train for _, text in replies_of(row["prompt"], row["response"])]
+        assert said["responses_encoded"] == len(replies)
+        assert 0 < said["responses_rewritten"] == sum(number in text for text in replies) < len(replies), name
+        assert done.stdout.count("warning: ") == 1
+        assert f"{said['responses_rewritten']} of {len(replies)} responses are not written whole" in done.stdout
+    byte_level(CHATML.replace("message['content']", "message['content'].split(' ')[-1]")).save_pretrained(
+        project / "models/own"
+    )
+    done = run_stage(project, "sft")
+    assert done.returncode == 4
+    assert "the chat template writes no response whole. Fix: model.chat: plain" in done.stderr
+
+
+def read_demonstrations(project: Path) -> list[dict[str, Any]]:
+    return pq.read_table(project / "artifacts/validate/demonstrations.parquet").to_pylist()

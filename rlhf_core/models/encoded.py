@@ -1,0 +1,67 @@
+"""A text as tokens, what became of it on the way, and how many texts of a stage lost something."""
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import NamedTuple
+
+
+class Encoded(NamedTuple):
+    """Tokens of a prompt or a response.
+
+    Attributes:
+        ids: the tokens.
+        is_cut: some did not fit into the limit: the beginning of a prompt, the end of a response.
+        is_whole: what the chat template wrote, before it was cut, contains the text as it was given: of a response all
+            of it, of a prompt what user and system say in it.
+    """
+
+    ids: list[int]
+    is_cut: bool = False
+    is_whole: bool = True
+
+
+@dataclass(kw_only=True, slots=True)
+class TextCounts:
+    """How many prompts, responses and pairs became tokens, and how many of them not as they were given.
+
+    Attributes:
+        prompts_encoded, responses_encoded, pairs_encoded: all of them.
+        prompts_cut: prompts that lost their beginning to the limit, turns or tokens.
+        responses_cut: responses that lost their end to the limit, the end token with it.
+        prompts_rewritten: prompts of which the chat template leaves out or rewrites a turn of user or system.
+        responses_rewritten: responses that the chat template does not write whole; their rows are refused.
+        pairs_equal_when_cut: pairs whose two different responses are the same tokens once they are cut.
+    """
+
+    prompts_encoded: int = 0
+    prompts_cut: int = 0
+    prompts_rewritten: int = 0
+    responses_encoded: int = 0
+    responses_cut: int = 0
+    responses_rewritten: int = 0
+    pairs_encoded: int = 0
+    pairs_equal_when_cut: int = 0
+
+    def add_prompts(self, prompts: Iterable[Encoded]) -> None:
+        """Count prompts."""
+        for prompt in prompts:
+            self.prompts_encoded += 1
+            self.prompts_cut += prompt.is_cut
+            self.prompts_rewritten += not prompt.is_whole
+
+    def add_responses(self, responses: Iterable[Encoded]) -> None:
+        """Count responses."""
+        for response in responses:
+            self.responses_encoded += 1
+            self.responses_cut += response.is_cut
+            self.responses_rewritten += not response.is_whole
+
+    def figures(self) -> dict[str, int]:
+        """The counts of what was encoded at all: no prompts, no figures of prompts."""
+        everything = asdict(self)
+        kinds = [kind for kind in ("prompts", "responses", "pairs") if everything[f"{kind}_encoded"]]
+        return {name: count for name, count in everything.items() if name.startswith(tuple(kinds) or ("-",))}
+
+    def __add__(self, other: "TextCounts") -> "TextCounts":
+        mine, others = asdict(self), asdict(other)
+        return TextCounts(**{name: count + others[name] for name, count in mine.items()})
