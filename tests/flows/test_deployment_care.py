@@ -1,0 +1,128 @@
+"""Deployments over time: Retry in the UI, runs that were missed or lost, what is listed and deleted."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from flows.servers import known_servers
+from flows.settings import prefect_settings
+from tests.flows.conftest import plain_environment
+from tests.flows.test_deployments import rlhf
+
+pytestmark = pytest.mark.integration
+
+ROOT = Path(__file__).parents[2]
+START = """
+import json, sys
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from uuid import UUID
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
+from prefect.client.schemas.objects import State, StateType
+from prefect.states import Cancelling, Running, Scheduled
+from tests.flows.conftest import wait_for
+client = get_client(sync_client=True).__enter__()
+key = UUID(sys.argv[1])
+def until(run, condition, what):
+    wait_for(lambda: condition(client.read_flow_run(run.id).state), 120, what)
+    return client.read_flow_run(run.id)
+"""
+RETRY = (
+    START
+    + """
+run = client.create_flow_run_from_deployment(key, parameters={"run": {"profile": "small", "overrides": ["sft.max_steps=150"]}})
+runs = Path.cwd() / "runs"
+second = lambda: any('"progress"' in path.read_text() for path in runs.glob("*/.rlhf/progress/second-*.jsonl"))
+wait_for(second, 120, "the second stage counts")
+client.set_flow_run_state(run.id, Cancelling(), force=True)
+ended = until(run, lambda state: state.is_final(), "the run ends")
+(folder,) = runs.iterdir()
+result = folder / "artifacts/first/result.txt"
+before = result.stat().st_mtime_ns
+client.set_flow_run_state(run.id, State(type=StateType.SCHEDULED, name="AwaitingRetry", message="Retry from the UI"))
+until(run, lambda state: state.is_running(), "it is tried again")
+again = until(run, lambda state: state.is_final(), "it ends again")
+summary = json.loads((folder / "reports/summary.json").read_text())
+print(json.dumps({
+    "first": ended.state.type.value, "second": again.state.type.value, "name": again.name, "tags": again.tags,
+    "folders": [path.name for path in runs.iterdir()], "kept": result.stat().st_mtime_ns == before,
+    "stages": {stage["name"]: stage["status"] for stage in summary["stages"]}, "message": again.state.message,
+}))
+"""
+)
+LEFT = (
+    START
+    + """
+lost = client.create_flow_run_from_deployment(key)
+client.set_flow_run_state(lost.id, Running(), force=True)
+from flows.leftovers import tidy
+lines = []
+due = sorted(client.read_flow_runs(), key=lambda run: run.expected_start_time)
+soon = datetime.now(UTC) + timedelta(minutes=1)
+waiting = [run for run in due if run.auto_scheduled and run.state.is_scheduled() and run.expected_start_time > soon]
+import flows.leftovers
+class Later(datetime):
+    @classmethod
+    def now(cls, tz=None):
+        return waiting[-1].expected_start_time
+flows.leftovers.datetime = Later
+tidy(lines.append)
+print(json.dumps({
+    "lost": client.read_flow_run(lost.id).state.type.value,
+    "due": [client.read_flow_run(run.id).state.name for run in waiting], "lines": len(lines),
+}))
+"""
+)
+
+
+def on_server(project: Path, code: str, key: str) -> dict:
+    settings = prefect_settings(project, known_servers(project)["prefect"].port)
+    done = subprocess.run(
+        [sys.executable, "-c", code, key],
+        cwd=project,
+        env=plain_environment(**settings, PYTHONPATH=f"{ROOT}:{ROOT / 'tests'}"),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_a_deployment_is_cared_for(counting_project: Path) -> None:
+    """One server for all of it: starting one takes longer than what is seen here."""
+    project = counting_project
+    (project / "profiles").mkdir()
+    (project / "profiles/small.yaml").write_text("seed: 1\n")
+    for command in (("add", "-A"), ("commit", "-q", "-m", "profile")):
+        subprocess.run(("git", *command), cwd=project, check=True, env=os.environ | {"GIT_CONFIG_GLOBAL": "/dev/null"})
+    try:
+        key = json.loads(rlhf(project, "deploy", "--name", "hand", "--profile", "small", "--json"))["id"]
+        seen = on_server(project, RETRY, key)
+        assert (seen["first"], seen["second"], seen["message"][:8]) == ("CANCELLED", "COMPLETED", "3 stages")
+        assert seen["folders"] == [seen["name"]]
+        assert seen["name"].startswith("small-2")
+        assert set(seen["tags"]) == {"rlhf", "profile:small"}
+        assert (seen["kept"], seen["stages"]["first"]) == (True, "unchanged"), "what was done is not done again"
+
+        nightly = ("deploy", "--name", "nightly", "--interval", "3600", "--timezone", "Europe/Berlin", "--json")
+        late = json.loads(rlhf(project, *nightly))["id"]
+        left = on_server(project, LEFT, late)
+        *missed, newest = left["due"]
+        assert set(missed) == {"Missed"}
+        assert (left["lost"], newest, left["lines"]) == ("CRASHED", "Scheduled", 2)
+
+        listed = {one["name"]: one for one in json.loads(rlhf(project, "deploy", "--list", "--json"))}
+        assert {name: (one["schedule"], one["profile"]) for name, one in listed.items()} == {
+            "hand": ("by hand", "small"),
+            "nightly": ("every 3600 s", None),
+        }
+        assert json.loads(rlhf(project, "deploy", "--delete", "nightly", "--json")) == {"deleted": "nightly"}
+        assert [one["name"] for one in json.loads(rlhf(project, "deploy", "--list", "--json"))] == ["hand"]
+    finally:
+        rlhf(project, "down")
