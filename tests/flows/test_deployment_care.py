@@ -35,7 +35,8 @@ def until(run, condition, what):
 RETRY = (
     START
     + """
-run = client.create_flow_run_from_deployment(key, parameters={"run": {"profile": "small", "overrides": ["sft.max_steps=150"]}})
+wish = {"run": {"profile": "small", "overrides": ["sft.max_steps=150"]}}
+run = client.create_flow_run_from_deployment(key, parameters=wish)
 runs = Path.cwd() / "runs"
 second = lambda: any('"progress"' in path.read_text() for path in runs.glob("*/.rlhf/progress/second-*.jsonl"))
 wait_for(second, 120, "the second stage counts")
