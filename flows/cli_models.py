@@ -180,10 +180,11 @@ def _with_interval(entry: Mapping[str, Any], side: str) -> str:
 
 def _ab_line(a: str, b: str, entry: Mapping[str, Any]) -> str:
     simulated = " (simulated)" if entry["judge"] == "gold" else ""
+    low, high = entry["win_rate_low"], entry["win_rate_high"]
+    interval = "(too few prompts for an interval)" if low is None else f"[{low:.3f}, {high:.3f}]"
     return (
         f"A/B by {entry['judge']}{simulated} at temperature {entry['temperature']:g} on {entry['num_prompts']} "
-        f"prompts: {a} against {b}: win rate {entry['win_rate']:.3f} [{entry['win_rate_low']:.3f}, "
-        f"{entry['win_rate_high']:.3f}], p = {entry['p_value']:.2g}"
+        f"prompts: {a} against {b}: win rate {entry['win_rate']:.3f} {interval}, p = {entry['p_value']:.2g}"
     )
 
 

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_core.data.records import prompt_id
 from rlhf_core.evaluation.drift import drift_figures, summed_logprobs
+from rlhf_core.evaluation.intervals import bounds, mean_interval
 from rlhf_core.evaluation.judges import reward_scores
 from rlhf_core.evaluation.response_set import ResponseSet, sample_response_set
 from rlhf_core.models.adapters import add_adapters, has_adapters, without_adapters
@@ -109,6 +110,7 @@ def _compare(
     for suffix, responses, values in (("", aligned, scores), ("_sft", sft, sft_scores)):
         metrics |= {
             f"train_score{suffix}": mean(values),
+            **bounds(f"train_score{suffix}", mean_interval(values)),
             f"train_response_tokens{suffix}": mean(responses.num_tokens),
             f"train_finished_share{suffix}": mean(responses.finished),
         }

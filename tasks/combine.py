@@ -1,10 +1,12 @@
 """Stage `combine@weights` and `combine@probabilities`: two or more aligned policies made into one.
 
 How much each counts is chosen on held-out preference pairs, which none trained on and which are not the prompts of
-the A/B comparison. Each member alone is measured in the same way, so that the figures say whether the combination is
-worth it. Reads artifacts/sft/model, artifacts/align/<member>/model, artifacts/preferences/heldout.parquet and, to
-choose by score, artifacts/reward/model. Writes model/: a plain folder for `weights`, a mixture (all members and
-mixture.json) for `probabilities`.
+the A/B comparison. Each member alone is measured in the same way. Whether the combination is worth it is then measured
+on pairs of other held-out prompts: the best of many candidates looks good on the pairs that made it the best.
+
+Reads artifacts/sft/model, artifacts/align/<member>/model, artifacts/preferences/heldout.parquet and, to choose by
+score, artifacts/reward/model. Writes model/: a plain folder for `weights`, a mixture (all members and mixture.json) for
+`probabilities`.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,13 +14,14 @@ from functools import partial
 from statistics import fmean
 from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_core.data.pairs import PreferencePair
 from rlhf_core.errors import ConfigError, DataError
-from rlhf_core.evaluation.drift import drift_figures, summed_logprobs, token_logprobs
+from rlhf_core.evaluation.drift import summed_logprobs, token_logprobs
 from rlhf_core.evaluation.judges import reward_scores
 from rlhf_core.evaluation.response_set import sample_response_set
 from rlhf_core.evaluation.shares import best_parts, likelihood_to_gain, mixture_likelihood, part_lattice
@@ -28,12 +31,12 @@ from rlhf_core.models.reward_ensemble import load_reward_model
 from rlhf_core.models.tokenizer import load_tokenizer
 from rlhf_core.state.rng import StepRng
 from tasks import paths
+from tasks.combine_gain import PerPrompt, Policy, by_likelihood, gain_figures, halves
 from tasks.policy_pairs import policy_pairs
 from tasks.stage import Stage
 from tasks.texts import text_figures
 
 BATCH_SIZE = 64
-Policy: TypeAlias = PreTrainedModel | PolicyMixture
 Shares: TypeAlias = tuple[float, ...]
 Measure: TypeAlias = Callable[[Shares], dict[str, float]]
 
@@ -49,7 +52,7 @@ def run(stage: Stage) -> dict[str, Any]:
     tokenizer = load_tokenizer(stage.root / paths.SFT / "model")
     members = [load_policy(stage.root / paths.ALIGN / name / "model").to(stage.device) for name in cfg.members]
     _check_vocabulary(members)
-    pairs = _heldout_pairs(stage, tokenizer)
+    pairs, others = _heldout_pairs(stage, tokenizer)
     combine = partial(_combined, stage.item, members)
     measure = _measure(stage, combine, members, pairs, tokenizer)
 
@@ -64,6 +67,7 @@ def run(stage: Stage) -> dict[str, Any]:
     def named(values: Sequence[Any]) -> dict[str, Any]:
         return dict(zip(cfg.members, values, strict=True))
 
+    best = max(range(len(alone)), key=lambda place: alone[place]["value"])
     shares, chosen = candidates[best_parts(lattice, [figures["value"] for _, figures in candidates])]
     policy = combine(shares)
     if isinstance(policy, PolicyMixture):
@@ -75,7 +79,8 @@ def run(stage: Stage) -> dict[str, Any]:
         "choose_by": cfg.choose_by,
         "shares": named(shares),
         **chosen,
-        "gain_over_best_member": chosen["value"] - max(figures["value"] for figures in alone),
+        "best_member": cfg.members[best],
+        **gain_figures(_per_prompt(stage, others, tokenizer), policy, members[best], len(others)),
         "alone": named(alone),
         "measured": [{"shares": named(shares), **figures} for shares, figures in candidates],
         "num_pairs": len(pairs),
@@ -95,12 +100,31 @@ def _check_vocabulary(members: Sequence[PreTrainedModel]) -> None:
         raise ConfigError(f"combine.members: vocabularies of {sorted(sizes)} tokens. Fix: members from one SFT model")
 
 
-def _heldout_pairs(stage: Stage, tokenizer: PreTrainedTokenizerBase) -> list[PreferencePair]:
+def _heldout_pairs(
+    stage: Stage, tokenizer: PreTrainedTokenizerBase
+) -> tuple[list[PreferencePair], list[PreferencePair]]:
+    """Pairs that choose the shares, and pairs of other prompts that measure the gain; at most `combine.pairs` each."""
     path, kept = paths.PREFERENCES / "heldout.parquet", policy_pairs(stage, tokenizer, "heldout")
     if not kept:
         raise DataError(f"{path}: no held-out pair to choose shares by. Fix: more held-out prompts, or methods: []")
-    order = torch.randperm(len(kept), generator=_rng(stage)("pairs"))[: stage.params.combine.pairs]
-    return [kept[i] for i in order.tolist()]
+    choose, measure = halves(kept, torch.randperm(len(kept), generator=_rng(stage)("pairs")).tolist())
+    most = stage.params.combine.pairs
+    return [kept[row] for row in choose[:most]], [kept[row] for row in measure[:most]]
+
+
+def _per_prompt(stage: Stage, pairs: Sequence[PreferencePair], tokenizer: PreTrainedTokenizerBase) -> PerPrompt | None:
+    """What `gain_over_best_member` compares, in the terms of `combine.choose_by`; None without pairs."""
+    if not pairs:
+        return None
+    if stage.params.combine.choose_by == "likelihood":
+        return by_likelihood(pairs, pad_id=tokenizer.pad_token_id, batch_size=BATCH_SIZE)
+    read = _reader(stage, pairs, tokenizer)
+
+    def of(policy: Policy) -> tuple[np.ndarray, np.ndarray]:
+        scores, divergence = read(policy)
+        return scores - stage.params.combine.kl_coef * divergence, np.ones(len(scores))
+
+    return of
 
 
 def _rng(stage: Stage) -> StepRng:
@@ -144,7 +168,21 @@ def _of_mixtures(logprobs_MT: Tensor) -> Measure:
 def _by_score(
     stage: Stage, pairs: Sequence[PreferencePair], tokenizer: PreTrainedTokenizerBase
 ) -> Callable[[Policy], dict[str, float]]:
-    """The reward model's mean score less `kl_coef` times the KL to SFT, on own samples: what PPO maximises.
+    """The reward model's mean score less `kl_coef` times the KL to SFT, on own samples: what PPO maximises."""
+    read = _reader(stage, pairs, tokenizer)
+
+    def measure(policy: Policy) -> dict[str, float]:
+        scores, divergence = read(policy)
+        score, kl = fmean(scores.tolist()), float(divergence.mean())
+        return {"value": score - stage.params.combine.kl_coef * kl, "choice_score": score, "choice_kl_to_sft": kl}
+
+    return measure
+
+
+def _reader(
+    stage: Stage, pairs: Sequence[PreferencePair], tokenizer: PreTrainedTokenizerBase
+) -> Callable[[Policy], tuple[np.ndarray, np.ndarray]]:
+    """Samples of a policy on the pairs' prompts, one each: scores, and log-probability less that under SFT.
 
     The same prompts and random numbers for every policy.
     """
@@ -153,7 +191,7 @@ def _by_score(
     reward_model = load_reward_model(stage.root / paths.REWARD / "model").to(stage.device).eval()
     options: dict[str, Any] = {"pad_id": tokenizer.pad_token_id, "batch_size": BATCH_SIZE}
 
-    def measure(policy: Policy) -> dict[str, float]:
+    def read(policy: Policy) -> tuple[np.ndarray, np.ndarray]:
         responses = sample_response_set(
             "combined",
             policy,
@@ -165,9 +203,7 @@ def _by_score(
             generator=_rng(stage)("measure"),
         )
         rows = (prompts, responses.response_ids)
-        score = fmean(reward_scores(reward_model, *rows, **options))
         own, sft = (summed_logprobs(model, *rows, **options) for model in (policy, reference))
-        kl = drift_figures(own, sft, responses.num_tokens)["kl_to_sft"]
-        return {"value": score - stage.params.combine.kl_coef * kl, "choice_score": score, "choice_kl_to_sft": kl}
+        return np.array(reward_scores(reward_model, *rows, **options)), own - sft
 
-    return measure
+    return read

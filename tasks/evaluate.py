@@ -104,7 +104,7 @@ def run(stage: Stage) -> dict[str, Any]:
     write_table(stage.out / "responses.parquet", _response_rows(prompts, judged), RESPONSES)
     write_table(stage.out / "comparisons.parquet", _comparison_rows(prompts, judged, compared), COMPARISONS)
     drift = {name: evaluated[name].drift for name in names}
-    metrics = evaluation_metrics(stage.params.evaluate, stage.params.candidates, judged, compared, drift)
+    metrics = evaluation_metrics(stage.params.evaluate, stage.params.candidates, judged, compared, drift, _tasks(stage))
     write_json(stage.out / "samples.json", _samples(stage, prompts, judged, metrics["verdict"]["best"]))
     return metrics | text_figures(stage)
 
@@ -168,12 +168,21 @@ def _samples(
     )
 
 
-def _evaluation_prompts(stage: Stage) -> list[str]:
+def _evaluation_rows(stage: Stage) -> list[dict[str, Any]]:
     path = paths.VALIDATE / "heldout_prompts.parquet"
-    prompts = [row["prompt"] for row in read_table(stage.root / path)]
-    if not prompts:
+    rows = read_table(stage.root / path).to_list()
+    if not rows:
         raise DataError(f"{path}: no held-out prompts. Fix: set data.heldout_prompts or data.heldout_share")
-    return prompts[-stage.params.evaluate.num_prompts :]
+    return rows[-stage.params.evaluate.num_prompts :]
+
+
+def _evaluation_prompts(stage: Stage) -> list[str]:
+    return [row["prompt"] for row in _evaluation_rows(stage)]
+
+
+def _tasks(stage: Stage) -> list[str]:
+    """The task of each prompt, which says whether it should be refused."""
+    return [row["task"] or "" for row in _evaluation_rows(stage)]
 
 
 def _load(stage: Stage, name: str) -> PreTrainedModel | PolicyMixture:

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from rlhf_core.data.kinds import OVERALL
 from rlhf_core.data.rankings import ranking_source
 from rlhf_core.errors import DataError
+from rlhf_core.evaluation.agreement_bounds import agreement_bounds
 from rlhf_core.feedback.annotators import gold_agreement, simulated_ballots
 from rlhf_core.feedback.ballots import AddressedRandom, Ballot, Pair, Verdict
 from rlhf_core.feedback.labelling import aggregate, annotator_table, make_pairs, summary
@@ -66,10 +67,10 @@ def _figures(ballots: Sequence[Ballot], verdicts: Sequence[Verdict]) -> dict[str
     by_criterion: dict[str, list[tuple[Ballot, Verdict]]] = {OVERALL: []}
     for ballot, verdict in zip(ballots, verdicts, strict=True):
         by_criterion.setdefault(ballot.pair.criterion, []).append((ballot, verdict))
-    figures = {
-        name: summary([ballot for ballot, _ in own], [verdict for _, verdict in own])
-        for name, own in by_criterion.items()
-    }
+    figures = {}
+    for name, own in by_criterion.items():
+        counted = [ballot for ballot, _ in own]
+        figures[name] = summary(counted, [verdict for _, verdict in own]) | agreement_bounds(counted)
     headline: dict[str, Any] = dict(figures.pop(OVERALL))
     return headline | ({"criteria": dict(sorted(figures.items()))} if figures else {})
 

@@ -56,7 +56,8 @@ def run(stage: Stage) -> dict[str, Any]:
 
     Raises:
         DataError: there is no training pair, or none on a criterion.
-        GateRefused: a held-out figure is undefined or on the wrong side of its gate in the section `reward`.
+        GateRefused: the interval of a held-out figure is undefined or reaches the wrong side of its gate in the section
+            `reward`.
     """
     cfg = stage.params.reward
     tokenizer = load_tokenizer(stage.root / paths.SFT / "model")
@@ -83,7 +84,6 @@ def run(stage: Stage) -> dict[str, Any]:
         [len(row["rejected"]) for row in heldout],
         ([prompt_id(row["prompt"]) for row in graded], grades, [one.score for one in readings]) if graded else None,
         CONFIDENCE,
-        stage.params.seed,
         prompt_ids=[row["prompt_id"] for row in heldout],
         margin_scale=float(model.scale),
     )
@@ -93,14 +93,14 @@ def run(stage: Stage) -> dict[str, Any]:
         stage.out / "heldout_scores.parquet", pair_rows(heldout, chosen, rejected, unit), SCHEMAS["heldout_scores"]
     )
     write_table(stage.out / "graded_scores.parquet", graded_rows(graded, readings), SCHEMAS["graded_scores"])
-    write_json(stage.out / "calibration.json", calibration(card, chosen, rejected, float(model.scale)))
+    write_json(stage.out / "calibration.json", calibration(card, heldout, chosen, rejected, float(model.scale)))
     model.save(stage.out / "model", tokenizer)
     card["num_graded_left_out"] = num_trained
     card |= sureness(chosen, rejected, unit, grades, readings)
     card |= criterion_figures(cfg, [*heldout, *others], *reader.pairs([*heldout, *others]))
     if ensemble is not None:
         members = _Reader(stage, ensemble, tokenizer).pairs(heldout)
-        card |= member_figures(*members, left_out, ensemble.weights_M.tolist())
+        card |= member_figures(heldout, *members, left_out, ensemble.weights_M.tolist())
     return card | ranking_figures(cfg, groups) | _training_figures(stage, state, groups, model) | text_figures(stage)
 
 
@@ -233,28 +233,30 @@ class _Reader:
 
 
 def _gate(card: Mapping[str, Any], cfg: RewardConfig) -> None:
-    """Refuse a model whose figures do not pass; an undefined figure never passes a gate that is set."""
+    """Refuse a model whose figures do not pass with their whole intervals; one that is undefined never passes."""
     if card["pairwise_accuracy"] is None:
         raise GateRefused(
             f"reward: pairwise_accuracy is undefined ({card['undefined']['pairwise_accuracy']}). "
             "Fix: hold prompts out (data.heldout_prompts or data.heldout_share) that have labelled pairs"
         )
     gates = (
-        ("pairwise_accuracy", "below reward.min_pairwise_accuracy", cfg.min_pairwise_accuracy, 1),
-        ("spearman", "below reward.min_spearman", cfg.min_spearman, 1),
-        ("kendall", "below reward.min_kendall", cfg.min_kendall, 1),
-        ("ece", "above reward.max_ece", cfg.max_ece, -1),
+        ("pairwise_accuracy", "low", "below reward.min_pairwise_accuracy", cfg.min_pairwise_accuracy, 1),
+        ("spearman", "low", "below reward.min_spearman", cfg.min_spearman, 1),
+        ("kendall", "low", "below reward.min_kendall", cfg.min_kendall, 1),
+        ("ece", "high", "above reward.max_ece", cfg.max_ece, -1),
     )
-    for figure, relation, bound, sign in gates:
-        if bound is None:
+    for figure, end, relation, limit, sign in gates:
+        if limit is None or (figure == "pairwise_accuracy" and limit == 0.0):  # nothing falls below 0
             continue
-        value = card[figure]
-        if value is None or sign * value < sign * bound:
-            shown = f"undefined ({card['undefined'][figure]})" if value is None else f"{value:.3f}"
+        value = card[f"{figure}_{end}"]
+        if value is None or sign * value < sign * limit:
+            shown = f"undefined ({card['undefined'][f'{figure}_{end}']})" if value is None else f"{value:.3f}"
+            measured = "undefined" if card[figure] is None else f"{card[figure]:.3f}"
             raise GateRefused(
-                f"reward: {figure} {shown} on {card['num_heldout_pairs']} held-out pairs and {card['num_graded']} "
-                f"graded responses is {relation} {bound}. Fix: more or cleaner preference pairs, a longer or gentler "
-                "training, another reward.head; or move the gate if this is good enough"
+                f"reward: {figure}_{end} {shown} ({figure} {measured} on {card['num_heldout_pairs']} held-out pairs "
+                f"and {card['num_graded']} graded responses) is {relation} {limit}. Fix: more or cleaner preference "
+                "pairs, more held-out prompts, a longer or gentler training, another reward.head; or move the gate if "
+                "this is good enough"
             )
 
 

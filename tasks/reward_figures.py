@@ -7,13 +7,13 @@ from rlhf_core.config import RewardConfig
 from rlhf_core.data.kinds import OVERALL
 from rlhf_core.data.pair_table import pair_table, rankings_apart
 from rlhf_core.data.pairs import PreferenceGroup
+from rlhf_core.evaluation.calibration import calibration_bins
 from rlhf_core.evaluation.readings import Reading
-from rlhf_core.evaluation.reward_card import calibration_bins
 from rlhf_core.evaluation.uncertainty import (
-    majority_accuracy,
+    accuracy_figures,
+    majority_margins,
     margin_deviations,
-    member_accuracies,
-    right_share,
+    member_margins,
     uncertainty_figures,
 )
 from rlhf_core.trainers.reward_loss import split_rankings
@@ -47,11 +47,19 @@ def graded_rows(rows: Sequence[Row], readings: Readings) -> Iterator[dict[str, A
         yield kept | {"model_score": reading.score, "deviation": reading.deviation}
 
 
-def calibration(card: Row, chosen: Readings, rejected: Readings, margin_scale: float) -> dict[str, Any]:
+def calibration(
+    card: Row, rows: Sequence[Row], chosen: Readings, rejected: Readings, margin_scale: float
+) -> dict[str, Any]:
     """The content of calibration.json."""
+    bins = calibration_bins(
+        margins(chosen, rejected),
+        margin_scale=margin_scale,
+        confidence=CONFIDENCE,
+        groups=[row["prompt_id"] for row in rows],
+    )
     return {
-        "bins": calibration_bins(margins(chosen, rejected), margin_scale=margin_scale, confidence=CONFIDENCE),
-        "ece": card["ece"],
+        "bins": bins,
+        **{key: card[key] for key in ("ece", "ece_low", "ece_high", "ece_plugin")},
         "margin_scale": margin_scale,
         "num_heldout_pairs": card["num_heldout_pairs"],
     }
@@ -75,15 +83,25 @@ def sureness(
 
 
 def member_figures(
-    chosen: Readings, rejected: Readings, left_out: Sequence[float | None], weights: Sequence[float]
+    rows: Sequence[Row],
+    chosen: Readings,
+    rejected: Readings,
+    left_out: Sequence[float | None],
+    weights: Sequence[float],
 ) -> dict[str, Any]:
     """`ensemble`: what each member has right, on held-out pairs and on the training prompts it did not draw."""
-    shares = member_accuracies(chosen, rejected)
+    prompts = [row["prompt_id"] for row in rows]
+    by_member = zip(member_margins(chosen, rejected), left_out, weights, strict=True)
     members = {
-        f"member-{number}": {"pairwise_accuracy": share, "left_out_accuracy": outside, "weight": weight}
-        for number, (share, outside, weight) in enumerate(zip(shares, left_out, weights, strict=True))
+        f"member-{number}": {
+            **accuracy_figures("pairwise_accuracy", own, prompts),
+            "left_out_accuracy": outside,
+            "weight": weight,
+        }
+        for number, (own, outside, weight) in enumerate(by_member)
     }
-    return {"ensemble": {**members, "majority_accuracy": majority_accuracy(chosen, rejected)}}
+    majority = accuracy_figures("majority_accuracy", majority_margins(chosen, rejected), prompts)
+    return {"ensemble": {**members, **majority}}
 
 
 def criterion_figures(cfg: RewardConfig, rows: Sequence[Row], chosen: Readings, rejected: Readings) -> dict[str, Any]:
@@ -93,12 +111,12 @@ def criterion_figures(cfg: RewardConfig, rows: Sequence[Row], chosen: Readings, 
     found = {}
     for place, name in enumerate(cfg.criteria):
         own = [
-            better.criteria[place] - worse.criteria[place]
+            (better.criteria[place] - worse.criteria[place], row["prompt_id"])
             for row, better, worse in zip(rows, chosen, rejected, strict=True)
             if row.get("criterion", OVERALL) == name and better.criteria
         ]
         found[name] = {
-            "pairwise_accuracy": right_share(own),
+            **accuracy_figures("pairwise_accuracy", [margin for margin, _ in own], [prompt for _, prompt in own]),
             "num_heldout_pairs": len(own),
             "weight": cfg.criteria[name],
         }

@@ -59,7 +59,9 @@ def make_checkout(root: Path, store: Path) -> Path:
         "dvc.yaml": DVC_FILE,
         "dvc.lock": DVC_LOCK,
         "code.py": "print('training')\n",
-        "reports/metrics/reward.json": json.dumps({"pairwise_accuracy": 0.88, "spearman": 0.9}),
+        "reports/metrics/reward.json": json.dumps(
+            {"pairwise_accuracy": 0.88, "pairwise_accuracy_low": 0.86, "spearman": 0.9, "spearman_low": 0.88}
+        ),
         "artifacts/reward/model/weights": "reward weights",
     }
     for name, text in files.items():
@@ -100,7 +102,7 @@ def record_policy(root: Path, run: str, content: str, *, scores: list[float], **
         recorder.start_stage(STAGE)
         key = recorder.register(STAGE, MODEL, {"reward": 1.0})
         recorder.finish_stage(STAGE)
-        recorder.attach(STAGE, key, {"win_rate_low": 0.7, "kl_to_sft": 3.0, **figures})
+        recorder.attach(STAGE, key, {"win_rate_low": 0.7, "kl_to_sft": 3.0, "kl_to_sft_high": 3.2, **figures})
         recorder.attach_responses(STAGE, key, RESPONSES, rows_of="ppo")
         recorder.set_candidates({STAGE: key})
     assert recorder.delivery.problem is None

@@ -1,7 +1,9 @@
 """A against B on the same prompts: wins, ties, losses, the win rate with its interval, and an exact test.
 
 Win rate = (wins + ties / 2) / n. Its interval is Tango's score interval (`intervals.win_rate_interval`); the
-p-value is the exact two-sided sign test over the prompts that are no tie.
+p-value is the exact two-sided sign test over the prompts that are no tie. Where A is one of several candidates that
+are held against the same B, both are corrected for that (`selection`): whichever candidate is taken afterwards, its
+interval still means what it says.
 """
 
 from collections import Counter
@@ -10,7 +12,8 @@ from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 
-from rlhf_core.evaluation.intervals import sign_test, win_rate_interval
+from rlhf_core.evaluation.intervals import bounds, sign_test, too_few, why_no_bounds, win_rate_interval
+from rlhf_core.evaluation.selection import confidence_of_each
 
 Choice = Literal["first", "second", "tie"]
 Outcome = Literal["win", "tie", "loss"]
@@ -53,25 +56,27 @@ def compare_scores(
     return summarise(outcomes.tolist(), confidence)
 
 
-def summarise(outcomes: Sequence[Outcome], confidence: float = 0.95) -> dict[str, Any]:
+def summarise(outcomes: Sequence[Outcome], confidence: float = 0.95, candidates: int = 1) -> dict[str, Any]:
     """Return `wins`, `ties`, `losses`, `num_prompts`, `win_rate`, `win_rate_low`, `win_rate_high` and `p_value`.
 
-    Without a single outcome the last four are `None`.
+    The interval is one of `candidates` that hold all at once with `confidence`; the p-value is multiplied by
+    `candidates`, 1 at most. Without a single outcome the last four are `None`, with fewer than five the interval; then
+    `undefined` says why.
     """
     counts = Counter(outcomes)
     wins, ties, losses = counts.pop("win", 0), counts.pop("tie", 0), counts.pop("loss", 0)
     if counts:
         raise ValueError(f"unknown outcome {next(iter(counts))!r}; expected 'win', 'tie' or 'loss'")
     summary: dict[str, Any] = {"wins": wins, "ties": ties, "losses": losses, "num_prompts": len(outcomes)}
-    if not outcomes:
-        return summary | dict.fromkeys(("win_rate", "win_rate_low", "win_rate_high", "p_value"))
-    low, high = win_rate_interval(wins, ties, losses, confidence)
-    return summary | {
-        "win_rate": (wins + ties / 2.0) / len(outcomes),
-        "win_rate_low": low,
-        "win_rate_high": high,
-        "p_value": sign_test(wins, losses),
+    reason = too_few(len(outcomes))
+    level = confidence_of_each(confidence, candidates)
+    interval = None if reason else win_rate_interval(wins, ties, losses, level)
+    summary |= {
+        "win_rate": (wins + ties / 2.0) / len(outcomes) if outcomes else None,
+        **bounds("win_rate", interval),
+        "p_value": min(1.0, candidates * sign_test(wins, losses)) if outcomes else None,
     }
+    return summary | ({"undefined": why_no_bounds(summary, "win_rate", reason)} if reason else {})
 
 
 def both_orders(

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from rlhf_core.data.batches import collate
 from rlhf_core.errors import check_finite
-from rlhf_core.evaluation.intervals import normal_quantile
+from rlhf_core.evaluation.intervals import bounds, mean_interval
 from rlhf_core.models.mixture import PolicyMixture
 from rlhf_core.rollout.logprobs import response_logprobs
 
@@ -32,9 +32,9 @@ def drift_figures(
 
     Returns:
         `kl_to_sft`: mean over responses of log p - log reference, an unbiased estimate (k1 of Schulman 2020) that
-        may fall below 0 by chance; `kl_to_sft_low`, `kl_to_sft_high`: its normal interval, `None` for a single
-        response; `kl_per_token`: the summed difference over all tokens; `perplexity_under_sft`: what the reference
-        makes of the samples, a token.
+        may fall below 0 by chance; `kl_to_sft_low`, `kl_to_sft_high`: its interval (`intervals.mean_interval`),
+        `None` for fewer than five responses; `kl_per_token`: the summed difference over all tokens;
+        `perplexity_under_sft`: what the reference makes of the samples, a token.
 
     Raises:
         Diverged: a log-probability is no finite number: its mean would pass every bound on the divergence.
@@ -42,13 +42,10 @@ def drift_figures(
     check_finite(logprobs, "drift: the policy's log-probability of response")
     check_finite(reference_logprobs, "drift: the reference's log-probability of response")
     difference = np.asarray(logprobs, dtype=np.float64) - np.asarray(reference_logprobs, dtype=np.float64)
-    count, tokens = len(difference), int(sum(num_tokens))
-    mean = float(difference.mean())
-    half = normal_quantile(confidence) * float(difference.std(ddof=1)) / math.sqrt(count) if count > 1 else None
+    tokens = int(sum(num_tokens))
     return {
-        "kl_to_sft": mean,
-        "kl_to_sft_low": None if half is None else mean - half,
-        "kl_to_sft_high": None if half is None else mean + half,
+        "kl_to_sft": float(difference.mean()),
+        **bounds("kl_to_sft", mean_interval(difference, confidence)),
         "kl_per_token": float(difference.sum()) / tokens,
         "perplexity_under_sft": math.exp(-float(np.sum(reference_logprobs)) / tokens),
     }

@@ -1,4 +1,4 @@
-"""Rank correlation between given grades and a model's scores, with row weights for the bootstrap."""
+"""Rank correlation between given grades and a model's scores, pooled and within prompts."""
 
 from collections.abc import Hashable, Sequence
 
@@ -6,58 +6,42 @@ import numpy as np
 
 from rlhf_core.evaluation.intervals import group_index
 
+Values = Sequence[float] | np.ndarray
 
-def weighted_spearman(first_levels: np.ndarray, second_levels: np.ndarray, weights: np.ndarray) -> float | None:
-    """Return Spearman's rho where row i stands `weights[i]` times; `None` when either side is constant.
 
-    Takes levels (`np.unique(..., return_inverse=True)[1]`) in place of values: the order of the values does
-    not change between resamples, so each one costs a count and a running sum and no sort.
-    """
-    total = weights.sum()
-    if not total:
-        return None
-    first = _midranks(first_levels, weights)
-    second = _midranks(second_levels, weights)
-    first -= (weights * first).sum() / total
-    second -= (weights * second).sum() / total
-    first_square, second_square = (weights * first**2).sum(), (weights * second**2).sum()
+def spearman(first: Values, second: Values) -> float | None:
+    """Return Spearman's rho, equal values sharing their mean rank; `None` when either side is constant."""
+    ranks = [_midranks(rank_levels(side)) for side in (first, second)]
+    one, other = (side - side.mean() for side in ranks)
     # Midranks are multiples of one half, so a constant side leaves rounding noise far below one quarter.
-    if min(first_square, second_square) < 0.25 / total:
+    if not len(one) or min(one @ one, other @ other) < 0.25 / len(one):
         return None
-    rho = (weights * first * second).sum() / np.sqrt(first_square * second_square)
-    return float(np.clip(rho, -1.0, 1.0))
+    return float(np.clip(one @ other / np.sqrt((one @ one) * (other @ other)), -1.0, 1.0))
 
 
-def _midranks(levels: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    held = np.bincount(levels, weights=weights)
+def _midranks(levels: np.ndarray) -> np.ndarray:
+    held = np.bincount(levels)
     return (np.cumsum(held) - held + (held + 1.0) / 2.0)[levels]
 
 
-def rank_levels(values: Sequence[float] | np.ndarray) -> np.ndarray:
+def rank_levels(values: Values) -> np.ndarray:
     """Return each value's level: 0 for the smallest distinct value, 1 for the next."""
     return np.unique(np.asarray(values, dtype=np.float64), return_inverse=True)[1]
 
 
-def mean_spearman_within(
-    groups: Sequence[Hashable], grades: Sequence[float] | np.ndarray, scores: Sequence[float] | np.ndarray
-) -> tuple[float | None, int]:
-    """Return the mean of Spearman's rho within each group, and how many groups it rests on.
+def spearman_within(groups: Sequence[Hashable], grades: Values, scores: Values) -> list[float | None]:
+    """Return Spearman's rho within each group that holds at least two distinct grades, by first appearance.
 
-    A group counts when it holds at least two distinct grades. Where the model gives all of them one score,
-    its rho is undefined and enters as 0: a model that cannot tell responses apart must not gain by it. The
-    mean is `None` when no group counts, or when the model tells responses apart in none of them.
+    Where the model gives all responses of a group one score, its rho is undefined: `None`. In a mean it counts as 0: a
+    model that cannot tell responses apart must not gain by it.
     """
     index = group_index(groups)
     grade_values = np.asarray(grades, dtype=np.float64)
     score_values = np.asarray(scores, dtype=np.float64)
     order = np.argsort(index, kind="stable")
-    bounds = np.flatnonzero(np.diff(index[order])) + 1
+    edges = np.flatnonzero(np.diff(index[order])) + 1
     correlations: list[float | None] = []
-    for rows in np.split(order, bounds):
-        given = rank_levels(grade_values[rows])
-        if len(rows) and given.max() > 0:
-            weights = np.ones(len(rows), dtype=np.int64)
-            correlations.append(weighted_spearman(given, rank_levels(score_values[rows]), weights))
-    if not any(rho is not None for rho in correlations):
-        return None, len(correlations)
-    return sum(rho or 0.0 for rho in correlations) / len(correlations), len(correlations)
+    for rows in np.split(order, edges):
+        if len(rows) and np.ptp(grade_values[rows]):
+            correlations.append(spearman(grade_values[rows], score_values[rows]))
+    return correlations

@@ -3,16 +3,16 @@
 Definitions, each over held-out pairs (chosen, rejected) unless said otherwise; margin = chosen score - rejected score:
 
 - `pairwise_accuracy`: share of pairs with margin > 0, margin = 0 counts half. Its interval is Wilson's; with
-  `prompt_ids` it is widened by the design effect of pairs that share a prompt.
+  `prompt_ids` it takes in that pairs on one prompt are not independent (`intervals.grouped_share_interval`).
 - `longer_accuracy`: the same share for the rule "the longer response is better"; equal lengths count half.
-- `ece`: expected calibration error of P(chosen is better) = sigmoid(margin_scale * margin). A pair has no natural
-  first response, so it stands in both orientations: (p, 1) and (1 - p, 0). Folded on one half that is: confidence
-  c = max(p, 1 - p) in [0.5, 1], right when margin > 0 (margin 0: half right); ten equal bins of c; mean over
-  pairs of |mean confidence - accuracy| of the pair's bin (Guo et al. 2017, eq. 3, on the folded confidence).
+- `ece`: expected calibration error of P(chosen is better) = sigmoid(margin_scale * margin), without what chance alone
+  makes of it; `ece_plugin` with it (`calibration.calibration_error`).
 - `length_correlation`: correlation of the margin with the difference in characters over both orientations, which
   is sum(m * d) / sqrt(sum(m^2) * sum(d^2)).
-- `spearman`, `kendall`: rank correlation (tau-b) of given grades with model scores, all graded rows pooled;
-  `spearman_low`, `spearman_high`: percentile bootstrap over prompts. `spearman_within`: mean over prompts.
+- `spearman`, `kendall`: rank correlation (tau-b) of given grades with model scores, all graded rows pooled; their
+  intervals take prompts as what was sampled (`rank_intervals`). `spearman_within`: mean over prompts.
+
+`<figure>_low` and `<figure>_high` are the ends of an interval; it needs five prompts.
 
 An undefined figure is `None` and named with its reason under `undefined`; no figure is ever NaN.
 """
@@ -22,13 +22,13 @@ from collections.abc import Hashable, Sequence
 from typing import Any
 
 import numpy as np
-from scipy.special import expit
 from scipy.stats import kendalltau
 
-from rlhf_core.evaluation.intervals import bootstrap_by_group, grouped_share_interval, wilson_interval
-from rlhf_core.evaluation.ranks import mean_spearman_within, rank_levels, weighted_spearman
+from rlhf_core.evaluation.calibration import calibration_error, finite
+from rlhf_core.evaluation.intervals import bounds, grouped_share_interval, mean_interval, too_few, why_no_bounds
+from rlhf_core.evaluation.rank_intervals import rank_intervals
+from rlhf_core.evaluation.ranks import spearman, spearman_within
 
-NUM_BINS = 10
 Graded = tuple[Sequence[Hashable], Sequence[float], Sequence[float]]
 
 
@@ -39,7 +39,6 @@ def reward_card(
     rejected_chars: Sequence[int],
     graded: Graded | None = None,
     confidence: float = 0.95,
-    seed: int = 0,
     *,
     prompt_ids: Sequence[Hashable] | None = None,
     margin_scale: float = 1.0,
@@ -47,8 +46,9 @@ def reward_card(
     """Return every figure of the module's list as one JSON-able dictionary.
 
     `graded` is (prompt ids, given grades, model scores), one entry a graded response. `prompt_ids` gives the
-    prompt of each pair. `margin_scale` turns a margin of scores into Bradley-Terry log-odds: 1 for the scores
-    the model was trained with, its standard deviation for standardised ones. `seed` addresses the bootstrap.
+    prompt of each pair; without it each pair counts as a prompt of its own. `margin_scale` turns a margin of scores
+    into Bradley-Terry log-odds: 1 for the scores the model was trained with, its standard deviation for standardised
+    ones.
 
     Raises ValueError for lists of unequal length and for scores that are not finite.
     """
@@ -57,54 +57,52 @@ def reward_card(
         lengths.append(len(prompt_ids))
     if len(set(lengths)) > 1:
         raise ValueError(f"scores, characters and prompt ids of the pairs differ in number: {lengths}")
-    chosen, rejected = _finite("chosen_scores", chosen_scores), _finite("rejected_scores", rejected_scores)
+    chosen, rejected = finite("chosen_scores", chosen_scores), finite("rejected_scores", rejected_scores)
     chars = np.asarray(chosen_chars, dtype=np.float64) - np.asarray(rejected_chars, dtype=np.float64)
-    card = _pair_figures(chosen - rejected, chars, prompt_ids, confidence, margin_scale)
+    prompts = list(range(len(chosen))) if prompt_ids is None else prompt_ids
+    card = _pair_figures(chosen - rejected, chars, prompts, confidence, margin_scale)
     undefined = card.pop("undefined")
     if graded is None or not len(graded[0]):
         figures: dict[str, Any] = dict.fromkeys(GRADED_FIGURES) | {"num_graded": 0, "num_graded_prompts": 0}
         undefined |= dict.fromkeys(GRADED_FIGURES, "no graded responses")
     else:
-        figures = _graded_figures(*graded, confidence=confidence, seed=seed)
+        figures = _graded_figures(*graded, confidence=confidence)
         undefined |= figures.pop("undefined")
     return card | figures | {"undefined": undefined}
 
 
-GRADED_FIGURES = ("spearman", "spearman_low", "spearman_high", "spearman_within", "kendall")
+def _with_bounds(*names: str) -> tuple[str, ...]:
+    return tuple(f"{name}{end}" for name in names for end in ("", "_low", "_high"))
+
+
+GRADED_FIGURES = _with_bounds("spearman", "spearman_within", "kendall")
 PAIR_FIGURES = (
-    "pairwise_accuracy", "pairwise_accuracy_low", "pairwise_accuracy_high", "longer_accuracy",
-    "ece", "mean_margin", "length_correlation",
-)  # fmt: skip
+    *_with_bounds("pairwise_accuracy", "longer_accuracy", "ece"),
+    "ece_plugin",
+    "mean_margin",
+    "length_correlation",
+)
 
 
 def _pair_figures(
-    margins: np.ndarray,
-    chars: np.ndarray,
-    prompt_ids: Sequence[Hashable] | None,
-    confidence: float,
-    margin_scale: float,
+    margins: np.ndarray, chars: np.ndarray, prompts: Sequence[Hashable], confidence: float, margin_scale: float
 ) -> dict[str, Any]:
-    count = len(margins)
-    if not count:
+    if not len(margins):
         reasons = dict.fromkeys(PAIR_FIGURES, "no held-out pairs")
         return dict.fromkeys(PAIR_FIGURES) | {"num_heldout_pairs": 0, "undefined": reasons}
-    right = (np.sign(margins) + 1.0) / 2.0
-    if prompt_ids is not None:
-        low, high = grouped_share_interval(right, prompt_ids, confidence)
-    else:
-        low, high = wilson_interval(float(right.sum()), count, confidence)
-    undefined = {}
+    figures: dict[str, Any] = {"num_heldout_pairs": len(margins)}
+    for name, signs in (("pairwise_accuracy", np.sign(margins)), ("longer_accuracy", np.sign(chars))):
+        right = (signs + 1.0) / 2.0
+        figures |= {name: float(right.mean()), **bounds(name, grouped_share_interval(right, prompts, confidence))}
+    figures |= calibration_error(margins, prompts, margin_scale=margin_scale, confidence=confidence)
+    undefined: dict[str, str] = {}
+    for name in ("pairwise_accuracy", "longer_accuracy", "ece"):
+        undefined |= why_no_bounds(figures, name, too_few(len(set(prompts))))
     length = math.sqrt(float((margins**2).sum()) * float((chars**2).sum()))
     if not length:
         side = "every margin is 0" if not margins.any() else "both responses of every pair are equally long"
         undefined["length_correlation"] = side
-    return {
-        "pairwise_accuracy": float(right.mean()),
-        "pairwise_accuracy_low": low,
-        "pairwise_accuracy_high": high,
-        "num_heldout_pairs": count,
-        "longer_accuracy": float(((np.sign(chars) + 1.0) / 2.0).mean()),
-        "ece": expected_calibration_error(calibration_bins(margins, margin_scale=margin_scale)),
+    return figures | {
         "mean_margin": float(margins.mean()),
         "length_correlation": float((margins * chars).sum()) / length if length else None,
         "undefined": undefined,
@@ -112,89 +110,42 @@ def _pair_figures(
 
 
 def _graded_figures(
-    prompt_ids: Sequence[Hashable], given: Sequence[float], scores: Sequence[float], *, confidence: float, seed: int
+    prompt_ids: Sequence[Hashable], given: Sequence[float], scores: Sequence[float], *, confidence: float
 ) -> dict[str, Any]:
-    grades, values = _finite("given grades", given), _finite("model scores", scores)
+    grades, values = finite("given grades", given), finite("model scores", scores)
     if not len(prompt_ids) == len(grades) == len(values):
         raise ValueError("prompt ids, grades and scores of the graded responses differ in number")
-    grade_levels, score_levels = rank_levels(grades), rank_levels(values)
+    num_prompts = len(set(prompt_ids))
     figures: dict[str, Any] = dict.fromkeys(GRADED_FIGURES)
-    undefined: dict[str, str] = {}
-    within, num_prompts = mean_spearman_within(prompt_ids, grades, values)
-    figures |= {"num_graded": len(grades), "num_graded_prompts": len(set(prompt_ids)), "spearman_within": within}
-    if within is None:
-        undefined["spearman_within"] = (
-            "the model gives every response of a prompt the same score"
-            if num_prompts
-            else "no prompt has two distinct grades"
-        )
-    figures["spearman"] = weighted_spearman(grade_levels, score_levels, np.ones(len(grades), dtype=np.int64))
-    if figures["spearman"] is None:
-        constant = "given grades" if not grade_levels.any() else "model scores"
-        names = [name for name in GRADED_FIGURES if name != "spearman_within"]
-        return figures | {"undefined": undefined | dict.fromkeys(names, f"the {constant} are constant")}
-    figures["kendall"] = float(kendalltau(grades, values, variant="b").statistic)
-    interval = bootstrap_by_group(
-        prompt_ids,
-        lambda weights: weighted_spearman(grade_levels, score_levels, weights),
-        confidence=confidence,
-        seed=seed,
-    )
-    if interval is None:
-        undefined |= dict.fromkeys(("spearman_low", "spearman_high"), "too few prompts to resample")
-    else:
-        figures["spearman_low"], figures["spearman_high"] = interval
+    figures |= {"num_graded": len(grades), "num_graded_prompts": num_prompts}
+    within, undefined = _within(prompt_ids, grades, values, confidence)
+    rho = spearman(grades, values)
+    if rho is None:
+        constant = "given grades" if not np.ptp(grades) else "model scores"
+        names = _with_bounds("spearman", "kendall")
+        return figures | within | {"undefined": undefined | dict.fromkeys(names, f"the {constant} are constant")}
+    of_rho, of_tau = rank_intervals(prompt_ids, grades, values, confidence)
+    figures |= within | bounds("spearman", of_rho) | bounds("kendall", of_tau)
+    figures |= {"spearman": rho, "kendall": float(kendalltau(grades, values, variant="b").statistic)}
+    reason = too_few(num_prompts) or "without one of the prompts one side is constant"
+    for name in ("spearman", "kendall"):
+        undefined |= why_no_bounds(figures, name, reason)
     return figures | {"undefined": undefined}
 
 
-def calibration_bins(
-    margins: Sequence[float] | np.ndarray,
-    num_bins: int = NUM_BINS,
-    *,
-    margin_scale: float = 1.0,
-    confidence: float = 0.95,
-) -> list[dict[str, Any]]:
-    """Return the non-empty bins of the reliability diagram, in order of confidence.
-
-    Each bin: `low`, `high` (its edges in [0.5, 1]), `count`, `confidence` (mean predicted), `accuracy` (mean
-    observed), `accuracy_low`, `accuracy_high` (Wilson). The edge cases: confidence 0.5 falls into the first
-    bin and 1 into the last.
-    """
-    values = _finite("margins", margins)
-    predicted = expit(margin_scale * np.abs(values))
-    right = (np.sign(values) + 1.0) / 2.0
-    place = np.clip(((predicted - 0.5) * 2.0 * num_bins).astype(np.int64), 0, num_bins - 1)
-    bins = []
-    for number in np.unique(place):
-        rows = place == number
-        count, correct = int(rows.sum()), float(right[rows].sum())
-        low, high = wilson_interval(correct, count, confidence)
-        bins.append(
-            {
-                "low": 0.5 + 0.5 * int(number) / num_bins,
-                "high": 0.5 + 0.5 * (int(number) + 1) / num_bins,
-                "count": count,
-                "confidence": float(predicted[rows].mean()),
-                "accuracy": correct / count,
-                "accuracy_low": low,
-                "accuracy_high": high,
-            }
-        )
-    return bins
-
-
-def expected_calibration_error(bins: Sequence[dict[str, Any]]) -> float | None:
-    """Return the count-weighted mean of |confidence - accuracy| over bins, `None` without any."""
-    count = sum(entry["count"] for entry in bins)
-    if not count:
-        return None
-    return sum(entry["count"] * abs(entry["confidence"] - entry["accuracy"]) for entry in bins) / count
-
-
-def _finite(name: str, values: Sequence[float] | np.ndarray) -> np.ndarray:
-    """Return the values as float64; one NaN would otherwise turn every figure after it into a silent lie."""
-    array = np.asarray(values, dtype=np.float64)
-    bad = np.flatnonzero(~np.isfinite(array))
-    if len(bad):
-        raise ValueError(f"{name}[{bad[0]}] is {array[bad[0]]}; scores must be finite")
-    return array
+def _within(
+    prompt_ids: Sequence[Hashable], grades: np.ndarray, values: np.ndarray, confidence: float
+) -> tuple[dict[str, float | None], dict[str, str]]:
+    """`spearman_within` with its bounds, and why they are undefined."""
+    rhos = spearman_within(prompt_ids, grades, values)
+    known = [rho or 0.0 for rho in rhos] if any(rho is not None for rho in rhos) else []
+    found: dict[str, float | None] = {"spearman_within": sum(known) / len(known) if known else None}
+    found |= bounds("spearman_within", mean_interval(known, confidence))
+    if not rhos:
+        reason: str | None = "no prompt has two distinct grades"
+    elif not known:
+        reason = "the model gives every response of a prompt the same score"
+    else:
+        reason = too_few(len(known), "prompts with two distinct grades")
+    undefined = why_no_bounds(found, "spearman_within", reason)
+    return found, undefined | ({} if known else {"spearman_within": str(reason)})

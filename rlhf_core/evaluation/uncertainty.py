@@ -9,11 +9,12 @@
 A figure that is undefined is None.
 """
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 import numpy as np
 from scipy.stats import pearsonr, spearmanr
 
+from rlhf_core.evaluation.intervals import bounds, grouped_share_interval
 from rlhf_core.evaluation.readings import Reading
 
 
@@ -73,19 +74,21 @@ def right_share(margins: Sequence[float]) -> float | None:
     return float(((np.sign(margins) + 1.0) / 2.0).mean()) if len(margins) else None
 
 
-def member_accuracies(chosen: Sequence[Reading], rejected: Sequence[Reading]) -> list[float | None]:
-    """Share of the pairs that each member has in the right order."""
+def accuracy_figures(figure: str, margins: Sequence[float], prompts: Sequence[Hashable]) -> dict[str, float | None]:
+    """`figure`, the `right_share` of the margins, and its bounds over the prompts that the pairs are of."""
+    right = (np.sign(margins) + 1.0) / 2.0
+    return {figure: right_share(margins), **bounds(figure, grouped_share_interval(right, prompts))}
+
+
+def member_margins(chosen: Sequence[Reading], rejected: Sequence[Reading]) -> list[list[float]]:
+    """Margin of every pair by each member."""
     members = range(len(chosen[0].members)) if chosen else ()
+    return [[one.members[k] - other.members[k] for one, other in zip(chosen, rejected, strict=True)] for k in members]
+
+
+def majority_margins(chosen: Sequence[Reading], rejected: Sequence[Reading]) -> list[float]:
+    """By how many more members are right than wrong of each pair; below 0 where more are wrong."""
     return [
-        right_share([one.members[k] - other.members[k] for one, other in zip(chosen, rejected, strict=True)])
-        for k in members
-    ]
-
-
-def majority_accuracy(chosen: Sequence[Reading], rejected: Sequence[Reading]) -> float | None:
-    """Share of the pairs on which more members are right than wrong; as many of both count half."""
-    balance = [
         float(np.sign(np.subtract(one.members, other.members)).sum())
         for one, other in zip(chosen, rejected, strict=True)
     ]
-    return right_share(balance)

@@ -2,17 +2,20 @@
 
 One entry a model: how it writes, how far it drifted, and for candidates how it fares against the SFT model, at the
 top level by the first judge at the first temperature, and under `judges` by every judge at every temperature
-(`judges.<judge>.T=<temperature>`). `verdict` names the candidate with the highest win rate; it is a description of
-this run, chosen after the fact, and its interval is not corrected for having picked the best.
+(`judges.<judge>.T=<temperature>`). Every interval of a win rate is one of as many as there are candidates, which hold
+all at once (`ab.summarise`); so `verdict`, which names the candidate with the highest win rate, may pick.
 """
 
 from collections.abc import Mapping, Sequence
+from itertools import compress
 from statistics import fmean
 from typing import Any
 
 from rlhf_core.config import EvaluateConfig
 from rlhf_core.data.demo.gold import CRITERIA, Grade
 from rlhf_core.evaluation.ab import Verdicts, summarise
+from rlhf_core.evaluation.gains import paired_gains
+from rlhf_core.evaluation.refusals import refusal_figures, refusal_test
 from rlhf_core.evaluation.response_set import JudgedSet
 from rlhf_core.evaluation.text import length_figures, variety_figures
 
@@ -29,6 +32,7 @@ def evaluation_metrics(
     judged: Mapping[tuple[str, float], JudgedSet],
     compared: Mapping[tuple[str, float, str], Verdicts],
     drift: Mapping[str, Mapping[str, Any]],
+    tasks: Sequence[str],
 ) -> dict[str, Any]:
     """Return the figures of the whole stage.
 
@@ -38,20 +42,35 @@ def evaluation_metrics(
         judged: response sets by model and temperature.
         compared: verdicts on a candidate against SFT by candidate, temperature and judge.
         drift: `drift.drift_figures` by model.
+        tasks: of the prompts, in their order; `settings.refuse_tasks` says which should be refused.
     """
     first = settings.temperatures[0]
-    models: dict[str, Any] = {
-        name: dict(drift[name]) | _descriptions([judged[name, temperature] for temperature in settings.temperatures])
-        for name in (SFT, *algorithms)
-    }
+    answerable = [task not in settings.refuse_tasks for task in tasks]
+    refuses = refusal_test(settings.refusals)
+    models: dict[str, Any] = {}
+    for name in (SFT, *algorithms):
+        sets = [judged[name, temperature] for temperature in settings.temperatures]
+        models[name] = dict(drift[name]) | _descriptions(sets)
+        models[name]["refusals"] = {
+            temperature_label(one.responses.temperature): refusal_figures(
+                [refuses(text) for text in one.responses.texts], answerable, settings.confidence
+            )
+            for one in sets
+        }
     for name in algorithms:
-        judges = _comparisons(settings, name, compared)
+        judges = _comparisons(settings, name, compared, len(algorithms))
         headline = dict(judges[settings.judges[0]][temperature_label(first)])
         del headline["order_consistency"]
-        models[name] |= headline | {"judges": judges} | _gains(judged[name, first], judged[SFT, first])
+        refused = [
+            [refuses(text) for text in compress(judged[one, first].responses.texts, answerable)] for one in (name, SFT)
+        ]
+        gains = paired_gains(judged[name, first], judged[SFT, first], refused, settings.confidence)
+        undefined = {**headline.get("undefined", {}), **gains.get("undefined", {})}
+        models[name] |= headline | {"judges": judges} | gains | ({"undefined": undefined} if undefined else {})
     best = max(algorithms, key=lambda name: models[name]["win_rate"])  # the first of equals
     verdict = {key: models[best][key] for key in VERDICT_FIGURES} | {
         "judge": settings.judges[0],
+        "num_candidates": len(algorithms),
         "simulated": settings.judges[0] in SIMULATED_JUDGES,
         "temperature": first,
         "best": best,
@@ -66,15 +85,14 @@ def temperature_label(temperature: float) -> str:
 
 
 def _comparisons(
-    settings: EvaluateConfig, name: str, compared: Mapping[tuple[str, float, str], Verdicts]
+    settings: EvaluateConfig, name: str, compared: Mapping[tuple[str, float, str], Verdicts], candidates: int
 ) -> dict[str, dict[str, Any]]:
     judges: dict[str, dict[str, Any]] = {judge: {} for judge in settings.judges}
     for judge, figures in judges.items():
         for temperature in settings.temperatures:
             verdicts = compared[name, temperature, judge]
-            figures[temperature_label(temperature)] = summarise(verdicts.outcomes, settings.confidence) | {
-                "order_consistency": verdicts.consistency
-            }
+            summary = summarise(verdicts.outcomes, settings.confidence, candidates)
+            figures[temperature_label(temperature)] = summary | {"order_consistency": verdicts.consistency}
     return judges
 
 
@@ -100,15 +118,4 @@ def gold_means(grades: Sequence[Grade]) -> dict[str, float]:
     return means | {
         "truthful_share": fmean(float(grade.fully_truthful) for grade in grades),
         "wellformed_share": fmean(float(grade.wellformed) for grade in grades),
-    }
-
-
-def _gains(candidate: JudgedSet, sft: JudgedSet) -> dict[str, float | None]:
-    """What the share of wholly truthful replies and the mean gold score gained over the SFT model."""
-    if not candidate.grades:
-        return {"truthful_share_gain": None, "gold_gain": None}
-    after, before = gold_means(candidate.grades), gold_means(sft.grades)
-    return {
-        "truthful_share_gain": after["truthful_share"] - before["truthful_share"],
-        "gold_gain": after["gold"] - before["gold"],
     }

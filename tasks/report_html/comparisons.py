@@ -6,6 +6,7 @@ from typing import NamedTuple
 from markupsafe import Markup
 
 from tasks.report_html.svg import Scale, figure, horizontal_axis, line, tag, text
+from tasks.report_html.words import interval_text
 
 ROW = 26.0
 FOREST_WIDTH, EDGE = 420.0, 12.0
@@ -17,8 +18,8 @@ class WinRate(NamedTuple):
     name: str
     color: str
     win_rate: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     counts: str
     p_value: str
 
@@ -40,7 +41,7 @@ def forest_plot(groups: Mapping[str, Sequence[WinRate]], caption: str = "Win rat
 
 
 def _forest_row(row: WinRate) -> Markup:
-    figures = f"{row.win_rate:.3f} [{row.low:.3f}, {row.high:.3f}]"
+    figures = interval_text({"rate": row.win_rate, "rate_low": row.low, "rate_high": row.high}, "rate")
     scale, y = Scale(0.0, 1.0, EDGE, FOREST_WIDTH - EDGE), ROW / 2
     x = scale(row.win_rate)
     plot = figure(
@@ -49,9 +50,7 @@ def _forest_row(row: WinRate) -> Markup:
         f"{row.name}: {figures}",
         *(line(scale(value), 0, scale(value), ROW, "grid") for value in scale.ticks(5)),
         line(scale(0.5), 0, scale(0.5), ROW, "reference"),
-        line(scale(row.low), y, scale(row.high), y, f"interval {row.color}"),
-        line(scale(row.low), y - 4, scale(row.low), y + 4, f"interval {row.color}"),
-        line(scale(row.high), y - 4, scale(row.high), y + 4, f"interval {row.color}"),
+        *_interval_bar(row, y, scale),
         tag("rect", x=x - 4.5, y=y - 4.5, width=9, height=9, class_=f"fill {row.color}"),
     )
     return tag(
@@ -67,6 +66,13 @@ def _forest_row(row: WinRate) -> Markup:
 def _forest_axis() -> Markup:
     scale = Scale(0.0, 1.0, EDGE, FOREST_WIDTH - EDGE)
     return figure(FOREST_WIDTH, 18, "scale from 0 to 1", horizontal_axis(scale, 0, 5))
+
+
+def _interval_bar(row: WinRate, y: float, scale: Scale) -> list[Markup]:
+    if row.low is None or row.high is None:
+        return []
+    low, high, style = scale(row.low), scale(row.high), f"interval {row.color}"
+    return [line(low, y, high, y, style), line(low, y - 4, low, y + 4, style), line(high, y - 4, high, y + 4, style)]
 
 
 def dot_plot(title: str, criteria: Mapping[str, Mapping[str, float]], colors: Mapping[str, str]) -> Markup:

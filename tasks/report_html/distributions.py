@@ -121,7 +121,7 @@ def calibration_plot(bins: Sequence[Mapping[str, Any]], ece: float | None) -> Ma
     """Return the reliability diagram: accuracy against confidence with intervals, and the pairs a bin holds."""
     width, height = 460.0, 310.0
     left, right, top, bottom, floor = 46.0, width - 14.0, 34.0, 218.0, 274.0
-    lowest = min([0.5, *(entry["accuracy_low"] for entry in bins)])
+    lowest = min([0.5, *(entry["accuracy_low"] or entry["accuracy"] for entry in bins)])
     x_scale, y_scale = Scale(0.5, 1.0, left, right), Scale(lowest - lowest % 0.1, 1.0, bottom, top)
     most = max(entry["count"] for entry in bins)
     parts = [
@@ -133,14 +133,17 @@ def calibration_plot(bins: Sequence[Mapping[str, Any]], ece: float | None) -> Ma
     ]
     for entry in bins:
         x, y = x_scale(entry["confidence"]), y_scale(entry["accuracy"])
+        low, high = entry["accuracy_low"], entry["accuracy_high"]
+        bar = low is not None
         tip = (
             f"confidence {entry['confidence']:.3f}, accuracy {entry['accuracy']:.3f} "
-            f"[{entry['accuracy_low']:.3f}, {entry['accuracy_high']:.3f}], {entry['count']} pairs"
+            + (f"[{low:.3f}, {high:.3f}]" if bar else "(too few prompts for an interval)")
+            + f", {entry['count']} pairs"
         )
         start, end = x_scale(entry["low"]) + 1, x_scale(entry["high"]) - 1
         tall = 34.0 * entry["count"] / most
         parts += [
-            line(x, y_scale(entry["accuracy_low"]), x, y_scale(entry["accuracy_high"]), "interval c-main"),
+            line(x, y_scale(low), x, y_scale(high), "interval c-main") if bar else Markup(""),
             tag("circle", tag("title", tip), cx=x, cy=y, r=3.5, class_="fill c-main"),
             tag(
                 "rect", tag("title", tip), x=start, y=floor - tall, width=end - start, height=tall, class_="bar c-main"

@@ -93,12 +93,10 @@ def _tiles(run: RunFiles, algorithms: Sequence[str]) -> Iterator[tuple[str, str,
     evaluation, reward = run.metrics.get("evaluate"), run.metrics.get("reward")
     compared = {name: evaluation[name] for name in algorithms} if evaluation else {}
     for name, figures in compared.items():
-        low, high = figures["win_rate_low"], figures["win_rate_high"]
-        note = f"interval {low:.1%} to {high:.1%}, p = {words.p_text(figures['p_value'])}".replace("= <", "< ")
+        note = f"{words.bounds_text(figures, 'win_rate')}, p = {words.p_text(figures['p_value'])}".replace("= <", "< ")
         yield f"{words.ALGORITHMS[name]} win rate against SFT", f"{figures['win_rate']:.1%}", note
     if reward and reward.get("pairwise_accuracy") is not None:
-        low, high = reward["pairwise_accuracy_low"], reward["pairwise_accuracy_high"]
-        note = f"interval {low:.1%} to {high:.1%}; always longer {reward['longer_accuracy']:.1%}"
+        note = f"{words.bounds_text(reward, 'pairwise_accuracy')}; always longer {reward['longer_accuracy']:.1%}"
         yield "Reward model, held-out pairs right", f"{reward['pairwise_accuracy']:.1%}", note
     if reward and reward.get("spearman") is not None:
         within = reward.get("spearman_within")

@@ -64,6 +64,14 @@ def interval_text(figures: Mapping[str, Any], key: str, digits: int = 3) -> str:
     return f"{value:.{digits}f}" + ("" if low is None or high is None else f" [{low:.{digits}f}, {high:.{digits}f}]")
 
 
+def bounds_text(figures: Mapping[str, Any], key: str) -> str:
+    """Return `interval 72.2% to 79.5%` from `key_low` and `key_high`, or that there is none."""
+    low, high = figures.get(f"{key}_low"), figures.get(f"{key}_high")
+    if low is None or high is None:
+        return "too few prompts for an interval"
+    return f"interval {low:.1%} to {high:.1%}"
+
+
 def sampling(temperature: float) -> str:
     """Return how responses were drawn: `greedy` or `temperature 0.7`."""
     return "greedy" if temperature == 0 else f"temperature {temperature:g}"
@@ -72,9 +80,12 @@ def sampling(temperature: float) -> str:
 def verdict_sentence(verdict: Mapping[str, Any]) -> str:
     """Return what the comparison with the SFT model says, in one sentence that claims no more than its interval."""
     name = ALGORITHMS.get(verdict["best"], verdict["best"])
-    if verdict["win_rate_low"] > 0.5:
+    low, high = verdict["win_rate_low"], verdict["win_rate_high"]
+    if low is None or high is None:
+        finding = f"Too few prompts to tell {name} from the SFT model"
+    elif low > 0.5:
         finding = f"{name} beats the SFT model"
-    elif verdict["win_rate_high"] < 0.5:
+    elif high < 0.5:
         finding = f"No policy beats the SFT model; the best, {name}, loses to it"
     else:
         finding = f"{name} cannot be told from the SFT model"

@@ -1,5 +1,6 @@
 """What a version must show before it may become champion: figures against limits, nothing else.
 
+What is held against a limit is the end of the figure's interval that is nearer to it: chance alone must not pass.
 A figure that is undefined never passes: every comparison with it is written so that it comes out false.
 """
 
@@ -87,10 +88,10 @@ def policy_gates(config: GatesConfig, figures: Figures, versus_champion: Figures
         )
     drift = Gate(
         name="max_kl_to_sft",
-        figure=figures.get("kl_to_sft"),
+        figure=figures.get("kl_to_sft_high"),
         limit=config.max_kl_to_sft,
         at_least=False,
-        detail="KL to SFT in nats a response",
+        detail="upper bound of the KL to SFT in nats a response",
     )
     return [*gates, drift]
 
@@ -125,23 +126,28 @@ def reward_gates(config: GatesConfig, figures: Figures) -> list[Gate]:
     gates = [
         _at_least(
             "min_pairwise_accuracy",
-            figures.get("pairwise_accuracy"),
+            figures.get("pairwise_accuracy_low"),
             config.min_pairwise_accuracy,
-            "held-out pairwise accuracy of the reward model",
+            "lower bound of the held-out pairwise accuracy of the reward model",
         )
     ]
     if config.min_spearman is not None:
         gates.append(
-            _at_least("min_spearman", figures.get("spearman"), config.min_spearman, "Spearman of the reward model")
+            _at_least(
+                "min_spearman",
+                figures.get("spearman_low"),
+                config.min_spearman,
+                "lower bound of Spearman's rho of the reward model",
+            )
         )
     if config.max_ece is not None:
         gates.append(
             Gate(
                 name="max_ece",
-                figure=figures.get("ece"),
+                figure=figures.get("ece_high"),
                 limit=config.max_ece,
                 at_least=False,
-                detail="calibration error of the reward model",
+                detail="upper bound of the calibration error of the reward model",
             )
         )
     return gates

@@ -6,6 +6,7 @@ from itertools import permutations
 from pathlib import Path
 from typing import Any, get_args
 
+import numpy as np
 import pytest
 import torch
 from dvc.repo import Repo
@@ -18,6 +19,7 @@ from rlhf_core.models.policy import load_policy
 from rlhf_core.models.tokenizer import load_tokenizer
 from rlhf_core.state.atomic import tree_digest
 from tasks import combine, evaluate, paths, report
+from tasks.combine_gain import gain_figures
 from tasks.definition import stage_definition
 from tasks.frame import run_stage
 from tasks.params import load_params
@@ -42,11 +44,16 @@ def combined(project: Path, **more: Any) -> None:
     )
 
 
-def chosen_likelihood(project: Path, policy: Any) -> float:
-    """Log-likelihood a token of the held-out chosen responses that the stage read, read here anew."""
+def read_pairs(project: Path) -> tuple[list[Any], list[Any]]:
+    """The held-out pairs that choose, and those that measure."""
     params, definition = load_params(project / "params.yaml"), stage_definition(project, "combine@weights")
     stage = Stage(definition, params, project, project, None)
-    pairs = combine._heldout_pairs(stage, load_tokenizer(project / "artifacts/sft/model"))
+    return combine._heldout_pairs(stage, load_tokenizer(project / "artifacts/sft/model"))
+
+
+def chosen_likelihood(project: Path, policy: Any, measuring: bool = False) -> float:
+    """Log-likelihood a token of the held-out chosen responses that the stage read, read here anew."""
+    pairs = read_pairs(project)[measuring]
     rows = [pair.prompt for pair in pairs], [pair.chosen for pair in pairs]
     return summed_logprobs(policy, *rows, pad_id=0, batch_size=1).sum() / sum(map(len, rows[1]))
 
@@ -80,9 +87,14 @@ def test_the_shares_are_the_best_on_heldout_pairs_and_each_member_is_measured(
     assert (told["value"], told["shares"]) == (chosen["value"], chosen["shares"])
     for name, member in zip(names, members, strict=True):
         assert told["alone"][name]["value"] == pytest.approx(chosen_likelihood(project, member), abs=1e-5)
-    assert told["gain_over_best_member"] == told["value"] - max(row["value"] for row in told["alone"].values())
+    best = max(names, key=lambda name: told["alone"][name]["value"])
+    assert told["best_member"] == best
     policy = load_any_policy(project / f"artifacts/align/{method}/model")
     assert told["value"] == pytest.approx(chosen_likelihood(project, policy), abs=1e-5)
+    alone = chosen_likelihood(project, members[names.index(best)], measuring=True)
+    gained = chosen_likelihood(project, policy, measuring=True) - alone
+    assert told["gain_over_best_member"] == pytest.approx(gained, abs=1e-5)
+    assert told["gain_over_best_member_low"] <= gained <= told["gain_over_best_member_high"]
     shares = tuple(told["shares"][name] for name in names)
     if isinstance(policy, PolicyMixture):
         assert policy.shares == shares
@@ -93,6 +105,48 @@ def test_the_shares_are_the_best_on_heldout_pairs_and_each_member_is_measured(
         for name in made:
             mean = sum(share * one[name].double() for share, one in zip(shares, of, strict=True))
             assert torch.equal(made[name], mean.float())
+
+
+def test_pairs_that_measure_the_gain_are_of_prompts_that_did_not_choose(project: Path) -> None:
+    combined(project, pairs=1000)
+    choose, measure = read_pairs(project)
+    of_choice, of_gain = ({tuple(pair.prompt) for pair in half} for half in (choose, measure))
+    assert of_choice
+    assert not of_choice & of_gain
+    assert abs(len(of_choice) - len(of_gain)) <= 1
+    assert run(project, "combine@weights") == 0
+    told = figures(project, "combine@weights")
+    assert (told["num_pairs"], told["num_gain_pairs"]) == (len(choose), len(measure))
+
+
+def test_choosing_among_equals_gains_nothing_on_average() -> None:
+    """Forty policies as good as their members: the best looks better on the pairs that chose it, and nowhere else."""
+    rng, seen, gained = np.random.default_rng(0), [], []
+    for _ in range(300):
+        values = rng.normal(size=(41, 60))  # of each policy on each prompt; the last is the best member
+        chosen = int(values[:40, :30].mean(1).argmax())
+        seen.append((values[chosen, :30] - values[40, :30]).mean())
+        ours, weights = values[:, 30:], np.ones(30)
+        found = gain_figures(lambda place, ours=ours, weights=weights: (ours[place], weights), chosen, 40, 30)
+        gained.append(found)
+    assert np.mean(seen) > 0.3
+    assert abs(np.mean([one["gain_over_best_member"] for one in gained])) < 0.05
+    inside = np.mean([one["gain_over_best_member_low"] <= 0 <= one["gain_over_best_member_high"] for one in gained])
+    assert 0.92 <= inside <= 0.98
+
+
+def test_a_gain_of_tokens_is_that_of_all_tokens_together() -> None:
+    ours, theirs, tokens = (
+        np.array([2.0, 4.0, 6.0, 1.0]),
+        np.array([1.0, 1.0, 2.0, 1.0]),
+        np.array([1.0, 2.0, 4.0, 1.0]),
+    )
+    found = gain_figures(lambda policy: (policy, tokens), ours, theirs, 7)
+    assert found["gain_over_best_member"] == (1 + 3 + 4 + 0) / 8
+    assert found["undefined"]["gain_over_best_member_low"] == "too few prompts: 4, an interval needs 5"
+    nothing = gain_figures(None, ours, theirs, 0)
+    assert nothing["gain_over_best_member"] is None
+    assert nothing["undefined"]["gain_over_best_member"] == "all held-out pairs are of one prompt, which chose"
 
 
 def test_a_mixture_is_chosen_with_one_pass_of_each_member(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,7 +170,7 @@ def test_equal_members_count_alike(project: Path) -> None:
         assert run(project, f"combine@{method}") == 0
         told = figures(project, f"combine@{method}")
         assert told["shares"] == dict.fromkeys(("dpo", "chain", "ppo"), 2 / 6)
-        assert told["gain_over_best_member"] == pytest.approx(0.0, abs=1e-9)
+        assert told["gain_over_best_member"] == pytest.approx(0.0, abs=1e-6)
 
 
 def test_combined_policies_are_compared_and_shown_like_the_others(project: Path) -> None:

@@ -27,7 +27,7 @@ def test_a_difference_within_the_tolerance_is_a_tie():
 
 
 def test_swapping_the_sides_mirrors_the_result():
-    one, other = compare_scores([1, 2, 3, 9], [2, 2, 1, 1]), compare_scores([2, 2, 1, 1], [1, 2, 3, 9])
+    one, other = compare_scores([1, 2, 3, 9, 8], [2, 2, 1, 1, 1]), compare_scores([2, 2, 1, 1, 1], [1, 2, 3, 9, 8])
     assert (one["wins"], one["losses"]) == (other["losses"], other["wins"])
     assert one["win_rate"] == 1 - other["win_rate"]
     assert one["win_rate_low"] == pytest.approx(1 - other["win_rate_high"])
@@ -35,7 +35,7 @@ def test_swapping_the_sides_mirrors_the_result():
 
 
 def test_a_wider_confidence_gives_a_wider_interval():
-    narrow, wide = (compare_scores([1, 1, 0], [0, 0, 1], confidence) for confidence in (0.8, 0.99))
+    narrow, wide = (compare_scores([1, 1, 0, 1, 1], [0, 0, 1, 0, 0], confidence) for confidence in (0.8, 0.99))
     assert wide["win_rate_low"] < narrow["win_rate_low"] < narrow["win_rate_high"] < wide["win_rate_high"]
 
 

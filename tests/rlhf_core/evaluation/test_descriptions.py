@@ -11,6 +11,7 @@ from rlhf_core.config import EvaluateConfig, ModelConfig
 from rlhf_core.data.demo.gold import Grade
 from rlhf_core.evaluation.ab import TIE_WITHIN, both_orders
 from rlhf_core.evaluation.drift import drift_figures, summed_logprobs, token_logprobs
+from rlhf_core.evaluation.intervals import mean_interval
 from rlhf_core.evaluation.judges import score_judge
 from rlhf_core.evaluation.response_set import JudgedSet, ResponseSet
 from rlhf_core.evaluation.samples import side_by_side
@@ -74,12 +75,13 @@ def test_drift_by_hand():
     assert figures["kl_to_sft"] == 2.0
     assert figures["kl_per_token"] == 4.0 / 8
     assert figures["perplexity_under_sft"] == pytest.approx(math.exp(12 / 8))
-    half = 1.959964 * math.sqrt(2.0) / math.sqrt(2)
-    assert (figures["kl_to_sft_low"], figures["kl_to_sft_high"]) == pytest.approx((2 - half, 2 + half))
 
 
-def test_drift_of_one_response_has_no_interval():
-    figures = drift_figures(np.array([-2.0]), np.array([-2.5]), [3])
+def test_drift_has_the_interval_of_a_mean_from_five_responses_up():
+    logprobs, reference = np.array([-2.0, -6.0, -3.0, -1.0, -7.0]), np.array([-5.0, -7.0, -3.5, -1.5, -9.0])
+    figures = drift_figures(logprobs, reference, [3, 5, 2, 2, 4], 0.9)
+    assert (figures["kl_to_sft_low"], figures["kl_to_sft_high"]) == mean_interval(logprobs - reference, 0.9)
+    figures = drift_figures(logprobs[:4], reference[:4], [3, 5, 2, 2])
     assert (figures["kl_to_sft_low"], figures["kl_to_sft_high"]) == (None, None)
 
 
@@ -150,7 +152,7 @@ def test_metrics_name_the_best_and_repeat_the_first_judge():
         for judge in settings.judges
     }
     drift = {name: {"kl_to_sft": kl} for name, kl in (("sft", 0.0), ("ppo", 2.0), ("dpo", 1.0))}
-    metrics = evaluation_metrics(settings, ("ppo", "dpo"), sets, compared, drift)
+    metrics = evaluation_metrics(settings, ("ppo", "dpo"), sets, compared, drift, ["x", "unsafe", "x", "x"])
     assert (metrics["ppo"]["wins"], metrics["ppo"]["ties"], metrics["ppo"]["losses"]) == (2, 1, 1)
     assert metrics["verdict"]["best"] == "dpo"
     assert metrics["verdict"]["win_rate"] == 0.75
@@ -160,6 +162,9 @@ def test_metrics_name_the_best_and_repeat_the_first_judge():
     assert metrics["ppo"]["truthful_share_gain"] == pytest.approx(0.25)
     assert metrics["dpo"]["gold_gain"] == pytest.approx(0.725 - 0.5)
     assert "win_rate" not in metrics["sft"]
+    assert metrics["ppo"]["undefined"]["win_rate_low"] == "too few prompts: 4, an interval needs 5"
+    assert metrics["ppo"]["undefined"]["over_refusal_gain_high"] == "too few prompts: 3, an interval needs 5"
+    assert metrics["sft"]["refusals"]["T=1"]["num_answerable_prompts"] == 3
     json.dumps(metrics, allow_nan=False)
 
 

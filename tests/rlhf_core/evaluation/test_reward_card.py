@@ -7,14 +7,15 @@ import numpy as np
 import pytest
 from scipy.stats import kendalltau, spearmanr
 
-from rlhf_core.evaluation.intervals import wilson_interval
-from rlhf_core.evaluation.reward_card import calibration_bins, expected_calibration_error, reward_card
+from rlhf_core.evaluation.intervals import mean_interval, wilson_interval
+from rlhf_core.evaluation.reward_card import reward_card
 
 
 def test_a_worked_example():
     card = reward_card([2.0, 1.0, 0.0, 3.0], [1.0, 1.0, 1.0, 0.0], [10, 5, 7, 9], [5, 5, 9, 12])
     assert card["pairwise_accuracy"] == (1 + 0.5 + 0 + 1) / 4
-    assert (card["pairwise_accuracy_low"], card["pairwise_accuracy_high"]) == wilson_interval(2.5, 4)
+    assert (card["pairwise_accuracy_low"], card["pairwise_accuracy_high"]) == (None, None)
+    assert card["undefined"]["pairwise_accuracy_low"] == "too few prompts: 4, an interval needs 5"
     assert card["longer_accuracy"] == (1 + 0.5 + 0 + 0) / 4
     assert card["num_heldout_pairs"] == 4
     assert card["mean_margin"] == (1 + 0 - 1 + 3) / 4
@@ -22,55 +23,40 @@ def test_a_worked_example():
     assert card["length_correlation"] == pytest.approx((5 + 2 - 9) / math.sqrt(11 * 38))
 
 
-def test_calibration_by_hand():
-    margin = math.log(3)  # confidence 3/4
-    bins = calibration_bins([margin, margin, margin, -margin, 0.0, 0.0])
-    assert [(entry["count"], entry["accuracy"]) for entry in bins] == [(2, 0.5), (4, 0.75)]
-    assert [entry["confidence"] for entry in bins] == pytest.approx([0.5, 0.75])
-    assert expected_calibration_error(bins) == pytest.approx(0.0)
-    overconfident = calibration_bins([margin, -margin])
-    assert expected_calibration_error(overconfident) == pytest.approx(0.25)
-
-
-def test_calibration_error_is_that_of_both_orientations():
-    margins = np.random.default_rng(2).normal(0.8, 1.5, 700)
-    predicted = np.concatenate([1 / (1 + np.exp(-margins)), 1 / (1 + np.exp(margins))])
-    outcome = np.concatenate([np.ones(700), np.zeros(700)])
-    place = np.minimum((predicted * 20).astype(int), 19)
-    expected = sum(
-        abs(predicted[place == index].mean() - outcome[place == index].mean()) * (place == index).mean()
-        for index in np.unique(place)
-    )
-    assert expected_calibration_error(calibration_bins(margins)) == pytest.approx(expected, abs=1e-12)
-
-
-def test_margins_of_standardised_scores_are_scaled_back():
-    margins = np.random.default_rng(0).normal(1.0, 2.0, 500)
-    scaled, plain = calibration_bins(margins / 4, margin_scale=4.0), calibration_bins(margins)
-    assert [entry["count"] for entry in scaled] == [entry["count"] for entry in plain]
-    assert [entry["confidence"] for entry in scaled] == pytest.approx([entry["confidence"] for entry in plain])
-
-
-def test_a_calibrated_model_has_a_small_error_and_an_inflated_one_a_large():
-    generator = np.random.default_rng(9)
-    margins = generator.normal(0, 2, 20_000)
-    true = np.where(generator.random(20_000) < 1 / (1 + np.exp(-margins)), margins, -margins)
-    assert expected_calibration_error(calibration_bins(true)) < 0.01
-    assert expected_calibration_error(calibration_bins(true, margin_scale=5.0)) > 0.1
-
-
 def test_rank_correlations_are_those_of_scipy():
     generator = np.random.default_rng(6)
     grades = generator.integers(0, 6, 300).astype(float)
     scores = grades + generator.normal(0, 2, 300)
     prompts = [row // 5 for row in range(300)]
-    card = reward_card([1.0], [0.0], [1], [2], (prompts, grades, scores), seed=3)
+    card = reward_card([1.0], [0.0], [1], [2], (prompts, grades, scores))
     assert card["spearman"] == pytest.approx(spearmanr(grades, scores).statistic)
     assert card["kendall"] == pytest.approx(kendalltau(grades, scores).statistic)
-    assert card["spearman_low"] < card["spearman"] < card["spearman_high"]
+    for name in ("spearman", "kendall"):
+        assert card[f"{name}_low"] < card[name] < card[f"{name}_high"]
     within = [spearmanr(grades[i : i + 5], scores[i : i + 5]).statistic for i in range(0, 300, 5)]
     assert card["spearman_within"] == pytest.approx(np.mean(within))
-    assert card == reward_card([1.0], [0.0], [1], [2], (prompts, grades, scores), seed=3)
+    low, high = mean_interval(within)
+    assert (card["spearman_within_low"], card["spearman_within_high"]) == pytest.approx((low, high))
+    assert card == reward_card([1.0], [0.0], [1], [2], (prompts, grades, scores))
+
+
+def test_without_prompts_each_pair_is_one():
+    card = reward_card([1.0, 1.0, 0.0, 3.0, 1.0], [0.0, 1.0, 1.0, 0.0, 0.0], [1] * 5, [1] * 5)
+    assert (card["pairwise_accuracy_low"], card["pairwise_accuracy_high"]) == wilson_interval(3.5, 5)
+
+
+def test_four_prompts_are_too_few_for_any_interval_and_five_are_enough():
+    generator = np.random.default_rng(3)
+    for prompts in (4, 5):
+        groups = np.repeat(np.arange(prompts), 6).tolist()
+        grades = generator.integers(0, 4, len(groups)).astype(float)
+        scores = grades + generator.normal(size=len(groups))
+        pairs = (generator.normal(0.5, 1, len(groups)), [0.0] * len(groups), [1] * len(groups), [2] * len(groups))
+        card = reward_card(*pairs, (groups, grades, scores), prompt_ids=groups)
+        ends = {name for name in card if name.endswith(("_low", "_high"))}
+        assert len(ends) == 12
+        assert {name for name in ends if card[name] is None} == (ends if prompts == 4 else set())
+        assert set(card["undefined"]) - {"length_correlation"} == (ends if prompts == 4 else set())
 
 
 def test_pairs_of_one_prompt_widen_the_interval():

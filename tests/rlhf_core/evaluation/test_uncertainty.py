@@ -8,11 +8,13 @@ import pytest
 import torch
 from scipy.stats import pearsonr, spearmanr
 
+from rlhf_core.evaluation.intervals import wilson_interval
 from rlhf_core.evaluation.readings import Reading
 from rlhf_core.evaluation.uncertainty import (
-    majority_accuracy,
+    accuracy_figures,
+    majority_margins,
     margin_deviations,
-    member_accuracies,
+    member_margins,
     right_share,
     uncertainty_figures,
 )
@@ -79,7 +81,20 @@ def test_accuracies_of_members_and_of_their_majority() -> None:
     """Three members on three pairs: right or wrong one by one, and by the number of them that is right."""
     chosen = readings((1.0, 1.0, 0.0), (1.0, 0.0, 0.0), (1.0, 0.0, 0.5))
     rejected = readings((0.0, 0.0, 1.0), (0.0, 1.0, 1.0), (0.0, 1.0, 0.5))
-    assert member_accuracies(chosen, rejected) == pytest.approx([1.0, 1 / 3, 1 / 6])
-    assert majority_accuracy(chosen, rejected) == pytest.approx((1.0 + 0.0 + 0.5) / 3)
+    assert [right_share(own) for own in member_margins(chosen, rejected)] == pytest.approx([1.0, 1 / 3, 1 / 6])
+    assert right_share(majority_margins(chosen, rejected)) == pytest.approx((1.0 + 0.0 + 0.5) / 3)
     assert right_share([]) is None
-    assert member_accuracies([], []) == []
+    assert member_margins([], []) == []
+
+
+def test_accuracies_have_bounds_over_prompts_from_five_prompts_up() -> None:
+    margins = [1.0, -1.0, 1.0, 1.0, 1.0, 0.0]
+    found = accuracy_figures("majority_accuracy", margins, list("abcdef"))
+    low, high = wilson_interval(4.5, 6)
+    assert found == {
+        "majority_accuracy": 0.75, "majority_accuracy_low": pytest.approx(low),
+        "majority_accuracy_high": pytest.approx(high),
+    }  # fmt: skip
+    assert accuracy_figures("pairwise_accuracy", margins, list("abcdda")) == {
+        "pairwise_accuracy": 0.75, "pairwise_accuracy_low": None, "pairwise_accuracy_high": None,
+    }  # fmt: skip

@@ -14,7 +14,8 @@ import pytest
 
 from rlhf_core.config import Params
 from rlhf_core.evaluation.ab import compare_scores
-from rlhf_core.evaluation.reward_card import calibration_bins, reward_card
+from rlhf_core.evaluation.calibration import calibration_bins
+from rlhf_core.evaluation.reward_card import reward_card
 
 REPOSITORY = Path(__file__).parents[3]
 QUALITY = {"sft": 0.70, "ppo": 0.86, "dpo": 0.84}

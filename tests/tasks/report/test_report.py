@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from rlhf_core.config import AlignConfig, EvaluateConfig, LabelConfig, Params
-from rlhf_core.evaluation.reward_card import calibration_bins
+from rlhf_core.evaluation.calibration import calibration_bins
 from rlhf_core.state.atomic import digest_of, tree_digest
 from tasks.report_html.distributions import Series, calibration_plot, grade_plot, histogram, line_chart
 from tasks.report_html.page import render

@@ -9,8 +9,8 @@ from tasks.tracking.names import ModelVersion, parse_reference
 CONFIG = GatesConfig(
     min_win_rate_low=0.6, min_win_rate_low_champion=0.5, max_kl_to_sft=6.0, min_pairwise_accuracy=0.8, min_spearman=0.7
 )
-GOOD = MappingProxyType({"win_rate_low": 0.65, "kl_to_sft": 3.0})
-REWARD = MappingProxyType({"pairwise_accuracy": 0.85, "spearman": 0.8})
+GOOD = MappingProxyType({"win_rate_low": 0.65, "kl_to_sft_high": 3.0})
+REWARD = MappingProxyType({"pairwise_accuracy": 0.85, "pairwise_accuracy_low": 0.82, "spearman_low": 0.78})
 
 
 def version(name="rlhf-policy", metrics=GOOD):
@@ -41,12 +41,12 @@ def test_a_good_policy_passes_every_gate():
     ("metrics", "gate"),
     [
         ({**GOOD, "win_rate_low": 0.5999}, "min_win_rate_low"),
-        ({**GOOD, "kl_to_sft": 6.001}, "max_kl_to_sft"),
-        ({"kl_to_sft": 3.0}, "min_win_rate_low"),
+        ({**GOOD, "kl_to_sft_high": 6.001}, "max_kl_to_sft"),
+        ({"kl_to_sft_high": 3.0}, "min_win_rate_low"),
         ({**GOOD, "win_rate_low": None}, "min_win_rate_low"),
         ({**GOOD, "win_rate_low": float("nan")}, "min_win_rate_low"),
-        ({**GOOD, "kl_to_sft": float("nan")}, "max_kl_to_sft"),
-        ({**GOOD, "kl_to_sft": float("-inf")}, "max_kl_to_sft"),
+        ({**GOOD, "kl_to_sft_high": float("nan")}, "max_kl_to_sft"),
+        ({**GOOD, "kl_to_sft_high": float("-inf")}, "max_kl_to_sft"),
         ({**GOOD, "win_rate_low": float("inf")}, "min_win_rate_low"),
     ],
 )
@@ -54,8 +54,17 @@ def test_a_figure_beyond_its_limit_or_undefined_does_not_pass(metrics, gate):
     assert failing(version(metrics=metrics)) == [gate]
 
 
+def test_gates_read_the_end_of_the_interval_and_not_the_figure():
+    """Beside it the figure itself may be as good as it likes."""
+    metrics = {**GOOD, "win_rate": 0.99, "win_rate_low": 0.55, "kl_to_sft": 0.1, "kl_to_sft_high": 7.0}
+    reward = {"pairwise_accuracy": 0.99, "pairwise_accuracy_low": 0.7, "spearman": 0.99, "spearman_low": 0.6}
+    assert failing(version(metrics=metrics), made_from=manifest(reward)) == [
+        "min_win_rate_low", "max_kl_to_sft", "min_pairwise_accuracy", "min_spearman",
+    ]  # fmt: skip
+
+
 def test_the_limit_itself_passes():
-    assert failing(version(metrics={"win_rate_low": 0.6, "kl_to_sft": 6.0})) == []
+    assert failing(version(metrics={"win_rate_low": 0.6, "kl_to_sft_high": 6.0})) == []
 
 
 def test_a_champion_must_be_beaten_and_an_impossible_comparison_is_no_pass():
@@ -66,18 +75,19 @@ def test_a_champion_must_be_beaten_and_an_impossible_comparison_is_no_pass():
 
 def test_the_reward_model_behind_a_policy_is_held_to_its_gates():
     assert failing(version(), made_from=manifest({})) == ["min_pairwise_accuracy", "min_spearman"]
-    assert failing(version(), made_from=manifest({**REWARD, "spearman": 0.69})) == ["min_spearman"]
-    assert failing(version(), made_from=manifest({**REWARD, "spearman": None})) == ["min_spearman"]
+    assert failing(version(), made_from=manifest({**REWARD, "spearman_low": 0.69})) == ["min_spearman"]
+    assert failing(version(), made_from=manifest({**REWARD, "spearman_low": None})) == ["min_spearman"]
     without = CONFIG.model_copy(update={"min_spearman": None})
-    assert failing(version(), config=without, made_from=manifest({"pairwise_accuracy": 0.9})) == []
+    assert failing(version(), config=without, made_from=manifest({"pairwise_accuracy_low": 0.9})) == []
 
 
 def test_a_reward_model_is_judged_by_its_own_figures():
     assert failing(version("rlhf-reward", metrics=REWARD), made_from=manifest({})) == []
-    assert failing(version("rlhf-reward", metrics={**REWARD, "pairwise_accuracy": 0.5})) == ["min_pairwise_accuracy"]
+    below = {**REWARD, "pairwise_accuracy_low": 0.79}
+    assert failing(version("rlhf-reward", metrics=below)) == ["min_pairwise_accuracy"]
     asked = CONFIG.model_copy(update={"max_ece": 0.05})
-    assert failing(version("rlhf-reward", metrics={**REWARD, "ece": 0.06}), config=asked) == ["max_ece"]
-    assert failing(version("rlhf-reward", metrics={**REWARD, "ece": 0.05}), config=asked) == []
+    assert failing(version("rlhf-reward", metrics={**REWARD, "ece_high": 0.06}), config=asked) == ["max_ece"]
+    assert failing(version("rlhf-reward", metrics={**REWARD, "ece_high": 0.05}), config=asked) == []
     assert failing(version("rlhf-reward", metrics=REWARD), config=asked) == ["max_ece"]
 
 
@@ -107,7 +117,7 @@ def test_uncommitted_code_bars_and_carried_files_do_not():
 
 
 def test_a_refusal_names_gate_figure_and_limit():
-    poor = version(metrics={"win_rate_low": 0.512, "kl_to_sft": 9.5})
+    poor = version(metrics={"win_rate_low": 0.512, "kl_to_sft_high": 9.5})
     text = refusal("rlhf-policy/3", gates_for(poor, manifest(), CONFIG, None))
     assert "min_win_rate_low" in text
     assert "0.512" in text

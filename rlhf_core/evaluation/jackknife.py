@@ -1,0 +1,66 @@
+"""Intervals of figures that are no mean: leave each group out in turn, on a scale where the figure is near normal.
+
+The standard error is the delete-a-group jackknife's, the scale Fisher's z (arctanh) for figures that end at 1 and -1 or
+below 1 (correlations, kappa, alpha), the quantile Student's t with one degree of freedom less than groups. A percentile
+bootstrap over few groups is too narrow by half: at five prompts it holds the truth in 8 of 10 cases where this one
+does in 9.5.
+"""
+
+import math
+from collections.abc import Callable, Hashable, Sequence
+
+import numpy as np
+
+from rlhf_core.evaluation.intervals import MIN_GROUPS, Interval, group_index, normal_quantile, student_quantile
+
+MAX_BLOCKS = 200
+"""Groups beyond so many are left out several at a time: t is then as good as normal, and the time stays bounded."""
+
+
+def blocks_of(groups: Sequence[Hashable], most: int = MAX_BLOCKS) -> np.ndarray:
+    """Return each row's block, counted from 0: its group, or the share of the groups that is left out with it."""
+    return group_index(groups) % most
+
+
+def leave_out(blocks: np.ndarray, statistic: Callable[[np.ndarray], float | None]) -> list[float | None]:
+    """Return the statistic without each block in turn; it gets the rows that stay, as an index, in their order."""
+    return [statistic(np.flatnonzero(blocks != block)) for block in range(int(blocks.max()) + 1)] if len(blocks) else []
+
+
+def fisher_interval(
+    estimate: float,
+    without: Sequence[float | None],
+    confidence: float,
+    *,
+    step: float,
+    known_error: float | None = None,
+) -> Interval | None:
+    """Return the interval of a figure whose largest value is 1.
+
+    Args:
+        estimate: of all rows.
+        without: the same without each block (`leave_out`).
+        step: how far below 1 the figure's next possible value lies; where z would be infinite, that one stands in.
+        known_error: standard error of z by theory, where there is one: the normal quantile then holds, and the
+            jackknife can only widen.
+
+    Returns:
+        None with fewer than `MIN_GROUPS` blocks, or where the figure is undefined without one of them.
+    """
+    values = [value for value in without if value is not None]
+    count = len(without)
+    if count < MIN_GROUPS or len(values) < count:
+        return None
+    centre = _z(estimate, step)
+    spread = np.array([_z(value, step) for value in values]) - centre
+    error = math.sqrt((count - 1) / count * float((spread**2).sum()))
+    if known_error is None:
+        half = student_quantile(confidence, count - 1) * error
+    else:
+        half = normal_quantile(confidence) * max(known_error, error)
+    low, high = math.tanh(centre - half), math.tanh(centre + half)
+    return (-1.0 if estimate <= -1.0 else min(low, estimate)), (1.0 if estimate >= 1.0 else max(high, estimate))
+
+
+def _z(value: float, step: float) -> float:
+    return math.atanh(min(max(value, step - 1.0), 1.0 - step))
