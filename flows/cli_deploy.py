@@ -127,7 +127,7 @@ def _request(
     from flows.cli_run import read_request
     from flows.runs import check_request
 
-    bounds = {"timeout": limits.timeout, "run_timeout": limits.run_timeout}
+    bounds = {"stage_timeout_minutes": limits.timeout, "run_timeout_minutes": limits.run_timeout}
     request = read_request(profile, overrides, data, None, **bounds, retries=limits.retries)
     files = {kind: str(Path(path).absolute()) for kind, path in request.data.items()}
     request = request.model_copy(update={"data": files})

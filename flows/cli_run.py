@@ -14,11 +14,11 @@ from pydantic import ValidationError
 
 from flows.progress import expected_seconds, watch
 from flows.result import print_result
-from flows.runs import PreparedRun, RunRequest, find_root, pipeline_stages, prepare_run
+from flows.runs import PreparedRun, RunRequest, complaint, find_root, prepare_run
 from flows.servers import Server, ensure_prefect
 from flows.settings import client_settings, prefect_settings, users_server
 from flows.status import interrupted_runs
-from flows.summary import RunSummary
+from flows.summary import LIVE_FILE, RunSummary, read_summary
 from rlhf_core.errors import ConfigError, EnvironmentProblem
 from tasks import paths
 from tasks.forked import Forks
@@ -28,7 +28,13 @@ from tasks.runner import Stop, start_forks
 if TYPE_CHECKING:
     from flows.execution import PipelineRun
 
-OPTIONS = {"overrides": "set", "stage_timeout_minutes": "timeout", "run_timeout_minutes": "run-timeout"}
+OPTIONS = {
+    "overrides": "set",
+    "stage_timeout_minutes": "timeout",
+    "run_timeout_minutes": "run-timeout",
+    "from_stage": "from",
+    "until_stage": "until",
+}
 LEAVE_WITHIN_SECONDS = 4.7
 
 
@@ -41,6 +47,9 @@ def run(
     timeout: int | None = None,
     run_timeout: int | None = None,
     retries: int = 0,
+    from_: Annotated[str | None, Parameter(name="--from")] = None,
+    until: str | None = None,
+    dry_run: bool = False,
     json: bool = False,
 ) -> int:
     """Run the whole pipeline, or what has changed of it.
@@ -64,43 +73,68 @@ def run(
         Minutes after which the run is ended as a whole.
     retries:
         How often a stage is tried again after a fault of the machine (exit code 7), later and later.
+    from_:
+        Begin at this stage, such as reward or align@dpo; those before it must be up to date.
+    until:
+        End with this stage; what follows is left out.
+    dry_run:
+        Say which stages would run and why, and start nothing.
     json:
         Print the summary as JSON.
     """
-    request = read_request(profile, set, data, name, timeout=timeout, run_timeout=run_timeout, retries=retries)
+    request = read_request(
+        profile,
+        set,
+        data,
+        name,
+        stage_timeout_minutes=timeout,
+        run_timeout_minutes=run_timeout,
+        retries=retries,
+        from_stage=from_,
+        until_stage=until,
+    )
+    if dry_run:
+        from flows.dry_run import dry_run as print_plan
+
+        return print_plan(find_root(Path.cwd()), request, as_json=json)
     return _execute(prepare_run(find_root(Path.cwd()), request), as_json=json)
 
 
 def resume(name: str | None = None, /, *, json: bool = False) -> int:
-    """Go on with a run that was interrupted or failed.
+    """Go on with a run that was interrupted or failed, or that was asked for in part.
 
     Parameters
     ----------
     name:
-        A run below runs/; without it, the latest that can be gone on with.
+        A run below runs/; without it, the latest that was interrupted or failed.
     json:
         Print the summary as JSON.
     """
     root = find_root(Path.cwd())
-    home = paths.home(root)
-    found = [folder for folder, _ in interrupted_runs(root) if name is None or folder == home / paths.RUNS / name]
-    if not found:
-        which = f"runs/{name}" if name else "any run"
-        raise ConfigError(f"{which}: nothing to go on with. Fix: rlhf status shows the runs, rlhf run starts one")
-    return _execute(prepare_run(found[0], RunRequest()), as_json=json)
+    folder = paths.home(root) / paths.RUNS / name if name else None
+    found = [place for place, _ in interrupted_runs(root) if folder in (None, place)]
+    if found:
+        return _execute(prepare_run(found[0], RunRequest()), as_json=json)
+    if folder is not None and _in_part(folder):
+        return _execute(prepare_run(folder, RunRequest()), as_json=json)
+    which = f"runs/{name}" if name else "any run"
+    raise ConfigError(f"{which}: nothing to go on with. Fix: rlhf status shows the runs, rlhf run starts one")
+
+
+def _in_part(folder: Path) -> bool:
+    """Whether a run is done but for stages that it was asked to leave out."""
+    summary = read_summary(folder / LIVE_FILE)
+    return summary is not None and any(stage.status == "left out" for stage in summary.stages)
 
 
 def read_request(
-    profile: str | None,
-    overrides: tuple[str, ...],
-    data: tuple[str, ...],
-    name: str | None,
-    *,
-    timeout: int | None = None,
-    run_timeout: int | None = None,
-    retries: int = 0,
+    profile: str | None, overrides: tuple[str, ...], data: tuple[str, ...], name: str | None, **limits: str | int | None
 ) -> RunRequest:
     """Check the options of `rlhf run` against the form that the Prefect UI shows.
+
+    Args:
+        profile, overrides, data, name: as on the command line.
+        limits: other fields of `RunRequest`.
 
     Raises:
         ConfigError: one of them is not of its form.
@@ -111,22 +145,13 @@ def read_request(
         if not separator or not kind or not path:
             raise ConfigError(f"--data {entry}: not of the form kind=path. Fix: e.g. --data votes=my-votes.jsonl")
         files[kind] = path
+    given = {"profile": profile, "overrides": overrides, "data": files, "name": name, **limits}
     try:
-        return RunRequest(
-            profile=profile,
-            overrides=overrides,
-            data=files,
-            name=name,
-            stage_timeout_minutes=timeout,
-            run_timeout_minutes=run_timeout,
-            retries=retries,
-        )
+        return RunRequest.model_validate(given)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        field = str(first["loc"][0])
+        field, value, problem = complaint(error)
         option = OPTIONS.get(field, field)
-        cure = "section.key=value" if option == "set" else "see rlhf run --help"
-        raise ConfigError(f"--{option} {first['input']}: {first['msg']}. Fix: {cure}") from None
+        raise ConfigError(f"--{option} {value}: {problem}. Fix: see rlhf run --help") from None
 
 
 def _execute(prepared: PreparedRun, *, as_json: bool) -> int:
@@ -162,9 +187,10 @@ def _run_stages(prepared: PreparedRun, changed: Collection[str], forks: Forks | 
     from flows.execution import PipelineRun
     from flows.pipeline import CURRENT, pipeline
 
-    stages = pipeline_stages(prepared.root)
+    current = PipelineRun(prepared, changed, stop=Stop(), forks=forks)
+    stages = [stage.name for stage in current.summary.stages if stage.name in current.chosen]
     with watch(stages, sys.stderr, expected_seconds(prepared.root, stages, changed)) as view:
-        current = PipelineRun(prepared, changed, stop=Stop(), observer=view, forks=forks)
+        current.observer = view
         _leave_in_time(current)
         token = CURRENT.set(current)
         try:

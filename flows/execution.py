@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from flows.record import RunRecord, makes_model
 from flows.recorded import note, noted
 from flows.runs import PreparedRun, pipeline_stages
+from flows.selection import chosen_stages
 from flows.summary import (
     LIVE_FILE,
     RunStatus,
@@ -63,7 +64,7 @@ class PipelineRun:
 
     Args:
         prepared: what to run and where.
-        changed: stages that are not up to date.
+        changed: stages that are not up to date; the request may leave some of them out.
         stop: ends the run when requested.
         observer: is told what happens.
         forks: forks the stages' processes; None has them start afresh.
@@ -81,13 +82,16 @@ class PipelineRun:
         self.prepared, self.root, self.stop = prepared, prepared.root, stop
         self.observer: Observer = observer or Nobody()
         self.forks = forks
-        self.changed = set(changed)
-        names = pipeline_stages(self.root)
+        names, request = pipeline_stages(self.root), prepared.request
+        self.chosen = chosen_stages(
+            self.root, names, first=request.from_stage, last=request.until_stage, changed=set(changed)
+        )
+        self.changed = set(changed) & self.chosen
         self._before = read_summary(self.root / LIVE_FILE)
         resumed = self._before is not None and self._before.status in ("running", "interrupted")
         key = self._before.run_key if self._before and resumed else f"{prepared.name}-{uuid.uuid4().hex[:8]}"
         self.summary = RunSummary(
-            run=prepared.name, run_key=key, started=time.time(), stages=[StageSummary(name=name) for name in names]
+            run=prepared.name, run_key=key, started=time.time(), stages=[self._entry(name) for name in names]
         )
         self.record: RunRecord | None = None
         self._noting = threading.Lock()
@@ -97,7 +101,7 @@ class PipelineRun:
         if tags.get("prefect_flow_run_url"):
             self.summary.flow_run_url = tags["prefect_flow_run_url"]
         self._note()
-        new = self._before is None or not all(self._settled(stage.name) for stage in self.summary.stages)
+        new = self._before is None or not all(self._settled(name) for name in self.chosen)
         if self.changed or new:  # a run in a place of its own leaves a line even where nothing was to do
             self.record = RunRecord(self.prepared, self.summary, tags)
 
@@ -144,6 +148,14 @@ class PipelineRun:
         self.summary.close(status, exit_code, time.time())
         write_summary(self.root, self.summary)
         return self.summary
+
+    def _entry(self, name: str) -> StageSummary:
+        """A stage at the beginning of the run; one that is left out keeps what is known of its record."""
+        if name in self.chosen:
+            return StageSummary(name=name)
+        known = {stage.name: stage for stage in self._before.stages}.get(name) if self._before else None
+        kept = known.model_dump(include={"recorded", "outputs_hash", "model_version"}) if known else {}
+        return StageSummary(name=name, status="left out", **kept)
 
     def _note(self) -> None:
         with self._noting:

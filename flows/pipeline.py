@@ -37,7 +37,7 @@ from flows.flow_runs import (
 )
 from flows.plan import Plan
 from flows.run_names import run_tags
-from flows.runs import RunRequest, find_root
+from flows.runs import RunRequest, complaint, find_root
 from flows.settings import GPU_TAG
 from flows.stage_lines import own_lines
 from flows.summary import RunStatus, StageSummary
@@ -104,9 +104,8 @@ def _request(run: object) -> RunRequest:
     try:
         return RunRequest.model_validate(run or {})
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        place = ".".join(str(part) for part in ("run", *first["loc"]))
-        raise ConfigError(f"{place}: {first['input']!r}: {first['msg']}. Fix: correct it in the form") from None
+        field, value, problem = complaint(error)
+        raise ConfigError(f"run.{field}: {value!r}: {problem}. Fix: correct it in the form") from None
 
 
 @task(name="stage", persist_result=False, retries=0)

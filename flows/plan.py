@@ -27,7 +27,7 @@ class Plan:
     @classmethod
     def of(cls, run: PipelineRun) -> Self:
         """The plan of a run in its checkout."""
-        names = [stage.name for stage in run.summary.stages]
+        names = [stage.name for stage in run.summary.stages if stage.name in run.chosen]
         return cls(stage_reads(run.root, names), lambda: at_once(run.prepared.params, run.root))
 
     def startable(self, running: Collection[str]) -> Sequence[str]:

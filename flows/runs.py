@@ -12,6 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 from ruamel.yaml import YAML
 
 from flows.run_names import run_name
+from flows.selection import chosen_stages
+from flows.summary import LIVE_FILE, read_summary
 from rlhf_core.config import Params
 from rlhf_core.data.kinds import SPECS
 from rlhf_core.data.readers import format_suffix
@@ -24,6 +26,14 @@ from tasks.params import load_params, resolve_params
 
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
 Override = Annotated[str, StringConstraints(pattern=r"^[a-z_0-9]+(\.[a-z_0-9]+)*=.+$")]
+StageName = Annotated[str, StringConstraints(pattern=r"^[a-z_]+(@[a-z_]+)?$")]
+FORMS = {
+    "profile": "not a profile's name (lower-case letters, digits, dot, dash and underscore; no folder, no .yaml)",
+    "name": "not a plain name (lower-case letters, digits, dot, dash and underscore, at most 64; no folder)",
+    "overrides": "not of the form section.key=value",
+    "from_stage": "not a stage's name, such as reward or align@dpo",
+    "until_stage": "not a stage's name, such as reward or align@dpo",
+}
 RECORD_KINDS = tuple(SPECS)
 LEAST_FREE_MIB = 500
 MOST_RETRIES = 10
@@ -66,6 +76,10 @@ class RunRequest(BaseModel):
     stage_timeout_minutes: Annotated[int, Field(ge=1)] | None = Field(
         default=None, description="a stage that takes longer is ended; the run can be resumed"
     )
+    from_stage: StageName | None = Field(
+        default=None, description="begin at this stage (align means all of them); those before it must be up to date"
+    )
+    until_stage: StageName | None = Field(default=None, description="end with this stage; what follows is left out")
     run_timeout_minutes: Annotated[int, Field(ge=1)] | None = Field(
         default=None, description="a run that takes longer is ended as a whole; it can be resumed"
     )
@@ -79,6 +93,15 @@ class RunRequest(BaseModel):
     def in_place(self) -> bool:
         """Whether it can run in the checkout as it stands."""
         return not (self.profile or self.overrides or self.data or self.name)
+
+
+def complaint(error: ValidationError) -> tuple[str, Any, str]:
+    """What is wrong with a request, for people: field, what was given, and the form that it should have."""
+    first = error.errors(include_url=False)[0]
+    field = ".".join(str(part) for part in first["loc"])
+    head = field.partition(".")[0]
+    told = FORMS.get(head, first["msg"]) if first["type"] == "string_pattern_mismatch" else first["msg"]
+    return head, first["input"], told
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -135,6 +158,10 @@ def prepare_run(root: Path, request: RunRequest) -> PreparedRun:
         root = _make_worktree(home, name, request)
         write_json(root / REQUEST_FILE, request.model_dump(mode="json"))
         params = load_params(root / paths.PARAMS)
+    if request.from_stage or request.until_stage:  # names; whether the others are up to date is asked with all stages
+        chosen_stages(
+            root, pipeline_stages(root), first=request.from_stage, last=request.until_stage, changed=frozenset()
+        )
     check_data(root, params)
     free = shutil.disk_usage(root).free // 2**20
     if free < LEAST_FREE_MIB:
@@ -149,6 +176,9 @@ def _remembered(root: Path, request: RunRequest) -> RunRequest:
     except (OSError, ValidationError):
         return request
     given = {name: value for name, value in request if name in request.model_fields_set and value is not None}
+    summary = read_summary(root / LIVE_FILE)
+    if summary is not None and summary.status == "done":  # the part that was asked for is there: now comes the rest
+        given = {"from_stage": None, "until_stage": None} | given
     return made_for.model_copy(update=given)
 
 

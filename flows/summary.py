@@ -16,7 +16,7 @@ from tasks import paths
 
 LIVE_FILE = paths.STATE / "run.json"
 
-StageStatus = Literal["waiting", "running", "done", "unchanged", "failed", "interrupted"]
+StageStatus = Literal["waiting", "running", "done", "unchanged", "failed", "interrupted", "left out"]
 RunStatus = Literal["running", "done", "failed", "interrupted"]
 
 

@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ __all__ = [
     "lock_entry",
     "remove_run_worktree",
     "restore_data",
+    "stage_changes",
     "tracked_data_hash",
 ]
 
@@ -45,6 +46,16 @@ NAME_FORM = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 def changed_stages(root: Path) -> set[str]:
     """Stages that have to run: they, or one they read from, differ from `dvc.lock` in inputs, parameters or outputs.
+
+    Raises:
+        ConfigError: `dvc.yaml` is wrong.
+        EnvironmentProblem: `root` is no DVC repository, or another dvc command holds its lock.
+    """
+    return set(stage_changes(root))
+
+
+def stage_changes(root: Path) -> dict[str, tuple[str, ...]]:
+    """Stages that have to run, each with what has changed in words: `sft.max_steps`, `tasks/sft.py`, `after sft`.
 
     Raises:
         ConfigError: `dvc.yaml` is wrong.
@@ -61,14 +72,36 @@ def changed_stages(root: Path) -> set[str]:
             # DVC's own names depend on the current folder: dvc.yaml:sft is ../runs/x/dvc.yaml:sft from elsewhere
             names = {stage.addressing: stage.name for stage in graph if isinstance(stage, PipelineStage)}
             reads = {stage.addressing: {before.addressing for before in graph.successors(stage)} for stage in graph}
-            changed = _downstream(set(repo.status()), reads)
-            return {names[address] for address in changed if address in names}
+            told = repo.status()
+            changed = _downstream(set(told), reads)
+            return {
+                names[address]: (
+                    *_reasons(told.get(address, [])),
+                    *sorted(f"after {names[other]}" for other in reads[address] & changed if other in names),
+                )
+                for address in changed
+                if address in names
+            }
     except LockError as error:
         raise EnvironmentProblem(f"{root}: another dvc command is at work here ({error}). Fix: wait for it") from error
     except DvcException as error:
         raise ConfigError(
             f"{root / 'dvc.yaml'}: {_first_line(error)}. Fix: correct it; dvc status shows more"
         ) from error
+
+
+def _reasons(told: Sequence[Any]) -> Iterator[str]:
+    """What DVC's status says of one stage, file by file and parameter by parameter."""
+    for entry in told:
+        if isinstance(entry, str):  # `changed command`
+            yield entry
+            continue
+        for kind, items in entry.items():
+            for name, state in items.items():
+                if isinstance(state, Mapping):  # a parameter file with its keys
+                    yield from state
+                else:
+                    yield f"{name} ({state})" if state != "modified" or kind != "changed deps" else name
 
 
 def _downstream(changed: set[str], reads: Mapping[str, set[str]]) -> set[str]:

@@ -178,7 +178,13 @@ def test_schema_is_json_schema(counting_project: Path) -> None:
 
 def test_options_become_the_form_of_the_ui() -> None:
     request = read_request(
-        "tiny", ("sft.max_steps=3",), ("votes=a=b.jsonl",), "mine", timeout=5, run_timeout=9, retries=1
+        "tiny",
+        ("sft.max_steps=3",),
+        ("votes=a=b.jsonl",),
+        "mine",
+        stage_timeout_minutes=5,
+        run_timeout_minutes=9,
+        retries=1,
     )
     assert request == RunRequest(
         profile="tiny",
@@ -190,8 +196,12 @@ def test_options_become_the_form_of_the_ui() -> None:
         retries=1,
     )
     assert not request.in_place
-    assert read_request(None, (), (), None, timeout=5).in_place
-    for wrong in ({"timeout": 0}, {"run_timeout": 0}, {"retries": -1}, {"retries": 11}):
-        option = next(iter(wrong)).replace("_", "-")
-        with pytest.raises(ConfigError, match=f"--{option} {next(iter(wrong.values()))}"):
-            read_request(None, (), (), None, **wrong)
+    assert read_request(None, (), (), None, stage_timeout_minutes=5).in_place
+    wrong = {
+        "stage_timeout_minutes": ("timeout", 0),
+        "run_timeout_minutes": ("run-timeout", 0),
+        "retries": ("retries", 11),
+    }
+    for field, (option, value) in wrong.items():
+        with pytest.raises(ConfigError, match=f"--{option} {value}: "):
+            read_request(None, (), (), None, **{field: value})
