@@ -117,7 +117,7 @@ def _of_folder(root: Path) -> Iterator[Leftover]:
     """What a folder that stays holds and does not need."""
     kept = sorted((root / paths.CHECKPOINTS).glob("*"))
     if kept:
-        from tasks.versioning import changed_stages
+        from tasks.changes import changed_stages
 
         needed = {paths.slug(stage) for stage in changed_stages(root)}
         for folder in kept:

@@ -175,7 +175,7 @@ def _run_flow(prepared: PreparedRun) -> RunSummary:
         pool = stack.enter_context(ThreadPoolExecutor(max_workers=1))
         print("starting or finding the Prefect server", file=sys.stderr)
         server = pool.submit(_server, prepared.home)
-        from tasks.versioning import changed_stages
+        from tasks.changes import changed_stages
 
         changed = changed_stages(prepared.root)
         forks = stack.enter_context(start_forks(prepared.root, changed)) if changed else None

@@ -25,7 +25,7 @@ def dry_run(root: Path, request: RunRequest, *, as_json: bool) -> int:
     Raises:
         ConfigError, DataError, EnvironmentProblem: what the run itself would refuse.
     """
-    from tasks.versioning import stage_changes
+    from tasks.changes import stage_changes
 
     with _prepared(root, request) as prepared:
         stages = pipeline_stages(prepared.root)

@@ -88,7 +88,7 @@ def pipeline(run: RunRequest = RunRequest(), missed: Missed = "newest") -> State
         request = _request(run)
         prepared = prepare_flow_run(find_root(Path.cwd()), request)
         with RunLock(prepared.root, prepared.name):
-            from tasks.versioning import changed_stages
+            from tasks.changes import changed_stages
 
             changed = changed_stages(prepared.root)
             with start_forks(prepared.root, changed) as forks:

@@ -9,6 +9,7 @@ from typing import Any
 from rlhf_core.errors import EnvironmentProblem, RlhfError
 from rlhf_core.state.atomic import write_text
 from tasks import paths
+from tasks.changes import changed_inputs
 from tasks.forked import Forks
 from tasks.manifest import (
     DATA_FILE,
@@ -22,7 +23,7 @@ from tasks.manifest import (
 )
 from tasks.model_folders import copy_model_folders, model_folders
 from tasks.runner import Stop, run_stage_process, start_forks
-from tasks.versioning import add_worktree, changed_inputs, remove_run_worktree, restore_data
+from tasks.versioning import add_worktree, remove_run_worktree, restore_data
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

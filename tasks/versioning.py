@@ -1,4 +1,4 @@
-"""The edge to DVC and git worktrees: what has changed, and folders of their own for runs. Only this module imports dvc.
+"""The edge to DVC and git worktrees: folders of their own for runs. `tasks.changes` asks DVC what has changed.
 
 A run that differs from the working copy gets a git worktree under `runs/<name>/` with its own `params.yaml` and data,
 sharing the main checkout's DVC cache, so that nobody's files are touched and two runs never meet.
@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +21,12 @@ from rlhf_core.data.readers import format_suffix
 from rlhf_core.errors import ConfigError, EnvironmentProblem
 from rlhf_core.state.atomic import write_text
 from tasks import paths
-from tasks.definition import DVC_FILE
 from tasks.launch import tied
 from tasks.manifest import DATA_FILE, LOCK, data_hash, git_state
 from tasks.model_folders import copy_model_folders
 
 __all__ = [
     "add_worktree",
-    "changed_inputs",
-    "changed_stages",
     "collect_cache",
     "create_run_worktree",
     "data_target",
@@ -37,90 +34,10 @@ __all__ = [
     "lock_entry",
     "remove_run_worktree",
     "restore_data",
-    "stage_changes",
     "tracked_data_hash",
 ]
 
 NAME_FORM = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-
-
-def changed_stages(root: Path) -> set[str]:
-    """Stages that have to run: they, or one they read from, differ from `dvc.lock` in inputs, parameters or outputs.
-
-    Raises:
-        ConfigError: `dvc.yaml` is wrong.
-        EnvironmentProblem: `root` is no DVC repository, or another dvc command holds its lock.
-    """
-    return set(stage_changes(root))
-
-
-def stage_changes(root: Path) -> dict[str, tuple[str, ...]]:
-    """Stages that have to run, each with what has changed in words: `sft.max_steps`, `tasks/sft.py`, `after sft`.
-
-    Raises:
-        ConfigError: `dvc.yaml` is wrong.
-        EnvironmentProblem: `root` is no DVC repository, or another dvc command holds its lock.
-    """
-    from dvc.exceptions import DvcException
-    from dvc.lock import LockError
-    from dvc.repo import Repo
-    from dvc.stage import PipelineStage
-
-    try:
-        with Repo(str(root)) as repo:
-            graph = repo.index.graph
-            # DVC's own names depend on the current folder: dvc.yaml:sft is ../runs/x/dvc.yaml:sft from elsewhere
-            names = {stage.addressing: stage.name for stage in graph if isinstance(stage, PipelineStage)}
-            reads = {stage.addressing: {before.addressing for before in graph.successors(stage)} for stage in graph}
-            told = repo.status()
-            changed = _downstream(set(told), reads)
-            return {
-                names[address]: (
-                    *_reasons(told.get(address, [])),
-                    *sorted(f"after {names[other]}" for other in reads[address] & changed if other in names),
-                )
-                for address in changed
-                if address in names
-            }
-    except LockError as error:
-        raise EnvironmentProblem(f"{root}: another dvc command is at work here ({error}). Fix: wait for it") from error
-    except DvcException as error:
-        raise ConfigError(
-            f"{root / 'dvc.yaml'}: {_first_line(error)}. Fix: correct it; dvc status shows more"
-        ) from error
-
-
-def _reasons(told: Sequence[Any]) -> Iterator[str]:
-    """What DVC's status says of one stage, file by file and parameter by parameter."""
-    for entry in told:
-        if isinstance(entry, str):  # `changed command`
-            yield entry
-            continue
-        for kind, items in entry.items():
-            for name, state in items.items():
-                if isinstance(state, Mapping):  # a parameter file with its keys
-                    yield from state
-                else:
-                    yield f"{name} ({state})" if state != "modified" or kind != "changed deps" else name
-
-
-def _downstream(changed: set[str], reads: Mapping[str, set[str]]) -> set[str]:
-    """`changed` and whatever reads from it, directly or not."""
-    reached = set(changed)
-    while True:
-        more = {name for name, before in reads.items() if name not in reached and before & reached}
-        if not more:
-            return reached
-        reached |= more
-
-
-def changed_inputs(root: Path, stage: str, among: Collection[str]) -> list[str]:
-    """Inputs of a stage that are not what `dvc.lock` records, or are not there; only those `among` are looked at."""
-    from dvc.repo import Repo
-
-    with Repo(str(root)) as repo:
-        found = repo.stage.load_one(path=os.path.join(repo.root_dir, DVC_FILE), name=stage)
-        return [dep.def_path for dep in found.deps if dep.def_path in among and dep.workspace_status()]
 
 
 def lock_entry(root: Path, stage: str) -> dict[str, Any] | None:
@@ -284,7 +201,7 @@ def _share_cache(home: Path, worktree: Path) -> None:
             for remote, url in folders.items():
                 config.setdefault("remote", {}).setdefault(remote, {})["url"] = url
     except DvcException as error:
-        raise EnvironmentProblem(f"{worktree}: DVC cannot be set up ({_first_line(error)}). Fix: dvc doctor") from error
+        raise EnvironmentProblem(f"{worktree}: DVC cannot be set up ({first_line(error)}). Fix: dvc doctor") from error
 
 
 def _dvc(root: Path, *arguments: str) -> str:
@@ -309,5 +226,6 @@ def _dump(document: Any) -> str:
     return text.getvalue()
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """First line of what DVC says, or the error's name where it says nothing."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

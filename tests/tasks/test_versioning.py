@@ -8,10 +8,10 @@ from tracking_support import git
 
 from rlhf_core.errors import ConfigError, DataError, EnvironmentProblem
 from tasks import paths
+from tasks.changes import changed_stages
 from tasks.manifest import build_manifest
 from tasks.reproduce import reproduce
 from tasks.versioning import (
-    changed_stages,
     create_run_worktree,
     data_target,
     lock_entry,
