@@ -1,8 +1,10 @@
 """The `rlhf` command. The modules of commands import nothing heavy at their top, so help and status answer at once."""
 
+import ast
 import sys
 import traceback
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 from cyclopts import App, CycloptsError, Parameter
 
@@ -39,8 +41,12 @@ MODEL_COMMANDS = {
 }
 
 
-def build_app() -> App:
-    """The command tree; a command's module is imported when it is called or described."""
+def build_app(*, listing: bool = False) -> App:
+    """The command tree; a command's module is imported when it is called, or described by itself.
+
+    Args:
+        listing: the commands are about to be listed, which takes the first line of each and imports none.
+    """
     app = App(
         name="rlhf",
         help=HELP,
@@ -50,10 +56,10 @@ def build_app() -> App:
         default_parameter=Parameter(negative="", show_default=_shown_default),
     )
     for name, target in COMMANDS.items():
-        app.command(target, name=name)
+        app.command(target, name=name, help=_first_line(target) if listing else None)
     models = App(name="models", help="Registered models: list, compare, promote, rollback, reproduce.")
     for name, target in MODEL_COMMANDS.items():
-        models.command(target, name=name)
+        models.command(target, name=name, help=_first_line(target) if listing else None)
     app.command(models)
     return app
 
@@ -68,9 +74,7 @@ def run_command(arguments: list[str]) -> int:
     for left_out in reach_loopback_directly():
         print(left_out, file=sys.stderr)
     try:
-        app = build_app()
-        if not set(arguments) - {"-h", "--help", "models"}:
-            _describe(app)
+        app = build_app(listing=not set(arguments) - {"-h", "--help", "models"})
         result = app(arguments, exit_on_error=False, print_error=False)
     except CycloptsError as error:
         problem = " ".join(str(error).split())
@@ -92,12 +96,12 @@ def run_command(arguments: list[str]) -> int:
     return result if isinstance(result, int) else 0
 
 
-def _describe(app: App) -> None:
-    """Import every command of a list that is about to be shown: its line is the first of the function's docstring."""
-    for name in COMMANDS:
-        app[name]
-    for name in MODEL_COMMANDS:
-        app["models"][name]
+def _first_line(target: str) -> str:
+    """What a command does: the first line of its docstring, read without importing its module."""
+    module, _, function = target.partition(":")
+    tree = ast.parse((Path(__file__).parent / f"{module.rpartition('.')[2]}.py").read_text(encoding="utf-8"))
+    named = next(node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == function)
+    return (ast.get_docstring(named) or "").partition("\n")[0]
 
 
 def _shown_default(value: object) -> str:

@@ -11,7 +11,7 @@ from flows.cleaning import Leftover, clean_cache, leftovers
 from flows.cleaning import clean as remove
 from flows.folding import Column, folding_table
 from flows.result import PLAIN_WIDTH
-from flows.runs import find_root
+from flows.root import find_root
 from rlhf_core.errors import ConfigError
 from tasks import paths
 

@@ -15,7 +15,7 @@ from flows.cli_servers import has_desktop
 from flows.folding import Column, folding_table
 from flows.headlines import number, seconds
 from flows.result import PLAIN_WIDTH, verdict_line
-from flows.runs import find_root
+from flows.root import find_root
 from flows.status import RunState, StageState, read_status
 from rlhf_core.errors import ConfigError, EnvironmentProblem
 from tasks import paths

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from flows.headlines import number
 from flows.result import PLAIN_WIDTH
-from flows.runs import find_root
+from flows.root import find_root
 from tasks import paths
 from tasks.params import load_params
 

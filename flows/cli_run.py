@@ -14,7 +14,8 @@ from pydantic import ValidationError
 
 from flows.progress import expected_seconds, watch
 from flows.result import print_result
-from flows.runs import PreparedRun, RunRequest, complaint, find_root, prepare_run
+from flows.root import find_root
+from flows.runs import PreparedRun, RunRequest, complaint, prepare_run
 from flows.servers import Server, ensure_prefect
 from flows.settings import client_settings, prefect_settings, users_server
 from flows.status import interrupted_runs

@@ -7,7 +7,7 @@ import webbrowser
 from collections.abc import Callable
 from pathlib import Path
 
-from flows.runs import find_root
+from flows.root import find_root
 from flows.servers import Server, ensure_mlflow, ensure_prefect, ensure_worker, known_servers, stop_servers
 from flows.settings import client_settings, prefect_settings, users_server
 from tasks import paths

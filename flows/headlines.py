@@ -28,6 +28,7 @@ HEADLINES: Mapping[str, tuple[tuple[str, str], ...]] = {
         ("gain", "gain_over_best_member"),
     ),
     "evaluate": (("win rate", "verdict.win_rate"), ("KL to SFT", "verdict.kl_to_sft")),
+    "report": (),  # its figures are those of the stages before it
 }
 FALLBACK_FIGURES = 3
 
@@ -39,7 +40,7 @@ def headline(stage: StageSummary) -> str:
     name = stage.name.partition("@")[0]
     pairs = [(label, find_figure(stage.metrics, key)) for label, key in HEADLINES.get(name, ())]
     shown = [f"{label} {number(value)}" for label, value in pairs if is_number(value)]
-    if not shown:
+    if name not in HEADLINES:
         flat = [(key, value) for key, value in stage.metrics.items() if is_number(value)]
         shown = [f"{key} {number(value)}" for key, value in flat[:FALLBACK_FIGURES]]
     return " · ".join(shown)

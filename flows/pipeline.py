@@ -36,8 +36,9 @@ from flows.flow_runs import (
     tell_server,
 )
 from flows.plan import Plan
+from flows.root import find_root
 from flows.run_names import run_tags
-from flows.runs import RunRequest, complaint, find_root
+from flows.runs import RunRequest, complaint
 from flows.settings import GPU_TAG
 from flows.stage_lines import own_lines
 from flows.summary import RunStatus, StageSummary

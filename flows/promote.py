@@ -10,7 +10,7 @@ from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 from pydantic import Field
 
-from flows.runs import find_root
+from flows.root import find_root
 from rlhf_core.errors import RlhfError
 from tasks import paths
 from tasks.params import load_params

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 from ruamel.yaml import YAML
 
+from flows.root import find_root
 from flows.run_names import run_name
 from flows.selection import chosen_stages
 from flows.summary import LIVE_FILE, read_summary
@@ -121,18 +122,6 @@ class PreparedRun:
     name: str
     params: Params
     request: RunRequest
-
-
-def find_root(start: Path) -> Path:
-    """The checkout or worktree that `start` lies in.
-
-    Raises:
-        ConfigError: it lies in none.
-    """
-    for folder in (start, *start.parents):
-        if (folder / DVC_FILE).is_file() and (folder / paths.PARAMS).is_file():
-            return folder
-    raise ConfigError(f"{start}: no {DVC_FILE} and {paths.PARAMS} here or above. Fix: cd into the project's folder")
 
 
 def prepare_run(root: Path, request: RunRequest) -> PreparedRun:

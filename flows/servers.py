@@ -116,8 +116,6 @@ def ensure_mlflow(home: Path) -> Server:
     """
     from tasks.tracking.store import ARTIFACTS, open_store
 
-    store = open_store(home)
-
     def command(port: int) -> list[str]:
         return [
             *(sys.executable, "-m", "mlflow", "server", "--host", LOOPBACK, "--port", str(port), "--workers", "1"),
@@ -126,7 +124,7 @@ def ensure_mlflow(home: Path) -> Server:
             *("--x-frame-options", "DENY", "--serve-artifacts", "--artifacts-destination", str(home / ARTIFACTS)),
         ]
 
-    return _ensure(home, "mlflow", command, lambda port: mlflow_settings(store.uri))
+    return _ensure(home, "mlflow", command, lambda port: mlflow_settings(open_store(home).uri))
 
 
 def ensure_worker(home: Path) -> Server:

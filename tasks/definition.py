@@ -13,7 +13,7 @@ from rlhf_core.errors import ConfigError
 from rlhf_core.state.atomic import file_digest, tree_digest
 from tasks import paths
 
-DVC_FILE = Path("dvc.yaml")
+DVC_FILE = paths.DVC_FILE
 _PARAMETER = re.compile(r"\$\{([\w.\[\]-]+)\}")
 
 

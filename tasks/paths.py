@@ -4,6 +4,7 @@ from pathlib import Path
 
 DATA = Path("data")
 PARAMS = Path("params.yaml")
+DVC_FILE = Path("dvc.yaml")
 PROFILES = Path("profiles")
 
 VALIDATE = Path("artifacts/validate")

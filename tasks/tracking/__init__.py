@@ -28,15 +28,19 @@ Registry, from the command line and the promotion flow; these need the store and
     read_audit(root)                        -> list[AuditRow]
 """
 
-from tasks.tracking.audit import AuditRow, read_audit
-from tasks.tracking.compare import Comparison, compare_versions, read_manifest
-from tasks.tracking.delivery import Delivery, flush, pending
-from tasks.tracking.names import MODEL_NAMES, ModelVersion, model_name
-from tasks.tracking.promotion import Promotion, promote, rollback
-from tasks.tracking.recorder import Recorder
-from tasks.tracking.registry import download_version, list_versions, resolve_version
-from tasks.tracking.store import Store, open_store, run_link, tracking_uri
-from tasks.tracking.system import SystemWatch
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tasks.tracking.audit import AuditRow, read_audit
+    from tasks.tracking.compare import Comparison, compare_versions, read_manifest
+    from tasks.tracking.delivery import Delivery, flush, pending
+    from tasks.tracking.names import MODEL_NAMES, ModelVersion, model_name
+    from tasks.tracking.promotion import Promotion, promote, rollback
+    from tasks.tracking.recorder import Recorder
+    from tasks.tracking.registry import download_version, list_versions, resolve_version
+    from tasks.tracking.store import Store, open_store, run_link, tracking_uri
+    from tasks.tracking.system import SystemWatch
 
 __all__ = [
     "MODEL_NAMES",
@@ -63,3 +67,36 @@ __all__ = [
     "run_link",
     "tracking_uri",
 ]
+
+_MODULES = {
+    "AuditRow": "audit",
+    "Comparison": "compare",
+    "Delivery": "delivery",
+    "MODEL_NAMES": "names",
+    "ModelVersion": "names",
+    "Promotion": "promotion",
+    "Recorder": "recorder",
+    "Store": "store",
+    "SystemWatch": "system",
+    "compare_versions": "compare",
+    "download_version": "registry",
+    "flush": "delivery",
+    "list_versions": "registry",
+    "model_name": "names",
+    "open_store": "store",
+    "pending": "delivery",
+    "promote": "promotion",
+    "read_audit": "audit",
+    "read_manifest": "compare",
+    "resolve_version": "registry",
+    "rollback": "promotion",
+    "run_link": "store",
+    "tracking_uri": "store",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import what is asked for: `rlhf status` wants one small part of all this, and answers at once."""
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
-
 from rlhf_core.state.atomic import digest_of
 from tasks import paths
 from tasks.manifest import bars_promotion, flat_params
@@ -207,6 +205,8 @@ def _score_anew(
 
 def _responses(store: Store, version: ModelVersion) -> list[Row]:
     """What a version answered to the evaluation prompts; empty where that was not recorded."""
+    import pyarrow.parquet as pq  # here: `rlhf status` takes this package, and answers at once
+
     with tempfile.TemporaryDirectory() as scratch:
         path = fetch_evidence(store, version, f"{evidence_folder(version)}/{RESPONSES}", Path(scratch))
         return pq.read_table(path).to_pylist() if path else []

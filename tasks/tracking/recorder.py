@@ -12,8 +12,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import pyarrow.parquet as pq
-
 from tasks import paths
 from tasks.tracking.background import BackgroundSender
 from tasks.tracking.delivery import Delivery
@@ -194,6 +192,8 @@ class Recorder:
             table: the evaluation's `responses.parquet`.
             rows_of: value of its column `model`: `sft`, `ppo`, `dpo`.
         """
+        import pyarrow.parquet as pq  # here: `rlhf status` takes this package, and answers at once
+
         rows = pq.read_table(self.root / table, filters=[("model", "==", rows_of)])
         kept, path = self._spool.new_file(RESPONSES)
         pq.write_table(rows, path)

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from rlhf_core.errors import ConfigError, EnvironmentProblem
 from tasks.tracking import logged_model
 from tasks.tracking.names import MODEL_NAMES, OUTPUTS_HASH, STAGE, UNDEFINED, ModelVersion, parse_reference
-from tasks.tracking.store import Store, first_line, open_store
+from tasks.tracking.sqlite_list import versions_in_file
+from tasks.tracking.store import Store, first_line, open_store, tracking_uri
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion as MlflowVersion
@@ -24,9 +25,13 @@ def list_versions(root: Path, name: str | None = None) -> list[ModelVersion]:
     Raises:
         EnvironmentProblem: the store is away.
     """
+    names = (name,) if name else MODEL_NAMES
+    quick = versions_in_file(tracking_uri(root))
+    if quick is not None:
+        return [version for version in quick if version.name in names]
     store = open_store(root)
     with answering():
-        return [version for each in ((name,) if name else MODEL_NAMES) for version in versions_of(store, each)]
+        return [version for each in names for version in versions_of(store, each)]
 
 
 def resolve_version(root: Path, reference: str) -> ModelVersion:
