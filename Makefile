@@ -35,4 +35,4 @@ data: $(STAMP)
 
 clean: ## what runs left behind; the environment stays
 	-$(VENV)/bin/rlhf down
-	rm -rf .rlhf runs artifacts reports/html reports/summary.json dvc_plots
+	rm -rf .rlhf runs artifacts reports/html reports/report.html reports/summary.json dvc_plots

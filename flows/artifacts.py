@@ -9,6 +9,7 @@ from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from flows.execution import PipelineRun
 from flows.headlines import number, seconds
 from flows.ports import LOOPBACK, usual_ports
+from flows.run_page import page_of_run
 from flows.servers import known_servers
 from flows.summary import RunSummary, StageSummary
 from tasks import paths
@@ -17,7 +18,6 @@ from tasks.tracking import tracking_uri
 SAMPLE_ROWS = 20
 SAMPLE_CHARS = 600
 READ_FIRST = ("prompt", "reference", "before", "after")  # the columns of a table of samples stand in its rows' order
-REPORT_FILE = "report.html"
 
 
 def publish_stage(run: PipelineRun, stage: StageSummary) -> None:
@@ -99,9 +99,9 @@ def mlflow_link(run: PipelineRun, stage: str | None, artifact: str = "", text: s
 def _links(run: PipelineRun) -> list[str]:
     """Where the run's figures and its report are."""
     links = [("MLflow", mlflow_link(run, None, text=run.prepared.name))]
-    report = run.root / paths.REPORT / REPORT_FILE
-    if report.is_file():
-        page = mlflow_link(run, None, REPORT_FILE, "in MLflow")
+    report = page_of_run(run.root)
+    if report:
+        page = mlflow_link(run, None, paths.RUN_PAGE.name, "in MLflow")
         links.append(("Report", " · ".join(part for part in (page, f"file `{report}`") if part)))
     links.append(("Folder", f"`{run.root}`"))
     return [f"- {what}: {link}" for what, link in links if link]

@@ -16,11 +16,11 @@ from flows.folding import Column, folding_table
 from flows.headlines import number, seconds
 from flows.result import PLAIN_WIDTH, verdict_line
 from flows.root import find_root
+from flows.run_page import page_of_run
 from flows.status import RunState, StageState, read_status
 from rlhf_core.errors import ConfigError, EnvironmentProblem
 from tasks import paths
 
-REPORT_PAGE = paths.REPORT / "report.html"
 COLOURS = {"done": "green", "ok": "green", "unchanged": "cyan", "running": "blue", "warn": "yellow", "fail": "red"}
 COLOURS |= {"failed": "red", "interrupted": "yellow"}
 RUNS_LISTED = 10
@@ -90,9 +90,12 @@ def report(name: str | None = None, /, *, json: bool = False) -> int:
     """
     root = find_root(Path.cwd())
     folder = paths.home(root) / paths.RUNS / name if name else root
-    page = folder / REPORT_PAGE
-    if not page.is_file():
-        raise EnvironmentProblem(f"{page}: no report yet. Fix: rlhf run (or rlhf status to see what is missing)")
+    page = page_of_run(folder)
+    if page is None:
+        missing = folder / paths.REPORT_PAGE
+        raise EnvironmentProblem(f"{missing}: no report yet. Fix: rlhf run (or rlhf status to see what is missing)")
+    if page == folder / paths.REPORT_PAGE:
+        print("stages have run since the last run of rlhf: no date, gates or champion on this page", file=sys.stderr)
     print(json_format.dumps({"report": str(page)}) if json else page)
     if has_desktop() and not json:
         webbrowser.open(page.as_uri())

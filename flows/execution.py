@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from flows.record import RunRecord, makes_model
 from flows.recorded import note, noted
+from flows.run_page import is_current
 from flows.runs import PreparedRun, pipeline_stages
 from flows.selection import chosen_stages
 from flows.summary import (
@@ -135,9 +136,11 @@ class PipelineRun:
     def close(self, status: RunStatus, exit_code: int, message: str = "") -> RunSummary:
         """End the run: send what waits, learn the version numbers, write the summary."""
         hurried = self.stop.requested
+        if self.record and not hurried:
+            self._learn_versions(self.record.recorder)
+        if status == "done":
+            self._report()
         if self.record:
-            if not hurried:
-                self._learn_versions(self.record.recorder)
             run_state = {"done": "FINISHED", "failed": "FAILED"}.get(status, "KILLED")
             patience = HURRIED_PATIENCE_S if hurried else CLOSING_PATIENCE_S
             self.summary.tracking = self.record.close(run_state, patience, why=message)
@@ -156,6 +159,21 @@ class PipelineRun:
         known = {stage.name: stage for stage in self._before.stages}.get(name) if self._before else None
         kept = known.model_dump(include={"recorded", "outputs_hash", "model_version"}) if known else {}
         return StageSummary(name=name, status="left out", **kept)
+
+    def _report(self) -> None:
+        """Write the run's page and record it; that of an earlier run stays where this one had nothing to do."""
+        reported = any(one.name == "report" and one.status in ("done", "unchanged") for one in self.summary.stages)
+        if not reported or (self.record is None and is_current(self.root)):
+            return
+        from flows.report_band import best_policy, best_standing, write_run_page  # here: it takes what reads the record
+
+        params, best = self.prepared.params, best_policy(self.root)
+        policy = next((one for one in self.summary.stages if one.name == best and one.model_version), None)
+        if self.recorder and policy and policy.outputs_hash:  # gates read figures: wait until this run's are sent
+            self.recorder.version(policy.outputs_hash, patience_s=CLOSING_PATIENCE_S)
+        standing = best_standing(self.root, self.summary, params)
+        if write_run_page(self.root, self.summary, params, standing, time.time()) and self.recorder:
+            self.recorder.artifact(None, paths.RUN_PAGE)
 
     def _note(self) -> None:
         with self._noting:

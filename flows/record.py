@@ -64,8 +64,6 @@ class RunRecord:
         if name == "evaluate":
             self._evaluation(stage.metrics)
             figures |= headline
-        if name == "report":
-            self.recorder.artifact(None, paths.REPORT)
         self.recorder.figures(None, headline)
         self._unwatch(name)
         self.recorder.finish_stage(name, "FINISHED", figures)

@@ -16,6 +16,8 @@ REWARD = Path("artifacts/reward")
 ALIGN = Path("artifacts/align")
 EVALUATE = Path("artifacts/evaluate")
 REPORT = Path("reports/html")
+REPORT_PAGE = REPORT / "report.html"
+RUN_PAGE = Path("reports/report.html")
 
 METRICS = Path("reports/metrics")
 PLOTS = Path("reports/plots")

@@ -1,7 +1,8 @@
 """Stage `report`: one HTML page of the whole run that opens without a network.
 
 Reads the small files under artifacts/, reports/metrics/*.json, reports/plots/*.csv and the parameters; writes
-report.html. The page runs no script, loads nothing, and shows model text as plain text.
+report.html, with a place left for what only a run knows (time, versions, gates: `flows.report_band`). The page runs no
+script, loads nothing, and shows model text as plain text.
 """
 
 from typing import Any

@@ -23,6 +23,7 @@ Registry, from the command line and the promotion flow; these need the store and
     resolve_version(root, "rlhf-policy@candidate" | "rlhf-policy/3")   -> ModelVersion
     compare_versions(root, a, b, judge="gold", confidence=0.95)        -> Comparison
     promote(root, reference, params=load_params(root / "params.yaml")) -> Promotion, or GateRefused
+    standing_of(root, reference, params)    -> Standing: what `promote` would go by, and nothing moved
     rollback(root, "rlhf-policy")           -> Promotion
     read_manifest(root, reference)          -> (ModelVersion, manifest); tasks.reproduce.reproduce rebuilds from it
     read_audit(root)                        -> list[AuditRow]
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from tasks.tracking.promotion import Promotion, promote, rollback
     from tasks.tracking.recorder import Recorder
     from tasks.tracking.registry import download_version, list_versions, resolve_version
+    from tasks.tracking.standing import Standing, standing_of
     from tasks.tracking.store import Store, open_store, run_link, tracking_uri
     from tasks.tracking.system import SystemWatch
 
@@ -50,6 +52,7 @@ __all__ = [
     "ModelVersion",
     "Promotion",
     "Recorder",
+    "Standing",
     "Store",
     "SystemWatch",
     "compare_versions",
@@ -65,6 +68,7 @@ __all__ = [
     "resolve_version",
     "rollback",
     "run_link",
+    "standing_of",
     "tracking_uri",
 ]
 
@@ -76,6 +80,7 @@ _MODULES = {
     "ModelVersion": "names",
     "Promotion": "promotion",
     "Recorder": "recorder",
+    "Standing": "standing",
     "Store": "store",
     "SystemWatch": "system",
     "compare_versions": "compare",
@@ -91,6 +96,7 @@ _MODULES = {
     "resolve_version": "registry",
     "rollback": "promotion",
     "run_link": "store",
+    "standing_of": "standing",
     "tracking_uri": "store",
 }
 

@@ -90,10 +90,11 @@ def read_manifest(root: Path, reference: str) -> tuple[ModelVersion, dict[str, A
 
 def versus(
     store: Store, a: ModelVersion, b: ModelVersion, judge: str, confidence: float, temperature: float
-) -> Mapping[str, Any]:
-    """The A/B of two versions at one temperature; empty where it cannot be had."""
-    entries, _ = _on_same_prompts(store, a, b, judge, confidence)
-    return next((entry for entry in entries if entry["temperature"] == temperature), {})
+) -> tuple[Mapping[str, Any], str]:
+    """The A/B of two versions at one temperature; empty where it cannot be had, with the reason."""
+    entries, note = _on_same_prompts(store, a, b, judge, confidence)
+    found = next((entry for entry in entries if entry["temperature"] == temperature), {})
+    return found, note if found or note else f"{a} and {b} were not both judged at temperature {temperature:g}"
 
 
 def manifest_of(store: Store, version: ModelVersion) -> dict[str, Any]:

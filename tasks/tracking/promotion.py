@@ -13,10 +13,10 @@ from rlhf_core.config import Params
 from rlhf_core.errors import EnvironmentProblem, GateRefused
 from rlhf_core.state.faults import faultpoint
 from tasks.tracking.audit import AuditRow, append_audit, open_attempt, read_audit, standing_promotion
-from tasks.tracking.compare import manifest_of, versus
-from tasks.tracking.gates import Gate, gates_for, refusal
+from tasks.tracking.gates import Gate, refusal
 from tasks.tracking.names import CHAMPION, MODEL_NAMES, PREVIOUS, ModelVersion
 from tasks.tracking.registry import GONE, aliases_of, answering, exists, resolve
+from tasks.tracking.standing import stand
 from tasks.tracking.store import Store, lock, open_store
 
 LOCK = "promotion"
@@ -119,12 +119,7 @@ def rollback(root: Path, model: str, *, reason: str = "") -> Promotion:
 
 
 def _hold_gates(store: Store, version: ModelVersion, champion: int | None, params: Params) -> list[Gate]:
-    against, manifest = None, manifest_of(store, version)
-    if version.name == "rlhf-policy" and champion not in (None, version.version):
-        standing = resolve(store, f"{version.name}/{champion}")
-        judge, confidence = params.evaluate.judges[0], params.evaluate.confidence
-        against = versus(store, version, standing, judge, confidence, params.evaluate.temperatures[0])
-    return gates_for(version, manifest, params.gates, against)
+    return list(stand(store, version, champion, params).gates)
 
 
 def _already(version: ModelVersion, champion: int | None) -> str | None:

@@ -1,0 +1,70 @@
+"""Where a version stands, asked without moving anything: its gates, and how it fares against the champion."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rlhf_core.config import Params
+from tasks.tracking.compare import manifest_of, versus
+from tasks.tracking.gates import Gate, gates_for
+from tasks.tracking.names import CHAMPION, ModelVersion
+from tasks.tracking.registry import aliases_of, answering, resolve
+from tasks.tracking.store import Store, open_store
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Standing:
+    """What `promote` would go by.
+
+    Attributes:
+        version: the one that is asked about.
+        champion: version number of its model's champion; None where there is none.
+        gates: every rule that it is held against.
+        against: the A/B against the champion on the same prompts (`compare.versus`); empty where there is none.
+        note: why there is no A/B although another version is champion, else empty.
+    """
+
+    version: ModelVersion
+    champion: int | None
+    gates: tuple[Gate, ...]
+    against: Mapping[str, Any]
+    note: str = ""
+
+    @property
+    def is_champion(self) -> bool:
+        """Whether it is champion already."""
+        return self.champion == self.version.version
+
+    @property
+    def failed(self) -> tuple[Gate, ...]:
+        """The gates that it does not pass."""
+        return tuple(gate for gate in self.gates if not gate.passed)
+
+
+def standing_of(root: Path, reference: str, params: Params) -> Standing:
+    """Hold a version against the gates and the champion of now; nothing is moved and nothing goes on the trail.
+
+    Args:
+        reference: `rlhf-policy@candidate`, `rlhf-policy/3`.
+        params: give the gates, the judge (first of `evaluate.judges`), the first temperature and the confidence.
+
+    Raises:
+        ConfigError: there is no such version.
+        EnvironmentProblem: the store is away.
+    """
+    store = open_store(root)
+    with answering():
+        version = resolve(store, reference)
+        return stand(store, version, aliases_of(store, version.name).get(CHAMPION), params)
+
+
+def stand(store: Store, version: ModelVersion, champion: int | None, params: Params) -> Standing:
+    """`standing_of` in a store that is open, against this champion."""
+    against, note, manifest = None, "", manifest_of(store, version)
+    if version.name == "rlhf-policy" and champion not in (None, version.version):
+        other = resolve(store, f"{version.name}/{champion}")
+        judge, confidence = params.evaluate.judges[0], params.evaluate.confidence
+        against, note = versus(store, version, other, judge, confidence, params.evaluate.temperatures[0])
+    gates = gates_for(version, manifest, params.gates, against)
+    return Standing(version=version, champion=champion, gates=tuple(gates), against=against or {}, note=note)
