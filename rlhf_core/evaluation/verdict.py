@@ -2,7 +2,8 @@
 
 One entry a model: how it writes, how far it drifted, and for candidates how it fares against the SFT model, at the
 top level by the first judge at the first temperature, and under `judges` by every judge at every temperature
-(`judges.<judge>.T=<temperature>`). Every interval of a win rate is one of as many as there are candidates, which hold
+(`judges.<judge>.T=<temperature>`), and under `tasks` on the prompts of each task. `head_to_head` holds every two
+candidates against each other. Every interval of a win rate is one of as many as there are candidates, which hold
 all at once (`ab.summarise`); so `verdict`, which names the candidate with the highest win rate, may pick.
 """
 
@@ -15,6 +16,7 @@ from rlhf_core.config import EvaluateConfig
 from rlhf_core.data.demo.gold import CRITERIA, Grade
 from rlhf_core.evaluation.ab import Verdicts, summarise
 from rlhf_core.evaluation.gains import paired_gains
+from rlhf_core.evaluation.head_to_head import by_task, head_to_head
 from rlhf_core.evaluation.refusals import refusal_figures, refusal_test
 from rlhf_core.evaluation.response_set import JudgedSet
 from rlhf_core.evaluation.text import length_figures, variety_figures
@@ -65,6 +67,8 @@ def evaluation_metrics(
             [refuses(text) for text in compress(judged[one, first].responses.texts, answerable)] for one in (name, SFT)
         ]
         gains = paired_gains(judged[name, first], judged[SFT, first], refused, settings.confidence)
+        outcomes = compared[name, first, settings.judges[0]].outcomes
+        models[name]["tasks"] = by_task(outcomes, tasks, settings.confidence, len(algorithms))
         undefined = {**headline.get("undefined", {}), **gains.get("undefined", {})}
         models[name] |= headline | {"judges": judges} | gains | ({"undefined": undefined} if undefined else {})
     best = max(algorithms, key=lambda name: models[name]["win_rate"])  # the first of equals
@@ -76,6 +80,8 @@ def evaluation_metrics(
         "best": best,
         "confidence": settings.confidence,
     }
+    between = head_to_head(settings, algorithms, judged)
+    models |= {"head_to_head": between} if between else {}
     return models | {"verdict": verdict, "num_prompts": len(judged[SFT, first].responses.texts)}
 
 

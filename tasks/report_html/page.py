@@ -9,6 +9,7 @@ from markupsafe import Markup
 
 from rlhf_core.config import EvaluateConfig, Params
 from tasks.report_html import words
+from tasks.report_html.between import between_candidates, task_table, win_rate_row
 from tasks.report_html.comparisons import WinRate, dot_plot, forest_plot, share_bar
 from tasks.report_html.distributions import Series, calibration_plot, grade_plot, histogram, line_chart
 from tasks.report_html.lineage import lineage, parameter_rows
@@ -57,6 +58,9 @@ def render(run: RunFiles, params: Params, root: Path) -> str:
         verdict_terms=words.verdict_terms(evaluation["verdict"]) if evaluation else None,
         warnings=[(TITLES[stage], line) for stage, figures in run.metrics.items() if (line := texts_line(figures))],
         tiles=list(_tiles(run, algorithms)),
+        changes=list(words.changes(evaluation, algorithms)) if evaluation else [],
+        between=between_candidates(evaluation, params.evaluate, COLORS) if evaluation else None,
+        by_task=task_table(evaluation, algorithms) if evaluation else None,
         forest=_forest(evaluation, params.evaluate, algorithms) if evaluation else None,
         criteria=list(_criteria(evaluation, params.evaluate, algorithms)) if evaluation else [],
         writing=list(_writing(evaluation, params.evaluate, algorithms)) if evaluation else [],
@@ -116,21 +120,12 @@ def _forest(evaluation: Mapping[str, Any], settings: EvaluateConfig, algorithms:
     for judge in settings.judges:
         for temperature in settings.temperatures:
             label = f"T={temperature:g}"
-            rows = [_win_rate(name, evaluation[name]["judges"][judge][label]) for name in algorithms]
+            rows = [
+                win_rate_row(words.ALGORITHMS[name], COLORS[name], evaluation[name]["judges"][judge][label])
+                for name in algorithms
+            ]
             groups[f"{words.JUDGES[judge]}, {words.sampling(temperature)}"] = rows
     return forest_plot(groups)
-
-
-def _win_rate(name: str, figures: Mapping[str, Any]) -> WinRate:
-    return WinRate(
-        name=words.ALGORITHMS[name],
-        color=COLORS[name],
-        win_rate=figures["win_rate"],
-        low=figures["win_rate_low"],
-        high=figures["win_rate_high"],
-        counts=f"{figures['wins']} / {figures['ties']} / {figures['losses']}",
-        p_value=words.p_text(figures["p_value"]),
-    )
 
 
 def _criteria(evaluation: Mapping[str, Any], settings: EvaluateConfig, algorithms: Sequence[str]) -> Iterator[Markup]:

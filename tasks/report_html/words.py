@@ -1,7 +1,7 @@
 """Figures and verdicts as people read them."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 # Control characters, bidirectional overrides and zero-width marks: they would hide or reorder what a model wrote.
@@ -101,8 +101,30 @@ def verdict_terms(verdict: Mapping[str, Any]) -> str:
     return (
         f"Judge: {judge}, both orders, {sampling(verdict['temperature'])}. Ties count half; "
         f"{verdict['confidence']:.0%} score interval; exact sign test without ties. "
-        "The best policy is named after the fact, with no correction for choosing."
+        "Intervals and p are corrected for the number of policies compared."
     )
+
+
+def changes(evaluation: Mapping[str, Any], algorithms: Sequence[str]) -> Iterator[str]:
+    """Yield, for each policy, how the length of its replies and its over-refusal changed from SFT's."""
+    for name in algorithms:
+        figures, policy = evaluation[name], ALGORITHMS[name]
+        ratio, low, high = (figures.get(key) for key in ("tokens_ratio", "tokens_gain_low", "tokens_gain_high"))
+        if ratio is not None and figures.get("tokens_gain") is not None:
+            by = f"{figures['tokens_gain']:+.1f} tokens a reply"
+            found = f"{by} [{low:+.1f}, {high:+.1f}]" if low is not None and high is not None else by
+            if low is None or high is None:
+                yield f"{policy}: too few prompts to say whether replies grew longer ({by})."
+            elif low > 0 or high < 0:
+                longer = "longer" if low > 0 else "shorter"
+                yield f"{policy}: replies are {abs(ratio - 1):.0%} {longer} than SFT's ({found})."
+            else:
+                yield f"{policy}: replies are not shown to be longer or shorter than SFT's ({found})."
+        gain = figures.get("over_refusal_gain")
+        if gain is not None:
+            bounds = [figures.get(f"over_refusal_gain_{end}") for end in ("low", "high")]
+            shown = "too few for an interval" if None in bounds else ", ".join(f"{100 * one:+.1f}" for one in bounds)
+            yield f"{policy}: over-refusal {100 * gain:+.1f} points from SFT's [{shown}]."
 
 
 def flattened(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

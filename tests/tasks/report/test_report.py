@@ -266,3 +266,34 @@ def test_constant_figures_can_be_drawn():
     drawn += calibration_plot(calibration_bins([0.0]), None)
     assert "nan" not in drawn
     assert "inf" not in drawn
+
+
+def test_candidates_against_each_other_tasks_length_and_refusals_are_shown(make_run):
+    params = Params()
+    root = make_run(params)
+    path = root / "reports/metrics/evaluate.json"
+    metrics = json.loads(path.read_text())
+    one = {"wins": 30, "ties": 5, "losses": 5, "num_prompts": 40, "win_rate": 0.8125, "win_rate_low": 0.7,
+           "win_rate_high": 0.9, "p_value": 0.5}  # fmt: skip
+    few = one | {"wins": 1, "ties": 1, "losses": 0, "num_prompts": 2, "win_rate": 0.75, "win_rate_low": None,
+                 "win_rate_high": None}  # fmt: skip
+    labels = [f"T={temperature:g}" for temperature in params.evaluate.temperatures]
+    metrics["head_to_head"] = {
+        "ppo_against_dpo": {judge: dict.fromkeys(labels, one) for judge in params.evaluate.judges}
+    }
+    for name in ("ppo", "dpo"):
+        metrics[name] |= {"tasks": {"shop<b>": one, "unsafe": few}}
+    length = {"tokens_gain": 4.5, "tokens_gain_low": 3.1, "tokens_gain_high": 5.9, "tokens_ratio": 1.26}
+    metrics["ppo"] |= length | {"over_refusal_gain": 0.012, "over_refusal_gain_low": -0.01,
+                                "over_refusal_gain_high": 0.034}  # fmt: skip
+    metrics["dpo"] |= length | {"tokens_gain_low": -0.5}
+    path.write_text(json.dumps(metrics))
+    html = page_of(root, params)
+    shown = words_of(html)
+    assert "PPO: replies are 26% longer than SFT's (+4.5 tokens a reply [+3.1, +5.9])." in shown
+    assert "DPO: replies are not shown to be longer or shorter than SFT's" in shown
+    assert "PPO: over-refusal +1.2 points from SFT's [-1.0, +3.4]." in shown
+    assert shown.count("PPO against DPO") >= len(labels) * len(params.evaluate.judges)
+    assert "0.812 [0.700, 0.900] 30 / 5 / 5 0.500" in shown
+    assert "shop<b> PPO 40 0.812 [0.700, 0.900]" in shown
+    assert "unsafe PPO 2 0.750 (too few for an interval) 1 / 1 / 0" in shown
