@@ -5,16 +5,15 @@ from itertools import chain, combinations
 from statistics import fmean
 from typing import Any
 
-from rlhf_core.data.identity import prompt_group
 from rlhf_core.data.kinds import OVERALL, UNNAMED
 from rlhf_core.data.normal import normal_form
 from rlhf_core.data.rankings import RANKINGS, ranked_choices
 from rlhf_core.data.records import content_id
-from rlhf_core.data.splits import split_of
 from rlhf_core.errors import DataError
 from rlhf_core.feedback.ballots import Ballot, Pair, Vote
 from rlhf_core.feedback.labelling import pair_id
 from tasks import paths
+from tasks.held_out import heldout_rule
 from tasks.stage import Stage
 from tasks.tables import read_table
 
@@ -31,7 +30,7 @@ def from_file(stage: Stage) -> Iterator[Ballot]:
     """
     votes = read_table(paths.VALIDATE / "votes.parquet")
     voted_on = set(votes.unique("criterion"))
-    yield from voted(votes, _split_rule(stage))
+    yield from voted(votes, heldout_rule())
     box = BallotBox(shown=False)
     for row in read_table(paths.VALIDATE / "comparisons.parquet"):
         if row["criterion"] not in voted_on:
@@ -81,12 +80,6 @@ class BallotBox:
         for key, pair in self._pairs.items():
             rankings = tuple(self._rankings.get(key, ()))
             yield Ballot(pair=pair, votes=tuple(self._votes[key].values()), rankings=rankings, shown=self._shown)
-
-
-def _split_rule(stage: Stage) -> Callable[[str], str]:
-    heldout = read_table(paths.VALIDATE / "heldout_prompts.parquet")
-    groups = {prompt_group(row["prompt"]) for row in heldout}
-    return lambda prompt: split_of(prompt, groups, stage.params.data.hashed_share)
 
 
 def voted(rows: Iterable[Row], split: Callable[[str], str]) -> Iterator[Ballot]:

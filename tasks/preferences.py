@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_core.data.balance import mean_length_difference, share_longer_chosen
-from rlhf_core.data.identity import prompt_group
 from rlhf_core.data.kinds import OVERALL
 from rlhf_core.data.leakage import leaking_prompts
-from rlhf_core.data.splits import Split, split_of
 from rlhf_core.errors import DataError
 from rlhf_core.state.atomic import write_json
 from tasks import paths
 from tasks.funnel import Funnel, Pairs, balance, clean, leakage_reason
+from tasks.held_out import heldout_rule
 from tasks.other_preferences import OtherPairs
 from tasks.stage import Stage
 from tasks.tables import SCHEMAS, read_table, write_table
@@ -33,11 +32,7 @@ def run(stage: Stage) -> dict[str, Any]:
     rows = read_table(paths.LABEL / "pairs.parquet").to_list()
     grades = read_table(paths.VALIDATE / "criteria.parquet")
     heldout_prompts = list(read_table(paths.VALIDATE / "heldout_prompts.parquet")["prompt"])
-    groups = {prompt_group(prompt) for prompt in heldout_prompts}
-
-    def side(prompt: str) -> Split:
-        return split_of(prompt, groups, stage.params.data.hashed_share)
-
+    side = heldout_rule()
     cleaned, funnel = clean([row for row in rows if row["criterion"] == OVERALL], config)
     train = [pair for pair in cleaned if side(pair.prompt) == "train"]
     heldout = [pair for pair in cleaned if side(pair.prompt) == "heldout"]

@@ -56,6 +56,7 @@ SCHEMAS: dict[str, pa.Schema] = {
     "demonstrations": _schema("id", "prompt", "response", "task", "source", "split"),
     "prompts": _schema("id", "prompt", "task"),
     "heldout_prompts": _schema("id", "prompt", "task"),
+    "heldout_groups": _schema("group"),
     "graded": _schema("id", "prompt", "response", ("score", pa.float64())),
     "criteria": _schema("id", "prompt", "response", "criterion", ("score", pa.float64())),
     "ratings": _schema("prompt_id", "prompt", "response", "annotator", ("score", pa.float64()), "split"),

@@ -13,14 +13,15 @@ from typing import Any
 from rlhf_core.data.identity import prompt_group
 from rlhf_core.data.judgements import responses_of
 from rlhf_core.data.kinds import SPECS, Kind
-from rlhf_core.data.normal import normal_form
-from rlhf_core.data.readers import Refused, read_rows
+from rlhf_core.data.normal import normal_form, visible
+from rlhf_core.data.readers import Refused, Row, read_rows
 from rlhf_core.data.records import Record, place, to_record
 from rlhf_core.errors import DataError
 from tasks import paths
 from tasks.data_docs import write_data_docs
 from tasks.expectations import Checked, check
 from tasks.notice import warn
+from tasks.sides import Sides
 from tasks.stage import Stage
 from tasks.suites import Candidate
 from tasks.validated import write_tables
@@ -46,6 +47,8 @@ def run(stage: Stage) -> dict[str, Any]:
     for step, (kind, file) in enumerate(named.items(), start=1):
         verdict = verdicts[kind] = judge(stage, kind, file)
         stage.log(step, len(named), {"validate/rows": verdict.rows, "validate/bad": len(verdict.bad_entries)}, 0)
+    sides = Sides(verdicts, stage.params.data)
+    sides.set_aside()
     write_entries(stage.out, verdicts)
     pages: dict[str, str] = {kind: verdict.page for kind, verdict in verdicts.items() if verdict.page}
     write_data_docs(stage.out / "data_docs", pages)
@@ -56,6 +59,7 @@ def run(stage: Stage) -> dict[str, Any]:
             _say_what_is_odd(stage, verdict)
             _refuse_bad(verdict, stage.params.validate_.max_bad_share)
         _refuse_leaks(verdicts)
+        sides.say(stage)
     except DataError:
         shutil.copytree(stage.out, refused)
         raise
@@ -64,7 +68,7 @@ def run(stage: Stage) -> dict[str, Any]:
         share = f"{data.hashed_share:g} of the prompt groups are held out"
         warn(stage, f"data: names no heldout_prompts and no heldout_share: {share}")
     records = {kind: verdict.kept for kind, verdict in verdicts.items()}
-    tables = write_tables(stage.out, records, data.hashed_share)
+    tables = write_tables(stage.out, records, sides.groups)
     return totals(verdicts.values()) | {"tables": tables}
 
 
@@ -77,6 +81,8 @@ def judge(stage: Stage, kind: Kind, file: str) -> Verdict:
             verdict.set_aside(row, row.reason, [UNREADABLE])
         else:
             record = to_record(kind, row)
+            if (column := stage.params.data.split_by) is not None:
+                _note_unit(record, row, column)
             if record.unreadable:
                 verdict.set_aside(record, record.unreadable, [UNREADABLE])
             else:
@@ -87,6 +93,14 @@ def judge(stage: Stage, kind: Kind, file: str) -> Verdict:
         _sort_out(verdict, candidates, checked)
     verdict.quarantine.sort(key=lambda entry: (entry["line"], entry["item"] or 0))
     return verdict
+
+
+def _note_unit(record: Record, row: Row, column: str) -> None:
+    """Keep what the row has in the column that splits are made by; the kind need not know the column."""
+    value = row.value.get(column) if isinstance(row.value, dict) else None
+    if value is not None and not isinstance(value, dict | list) and visible(str(value)):
+        record.unit = str(value)
+    record.unknown -= {column}
 
 
 def _has_same_responses(record: Record, kind: Kind) -> bool:
@@ -128,7 +142,7 @@ def _say_what_is_odd(stage: Stage, verdict: Verdict) -> None:
 def _refuse_bad(verdict: Verdict, max_bad_share: float) -> None:
     if not verdict.rows:
         raise DataError(f"{verdict.file}: data.{verdict.kind}: no rows. Fix: name a file with rows, or null")
-    if verdict.kept and verdict.bad_share <= max_bad_share:
+    if (verdict.kept or not verdict.bad_entries) and verdict.bad_share <= max_bad_share:
         return
     first, bad = verdict.bad_entries[0], len(verdict.bad_entries)
     reasons = ", ".join(f"{code} {count}" for code, count in verdict.reasons.most_common(_LISTED))

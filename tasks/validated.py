@@ -1,4 +1,4 @@
-"""The tables that validation hands on, made of good records: splits are decided and missing kinds are derived here.
+"""The tables that validation hands on, made of good records; each row gets its side.
 
 What no file gives is derived from others (`tasks.derived`).
 """
@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
-from rlhf_core.data.identity import prompt_group, prompt_identity
+from rlhf_core.data.identity import prompt_identity
 from rlhf_core.data.judgements import pair_names, texts_of
 from rlhf_core.data.kinds import OVERALL
 from rlhf_core.data.normal import visible
 from rlhf_core.data.records import Record, content_id, prompt_id
-from rlhf_core.data.splits import Split, is_heldout, next_heldout, split_of
+from rlhf_core.data.splits import Split, split_of
 from rlhf_core.errors import DataError
 from tasks.derived import Records, best_replies, derived_prompts
 from tasks.tables import SCHEMAS, write_table
@@ -22,17 +22,20 @@ Row = Mapping[str, Any]
 SplitRule = Callable[[str], Split]
 
 
-def write_tables(folder: Path, records: Records, heldout_share: float) -> dict[str, int]:
+def write_tables(folder: Path, records: Records, groups: Set[str]) -> dict[str, int]:
     """Write every table of the stage below `folder`, and return how many rows each has.
+
+    Args:
+        folder: where to write.
+        records: good rows.
+        groups: the held-out prompt groups.
 
     Raises:
         DataError: there is no training demonstration, no training prompt or no held-out prompt.
     """
-    groups = {prompt_group(record.values["prompt"]) for record in records.get("heldout_prompts", ())}
-    groups |= _at_least_one(records, groups, heldout_share)
 
     def split(prompt: str) -> Split:
-        return split_of(prompt, groups, heldout_share)
+        return split_of(prompt, groups)
 
     train_prompts, heldout_prompts = _prompts(records, split)
     grades = list(_grades(records.get("graded", ())))
@@ -41,6 +44,7 @@ def write_tables(folder: Path, records: Records, heldout_share: float) -> dict[s
         "demonstrations": list(_demonstrations(records, votes, grades, split)),
         "prompts": train_prompts,
         "heldout_prompts": heldout_prompts,
+        "heldout_groups": [{"group": group} for group in sorted(groups)],
         "graded": [_without_criterion(row) for row in grades if row["criterion"] == OVERALL],
         "criteria": [row for row in grades if row["criterion"] != OVERALL],
         "ratings": [_rating(record, split) for record in records.get("graded", ()) if _is_overall(record)],
@@ -50,17 +54,6 @@ def write_tables(folder: Path, records: Records, heldout_share: float) -> dict[s
     }
     _refuse_nothing_to_do(rows)
     return {name: write_table(folder / f"{name}.parquet", rows[name], SCHEMAS[name]) for name in rows}
-
-
-def _at_least_one(records: Records, named: Set[str], heldout_share: float) -> set[str]:
-    """A prompt group to hold out where a share is asked for and so few groups leave none in it: the next in order."""
-    if named or not heldout_share:
-        return set()
-    source = records["prompts"] if "prompts" in records else derived_prompts(records)
-    groups = {prompt_group(record.values["prompt"]) for record in source}
-    if len(groups) < 2 or any(is_heldout(group, heldout_share) for group in groups):
-        return set()
-    return {next_heldout(groups)}
 
 
 def _demonstrations(

@@ -8,7 +8,9 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from rlhf_core.config import Params
+from rlhf_core.data.identity import prompt_group
 from rlhf_core.data.records import content_id, prompt_id
+from rlhf_core.data.splits import is_heldout
 from tasks import paths, preferences
 from tasks.definition import StageDefinition
 from tasks.stage import Progress, Stage
@@ -57,9 +59,17 @@ def run_preferences(
     """Run the stage below `folder`, the current one; return metrics, funnel by step, and both tables."""
     prompts = [{"id": str(i), "prompt": prompt, "task": "t"} for i, prompt in enumerate(heldout)]
     write_table(paths.VALIDATE / "heldout_prompts.parquet", prompts, SCHEMAS["heldout_prompts"])
+    asked = [*(row["prompt"] for row in pairs), *(row["prompt"] for row in grades)]
+    groups = {prompt_group(prompt) for prompt in heldout}
+    groups |= {group for group in map(prompt_group, asked) if is_heldout(group, share)}
+    write_table(
+        paths.VALIDATE / "heldout_groups.parquet",
+        [{"group": group} for group in sorted(groups)],
+        SCHEMAS["heldout_groups"],
+    )
     write_table(paths.VALIDATE / "criteria.parquet", grades, SCHEMAS["criteria"])
     write_table(paths.LABEL / "pairs.parquet", pairs, SCHEMAS["pairs"])
-    params = Params.model_validate({"data": {"heldout_share": share}, "preferences": options})
+    params = Params.model_validate({"preferences": options})
     definition = StageDefinition(name="preferences", deps=(), params=(), outs=())
     stage = Stage(definition, params, folder, folder / "out", Progress(folder / "progress.jsonl"))
     metrics = preferences.run(stage)

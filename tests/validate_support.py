@@ -32,11 +32,16 @@ class DataProject:
         self.data[kind] = path.name
 
     def run(
-        self, out: str = "out", max_bad_share: float = 1.0, heldout_share: float | None = 0.0, **settings: Any
+        self,
+        out: str = "out",
+        max_bad_share: float = 1.0,
+        heldout_share: float | None = 0.0,
+        split_by: str | None = None,
+        **settings: Any,
     ) -> dict[str, Any]:
         params = Params.model_validate(
             {
-                "data": {**self.data, "heldout_share": heldout_share},
+                "data": {**self.data, "heldout_share": heldout_share, "split_by": split_by},
                 "validate": {"max_bad_share": max_bad_share, **settings},
             }
         )

@@ -23,8 +23,11 @@ class DataConfig(Section):
     )
     heldout_share: OpenShare | None = Field(
         None,
-        description="share of prompt groups held out by stable hash, beside those in `heldout_prompts`; null: 0.1 "
+        description="share of dialogues held out by stable hash, beside those in `heldout_prompts`; null: 0.1 "
         "where no file names held-out prompts, else 0",
+    )
+    split_by: str | None = Field(
+        None, description="column whose values are held out as a whole (source, user, debate); null: dialogues are"
     )
 
     @property

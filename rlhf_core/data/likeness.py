@@ -27,13 +27,15 @@ _SPACELESS = (
     r"&&\p{L}]"
 )
 _WORD = rf"[[\p{{L}}\p{{M}}\p{{N}}\p{{Pc}}]--{_SPACELESS}][[\p{{L}}\p{{M}}\p{{N}}\p{{Pc}}\u200c\u200d]--{_SPACELESS}]*"
+_APOSTROPHE = regex.compile("['’]")
 _DASH = r"[\p{Pd}\u2212]"
 _HYPHEN = rf"(?<=[\p{{L}}\p{{M}}]){_DASH}(?=\p{{L}})|(?<=[\p{{L}}\p{{M}}]{{2}}){_DASH}(?=\p{{N}})"
 _NOT = r"!(?==)|(?<![\p{L}\p{M}\p{N}])!(?=[\p{L}\p{N}(_])|(?<=\p{N})!"
 _OPERATOR = rf"[[\p{{S}}*/%&@#\\†‡§¶‰‱\u200d\U000e0020-\U000e007f]--[`´¨¸˜]]|{_DASH}|{_NOT}"
 _DASH_SIGN = regex.compile(_DASH)
 _TOKEN = regex.compile(
-    rf"(?:{_HYPHEN})|(?P<character>{_SPACELESS}\p{{M}}*)|(?P<word>{_WORD})|(?P<sign>{_OPERATOR})", regex.V1
+    rf"(?:{_HYPHEN})|(?P<character>{_SPACELESS}\p{{M}}*)|(?P<word>{_WORD}(?:['’]{_WORD})*)|(?P<sign>{_OPERATOR})",
+    regex.V1,
 )
 _MARK = regex.compile(
     rf"(?:{_HYPHEN})|(?P<number>\p{{Nd}}+(?:[.,]\p{{Nd}}+)*|[\p{{Nl}}\p{{No}}])|(?P<sign>{_OPERATOR})|"
@@ -53,7 +55,7 @@ class Shingles:
 @lru_cache(maxsize=1024)
 def cut(text: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The tokens of a text in normal form, and what each is: word, character (of a script without spaces) or sign."""
-    found = [(each[0], each.lastgroup) for each in _TOKEN.finditer(text) if each.lastgroup]
+    found = [(_APOSTROPHE.sub("'", each[0]), each.lastgroup) for each in _TOKEN.finditer(text) if each.lastgroup]
     return tuple(token for token, _ in found), tuple(kind for _, kind in found if kind)
 
 

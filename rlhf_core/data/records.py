@@ -31,6 +31,7 @@ class Record:
         holds_turns: the prompt is read as one turn of the user, and has lines that begin turns.
         unreadable: a field of the kind that cannot be read, and why, or null.
         unknown: fields of the row that the kind does not know; they are left out.
+        unit: what the row has in the column that splits are made by, if there is one.
     """
 
     line: int
@@ -45,6 +46,7 @@ class Record:
     holds_turns: bool = False
     unreadable: str | None = None
     unknown: frozenset[str] = field(default_factory=frozenset)
+    unit: str | None = None
 
     @property
     def place(self) -> str:

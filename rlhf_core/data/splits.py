@@ -1,10 +1,11 @@
-"""Which prompts are held out: by group (dialogue) and by a hash that knows nothing of the other rows."""
+"""Which prompts are held out: by group (dialogue) or a named column, and by a hash that knows nothing of other rows."""
 
 import hashlib
 from collections.abc import Iterable, Set
 from typing import Literal
 
 from rlhf_core.data.identity import prompt_group
+from rlhf_core.data.normal import normal_form
 
 Split = Literal["train", "heldout"]
 
@@ -26,7 +27,21 @@ def _place(group: str) -> int:
     return int.from_bytes(hashlib.sha256(f"heldout {group}".encode()).digest()[:8])
 
 
-def split_of(prompt: str, heldout_groups: Set[str], share: float) -> Split:
-    """Return `heldout` for a prompt whose group is named in `heldout_groups` or falls into the hashed share."""
-    group = prompt_group(prompt)
-    return "heldout" if group in heldout_groups or is_heldout(group, share) else "train"
+def unit_of(prompt: str, column: str | None, value: str | None) -> str:
+    """What a row is held out with: all rows that have its value in the column, or its dialogue where it has none."""
+    return prompt_group(prompt) if column is None or value is None else f"{column} {normal_form(value)}"
+
+
+def heldout_groups(rows: Iterable[tuple[str, str]], units: Set[str]) -> set[str]:
+    """The prompt groups of which a row is held out with its unit.
+
+    Args:
+        rows: (prompt, unit).
+        units: those that are held out.
+    """
+    return {prompt_group(prompt) for prompt, unit in rows if unit in units}
+
+
+def split_of(prompt: str, groups: Set[str]) -> Split:
+    """Return `heldout` for a prompt whose group is among the held-out ones."""
+    return "heldout" if prompt_group(prompt) in groups else "train"

@@ -9,6 +9,7 @@ import pytest
 
 from rlhf_core.config import Params
 from rlhf_core.data.demo.scene import read_scene
+from rlhf_core.data.identity import prompt_group
 from rlhf_core.data.rankings import rankings_of
 from rlhf_core.errors import DataError
 from tasks import label, paths
@@ -24,8 +25,8 @@ RIGHT, WRONG, RUDE = "The lamp sells for 35 dollars.", "The lamp sells for 40 do
 @pytest.fixture(autouse=True)
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    heldout = [{"id": "h0", "prompt": OTHER, "task": "aisle"}]
-    write_table(paths.VALIDATE / "heldout_prompts.parquet", heldout, SCHEMAS["heldout_prompts"])
+    groups = [{"group": prompt_group(OTHER)}]
+    write_table(paths.VALIDATE / "heldout_groups.parquet", groups, SCHEMAS["heldout_groups"])
     write_table(paths.VALIDATE / "votes.parquet", [], SCHEMAS["votes"])
     write_table(paths.VALIDATE / "comparisons.parquet", [], SCHEMAS["comparisons"])
     write_table(paths.VALIDATE / "rankings.parquet", [], SCHEMAS["rankings"])

@@ -20,6 +20,7 @@ TABLES = (
     "demonstrations",
     "prompts",
     "heldout_prompts",
+    "heldout_groups",
     "graded",
     "criteria",
     "ratings",

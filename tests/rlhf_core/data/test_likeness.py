@@ -42,6 +42,7 @@ def test_punctuation_hyphens_and_quotes_are_no_signs():
 def test_words_keep_their_combining_marks():
     hindi = normal_form("कि की कु")  # three words that differ in a vowel sign alone
     assert tokens(hindi) == ("कि", "की", "कु")
+    assert tokens(normal_form("Don’t ‘quote’ Google's")) == ("don't", "quote", "google's")
     assert tokens(normal_form("ÉTÉ cafe\u0301 می\u200cخواهم")) == ("été", "café", "می\u200cخواهم")
 
 

@@ -5,9 +5,10 @@ import unicodedata
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rlhf_core.data.identity import prompt_group
 from rlhf_core.data.normal import normal_form
 from rlhf_core.data.records import prompt_id
-from rlhf_core.data.splits import is_heldout, prompt_group, split_of
+from rlhf_core.data.splits import heldout_groups, is_heldout, split_of, unit_of
 
 texts = st.text(max_size=30)
 groups = st.integers(0, 2**64).map(lambda number: prompt_group(str(number)))
@@ -50,13 +51,29 @@ def test_the_share_is_met_and_pinned():
 
 @given(st.lists(texts, min_size=1, max_size=10), st.lists(texts, max_size=10), st.floats(0, 0.9))
 def test_new_rows_move_no_old_row_and_no_group_stands_on_both_sides(old, new, share):
-    before = {prompt: split_of(prompt, set(), share) for prompt in old}
-    after = {prompt: split_of(prompt, set(), share) for prompt in [*new, *old]}
+    def sides(prompts):
+        rows = [(prompt, unit_of(prompt, None, None)) for prompt in prompts]
+        groups = heldout_groups(rows, {unit for _, unit in rows if is_heldout(unit, share)})
+        return {prompt: split_of(prompt, groups) for prompt in prompts}
+
+    before, after = sides(old), sides([*new, *old])
     assert {prompt: after[prompt] for prompt in old} == before
-    sides = {(prompt_group(prompt), side) for prompt, side in after.items()}
-    assert len(sides) == len({group for group, _ in sides})
+    found = {(prompt_group(prompt), side) for prompt, side in after.items()}
+    assert len(found) == len({group for group, _ in found})
 
 
-def test_named_groups_are_held_out_whatever_their_hash_says():
-    assert split_of("How much?", {prompt_group("how MUCH?")}, 0.0) == "heldout"
-    assert split_of("How many?", {prompt_group("how much?")}, 0.0) == "train"
+def test_a_group_among_the_held_out_ones_is_held_out_in_any_disguise():
+    assert split_of("How much?", {prompt_group("how MUCH?")}) == "heldout"
+    assert split_of("How many?", {prompt_group("how much?")}) == "train"
+    dialogue = "\n\nHuman: how\u200b much?\n\nAssistant: Ten.\n\nHuman: And two?\n\nAssistant:"
+    assert split_of(dialogue, {prompt_group("How much?")}) == "heldout"
+
+
+def test_a_unit_is_what_the_column_says_or_the_dialogue():
+    rows = [(f"Ask {number}?", unit_of(f"Ask {number}?", "user", f"user {number % 40}")) for number in range(400)]
+    groups = heldout_groups(rows, {unit for _, unit in rows if is_heldout(unit, 0.3)})
+    held = {number for number, (prompt, _) in enumerate(rows) if split_of(prompt, groups) == "heldout"}
+    assert {number % 40 for number in held}.isdisjoint({number % 40 for number in set(range(400)) - held})
+    assert 0 < len(held) < 400
+    assert unit_of("p", "user", " ANN\u200b ") == unit_of("q", "user", "ann") != unit_of("q", "source", "ann")
+    assert unit_of("How much?", "user", None) == unit_of("how MUCH?", None, "ann") == prompt_group("how much?")
