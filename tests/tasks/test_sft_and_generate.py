@@ -77,7 +77,7 @@ def test_the_figures_of_sft_are_those_of_its_outputs(finished_project: Path) -> 
     assert figures["trained_parameters"] == figures["parameters"]
     assert figures["steps"] == 24
     curves = (finished_project / "reports/plots/sft.csv").read_text().splitlines()
-    assert curves[0] == "step,loss/heldout,loss/train,optim/grad_norm,optim/learning_rate"
+    assert curves[0] == "step,loss/heldout,loss/train,optim/grad_norm,optim/learning_rate,optim/not_finite"
     assert len(curves) == 25
     first, last = float(curves[1].split(",")[2]), float(curves[-1].split(",")[2])
     assert last < first - 0.5, "24 steps already learn something"
@@ -158,7 +158,7 @@ def test_a_local_folder_goes_through_sft_and_generate(project: Path) -> None:
     [
         ("missing", 7, "missing config.json; model.safetensors; tokenizer.json"),
         ("code", 2, "auto_map: the folder wants to run code of its own"),
-        ("short", 2, "max_prompt_tokens and max_response_tokens make 600, the model in model.path reads 512"),
+        ("short", 2, "max_prompt_tokens and max_response_tokens make 600, this model reads 512"),
     ],
 )
 def test_a_folder_that_cannot_be_used_is_refused_in_one_line(project: Path, damage: str, code: int, words: str) -> None:
