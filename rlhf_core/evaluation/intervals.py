@@ -2,7 +2,7 @@
 
 All intervals are two-sided, and nothing here draws a random number. Rows of one prompt are one group: what is sampled
 is prompts. An interval that would rest on fewer than `MIN_GROUPS` of them is not given: so few say nothing about how
-much prompts differ. How often each interval holds the truth is measured by `python -m benchmarks coverage`.
+much prompts differ. How often each interval holds the truth is measured by `python -m benchmarks.coverage`.
 """
 
 import math
