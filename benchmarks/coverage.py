@@ -1,8 +1,8 @@
-"""How often the published 95 % intervals hold the truth, in simulated worlds whose truth is known, from five prompts up.
+"""How often the published 95 % intervals hold the truth, in simulated worlds with known truth, from five prompts up.
 
-`python -m benchmarks.coverage [--runs N]` prints one line an interval and number of prompts: the mean over the worlds of
-that kind, and the lowest and the highest of them. Counts are few and whole at five prompts, so that no interval of a share
-can hold a given truth in exactly 95 of 100 runs: the mean over truths is what can be asked for there.
+`python -m benchmarks.coverage [--runs N]` prints one line an interval and number of prompts: the mean over the worlds
+of that kind, and the lowest and the highest of them. Counts are few and whole at five prompts, so that no interval of a
+share can hold a given truth in exactly 95 of 100 runs: the mean over truths is what can be asked for there.
 """
 
 import argparse

@@ -34,6 +34,7 @@ def fisher_interval(
     *,
     step: float,
     known_error: float | None = None,
+    freedom: int | None = None,
 ) -> Interval | None:
     """Return the interval of a figure whose largest value is 1.
 
@@ -43,6 +44,7 @@ def fisher_interval(
         step: how far below 1 the figure's next possible value lies; where z would be infinite, that one stands in.
         known_error: standard error of z by theory, where there is one: the normal quantile then holds, and the
             jackknife can only widen.
+        freedom: degrees of freedom of t; one less than blocks unless given.
 
     Returns:
         None with fewer than `MIN_GROUPS` blocks, or where the figure is undefined without one of them.
@@ -55,7 +57,7 @@ def fisher_interval(
     spread = np.array([_z(value, step) for value in values]) - centre
     error = math.sqrt((count - 1) / count * float((spread**2).sum()))
     if known_error is None:
-        half = student_quantile(confidence, count - 1) * error
+        half = student_quantile(confidence, freedom or count - 1) * error
     else:
         half = normal_quantile(confidence) * max(known_error, error)
     low, high = math.tanh(centre - half), math.tanh(centre + half)

@@ -22,7 +22,7 @@ def rank_intervals(
     """Return the intervals of Spearman's rho and of Kendall's tau-b between grades and scores.
 
     Rho of a sample is biased toward 0, by 3 (rho - tau) / (n + 1), which near 1 is more than its error (Kendall 1948,
-    Rank correlation methods, on Daniels): the interval holds those about rho with and without the bias.
+    Rank correlation methods, on Daniels): the interval's outer end is moved by as much.
 
     Returns:
         None in place of an interval with fewer than `MIN_GROUPS` groups, or where leaving one out makes either
@@ -45,21 +45,21 @@ def rank_intervals(
     single = len(set(groups)) == count
     rho_error = math.sqrt((1.0 + rho**2 / 2.0) / (count - 3)) if single else None
     tau_error = math.sqrt(0.437 / (count - 4)) if single else None
-    kept = count - np.bincount(blocks)
-    unbiased = [_unbiased(one, other, int(left)) for one, other, left in zip(rhos, taus, kept, strict=True)]
-    step = 12.0 / (count**3 - count)
-    of_rho = _hull(
-        fisher_interval(rho, rhos, confidence, step=step, known_error=rho_error),
-        fisher_interval(_unbiased(rho, tau, count) or rho, unbiased, confidence, step=step, known_error=rho_error),
-    )
-    return of_rho, fisher_interval(tau, taus, confidence, step=4.0 / (count**2 - count), known_error=tau_error)
+    step, tau_step = 12.0 / (count**3 - count), 4.0 / (count**2 - count)
+    freedom = int(blocks.max()) + 1  # one more than the error has: by coverage, as of `grouped_share_interval`
+    of_rho = fisher_interval(rho, rhos, confidence, step=step, known_error=rho_error, freedom=freedom)
+    of_tau = fisher_interval(tau, taus, confidence, step=tau_step, known_error=tau_error, freedom=freedom)
+    return of_rho and _without_bias(of_rho, rho, tau, count, step), of_tau
 
 
-def _hull(one: Interval | None, other: Interval | None) -> Interval | None:
-    return (min(one[0], other[0]), max(one[1], other[1])) if one and other else None
+def _without_bias(interval: Interval, rho: float, tau: float, count: int, step: float) -> Interval:
+    """Move the end that is further from 0 outward, on the scale of z, by what sampling takes from rho."""
 
+    def z(value: float) -> float:
+        return math.atanh(min(max(value, step - 1.0), 1.0 - step))
 
-def _unbiased(rho: float | None, tau: float | None, count: int) -> float | None:
-    if rho is None or tau is None or count < 3:
-        return None
-    return max(-1.0, min(1.0, ((count + 1) * rho - 3.0 * tau) / (count - 2)))
+    shift = z(((count + 1) * rho - 3.0 * tau) / (count - 2)) - z(rho)
+    low, high = interval
+    if rho > 0:
+        return low, max(high, math.tanh(z(high) + shift))
+    return min(low, math.tanh(z(low) + shift)), high

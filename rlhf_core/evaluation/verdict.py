@@ -70,6 +70,7 @@ def evaluation_metrics(
         outcomes = compared[name, first, settings.judges[0]].outcomes
         models[name]["tasks"] = by_task(outcomes, tasks, settings.confidence, len(algorithms))
         undefined = {**headline.get("undefined", {}), **gains.get("undefined", {})}
+        headline["num_candidates"] = len(algorithms)
         models[name] |= headline | {"judges": judges} | gains | ({"undefined": undefined} if undefined else {})
     best = max(algorithms, key=lambda name: models[name]["win_rate"])  # the first of equals
     verdict = {key: models[best][key] for key in VERDICT_FIGURES} | {

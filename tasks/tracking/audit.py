@@ -37,6 +37,7 @@ class AuditRow:
         reason: of a refusal, or what a person gave.
         gates: each gate with figure, limit and whether it passed.
         outputs_hash: content of the version.
+        prompts: identity of the evaluation prompts that the gates' win rates are on (`attempts.prompts_key`).
         time: seconds since 1970.
         who: user and machine.
         before: SHA-256 of the row before.
@@ -52,6 +53,7 @@ class AuditRow:
     reason: str = ""
     gates: Sequence[Mapping[str, Any]] = ()
     outputs_hash: str = ""
+    prompts: str = ""
     time: float = field(default_factory=time.time)
     who: str = ""
     before: str = FIRST

@@ -152,7 +152,7 @@ def _on_same_prompts(
     """The A/B at each temperature, or none and why."""
     if "rlhf-reward" in (a.name, b.name):
         return (), "reward models write no responses"
-    rows_a, rows_b = _responses(store, a), _responses(store, b)
+    rows_a, rows_b = responses_of(store, a), responses_of(store, b)
     for version, rows in ((a, rows_a), (b, rows_b)):
         if not rows:
             return (), f"{version} has no recorded responses; run the stage evaluate"
@@ -204,7 +204,7 @@ def _score_anew(
         return score(rows_a), score(rows_b)
 
 
-def _responses(store: Store, version: ModelVersion) -> list[Row]:
+def responses_of(store: Store, version: ModelVersion) -> list[Row]:
     """What a version answered to the evaluation prompts; empty where that was not recorded."""
     import pyarrow.parquet as pq  # here: `rlhf status` takes this package, and answers at once
 

@@ -12,11 +12,12 @@ from pathlib import Path
 from rlhf_core.config import Params
 from rlhf_core.errors import EnvironmentProblem, GateRefused
 from rlhf_core.state.faults import faultpoint
+from tasks.tracking.attempts import Attempts, attempts_so_far
 from tasks.tracking.audit import AuditRow, append_audit, open_attempt, read_audit, standing_promotion
 from tasks.tracking.gates import Gate, refusal
 from tasks.tracking.names import CHAMPION, MODEL_NAMES, PREVIOUS, ModelVersion
 from tasks.tracking.registry import GONE, aliases_of, answering, exists, resolve
-from tasks.tracking.standing import stand
+from tasks.tracking.standing import Standing, stand
 from tasks.tracking.store import Store, lock, open_store
 
 LOCK = "promotion"
@@ -62,15 +63,19 @@ def promote(root: Path, reference: str, *, params: Params, reason: str = "") -> 
 def _promote(store: Store, reference: str, params: Params, reason: str) -> Promotion:
     version = resolve(store, reference)
     judged_against = aliases_of(store, version.name).get(CHAMPION)
-    gates = _hold_gates(store, version, judged_against, params)
+    standing = stand(store, version, judged_against, params)
+    gates = standing.gates
     with lock(store.home, LOCK):
         _close_open_attempt(store, version.name)
-        aliases = aliases_of(store, version.name)
+        aliases, rows = aliases_of(store, version.name), read_audit(store.home)
         champion = aliases.get(CHAMPION)
         problem = (
-            _already(version, champion) or _overtaken(version, judged_against, champion) or refusal(str(version), gates)
+            _already(version, champion)
+            or _overtaken(version, judged_against, champion)
+            or _outnumbered(version, standing, attempts_so_far(rows, version, judged_against, standing.prompts))
+            or refusal(str(version), gates)
         )
-        intended = _intention(store, version, aliases, gates, reason)
+        intended = replace(_intention(store, version, aliases, gates, reason), prompts=standing.prompts)
         if problem:
             append_audit(store.home, replace(intended, action="refuse", outcome="done", reason=problem))
             raise GateRefused(problem)
@@ -118,8 +123,10 @@ def rollback(root: Path, model: str, *, reason: str = "") -> Promotion:
     return Promotion(model=model, champion=last.champion_before, champion_before=champion, gates=(), audit=closing)
 
 
-def _hold_gates(store: Store, version: ModelVersion, champion: int | None, params: Params) -> list[Gate]:
-    return list(stand(store, version, champion, params).gates)
+def _outnumbered(version: ModelVersion, judged: Standing, now: Attempts) -> str | None:
+    if judged.attempts == now:
+        return None
+    return f"{version}: not promoted: another attempt came between while it was judged. Fix: promote it again"
 
 
 def _already(version: ModelVersion, champion: int | None) -> str | None:

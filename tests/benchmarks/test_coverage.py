@@ -35,7 +35,7 @@ def test_every_interval_holds_what_it_says(prompts: int) -> None:
         "pairwise accuracy", "mean, KL", "win rate", "Spearman", "Kendall", "kappa", "alpha", "ECE",
     }  # fmt: skip
     for line in lines:
-        most = 0.995 if line.figure == "ECE" else 0.98  # an error of 0 is the end of what there is
+        most = 0.995 if line.figure == "ECE" else 0.975  # an error of 0 is the end of what there is
         assert 0.93 <= line.mean <= most, line
         assert line.lowest >= 0.89, line
 
@@ -45,5 +45,5 @@ def test_the_intervals_of_before_are_too_narrow_at_five_prompts(monkeypatch: pyt
     (line,) = coverage.coverage([coverage.means(skewed) for skewed in (0.0, 1.0, 2.0)], 5, RUNS)
     assert line.mean < 0.89
     monkeypatch.setattr(coverage, "grouped_share_interval", effective_wilson)
-    (line,) = coverage.coverage([coverage.shares(right, 0.4) for right in (0.6, 0.75)], 5, RUNS)
+    (line,) = coverage.coverage([coverage.shares(0.6, 0.5)], 5, 2000)
     assert line.mean < 0.92

@@ -69,15 +69,15 @@ def test_undefined_figures_and_uncommitted_code_bar_promotion(checkout):
 
 def test_a_champion_that_moved_while_the_gates_were_held_is_not_overwritten(two, store, monkeypatch):
     record_policy(two, "three", "third", scores=[2.0] * 40)
-    hold = promotion._hold_gates
+    hold = promotion.stand
 
     def hold_while_another_wins(*arguments):
         gates = hold(*arguments)
-        monkeypatch.setattr(promotion, "_hold_gates", hold)
+        monkeypatch.setattr(promotion, "stand", hold)
         promote(two, "rlhf-policy/2", params=PARAMS)
         return gates
 
-    monkeypatch.setattr(promotion, "_hold_gates", hold_while_another_wins)
+    monkeypatch.setattr(promotion, "stand", hold_while_another_wins)
     with pytest.raises(GateRefused, match="champion moved from none to rlhf-policy/2"):
         promote(two, "rlhf-policy/3", params=PARAMS)
     assert aliases(store)["champion"] == 2
