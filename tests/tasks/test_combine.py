@@ -4,6 +4,7 @@ import json
 import shutil
 from itertools import permutations
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, get_args
 
 import numpy as np
@@ -47,7 +48,7 @@ def combined(project: Path, **more: Any) -> None:
 def read_pairs(project: Path) -> tuple[list[Any], list[Any]]:
     """The held-out pairs that choose, and those that measure."""
     params, definition = load_params(project / "params.yaml"), stage_definition(project, "combine@weights")
-    stage = Stage(definition, params, project, project, None)
+    stage = Stage(definition, params, project, project, SimpleNamespace(event=lambda *_, **__: None))
     return combine._heldout_pairs(stage, load_tokenizer(project / "artifacts/sft/model"))
 
 

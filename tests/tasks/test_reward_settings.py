@@ -78,7 +78,9 @@ def test_a_student_is_published_in_place_of_its_ensemble(project: Path) -> None:
     model = load_reward_model(project / "artifacts/reward/model")
     assert isinstance(model, RewardModel)
     assert model.spec.kind == "attention"
-    assert set(figures(project)["ensemble"]) == {"member-0", "member-1", "majority_accuracy"}
+    assert set(figures(project)["ensemble"]) == {
+        "member-0", "member-1", "majority_accuracy", "majority_accuracy_low", "majority_accuracy_high",
+    }  # fmt: skip
     assert figures(project)["parameters"] == sum(p.numel() for p in model.parameters())
     assert "uncertainty" not in figures(project)
     assert {row["margin_deviation"] for row in rows(project, "reward/heldout_scores.parquet")} == {None}
