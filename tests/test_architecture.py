@@ -206,6 +206,11 @@ def test_every_declared_package_is_used() -> None:
     bounds = {"fastapi", "sqlalchemy"}  # named for their versions, which Prefect cannot do without
     tools = {"ruff", "mypy", "import-linter", "pytest-timeout", "pytest-xdist"}
     assert unused <= bounds | tools, f"declared and never imported: {sorted(unused - bounds - tools)}"
+    own = {name.split(".")[0] for path in sources() for name in imported(path)}
+    parts = {"annotated_types", "pydantic_core", "markupsafe", "packaging", "uvicorn"}  # of pydantic, jinja2, prefect
+    named = {modules.get(name, name) for name in names} | parts | set(PACKAGES)
+    missing = own - named - set(sys.stdlib_module_names)
+    assert not missing, f"imported and not declared: {sorted(missing)}"
 
 
 def test_what_is_made_from_the_schema_is_fresh() -> None:
