@@ -1,6 +1,6 @@
 """The steps from labelled pairs to clean, balanced ones, and how many pairs each of them left."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from rlhf_core.config import PreferencesConfig
@@ -31,10 +31,14 @@ class Funnel:
         return {step["step"]: step["removed"] for step in self.steps}
 
 
-def clean(rows: Sequence[Mapping[str, Any]], config: PreferencesConfig) -> tuple[Pairs, Funnel]:
+def clean(rows: Iterable[Mapping[str, Any]], config: PreferencesConfig) -> tuple[Pairs, Funnel]:
     """Leave out what prefers nothing, contradicts itself or stands there twice; the result knows no order of rows."""
-    funnel = Funnel(len(rows))
-    pairs = [pair for row in rows if (pair := to_preference(row))]
+    number, pairs = 0, []
+    for row in rows:
+        number += 1
+        if pair := to_preference(row):
+            pairs.append(pair)
+    funnel = Funnel(number)
     funnel.record("ties", len(pairs), "the votes prefer neither response")
     alike = f"Jaccard similarity at least {config.duplicate_threshold:g}, same numbers and signs"
     steps: list[tuple[str, str, Callable[[Pairs], Pairs]]] = [

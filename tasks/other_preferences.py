@@ -3,7 +3,7 @@
 A criterion's pairs come from votes, comparisons and rankings that name it, cleaned like all others, and from grades.
 """
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -28,7 +28,7 @@ class OtherPairs:
 
     def __init__(
         self,
-        labelled: Sequence[Mapping[str, Any]],
+        labelled: Iterable[Mapping[str, Any]],
         decided: Pairs,
         grades: Iterable[Mapping[str, Any]],
         side: Callable[[str], str],
@@ -37,7 +37,7 @@ class OtherPairs:
         """Gather them.
 
         Args:
-            labelled: rows of `pairs.parquet` on every criterion.
+            labelled: rows of `pairs.parquet` on every criterion; gone through several times.
             decided: the cleaned pairs on the whole.
             grades: rows of `criteria.parquet`.
             side: `train` or `heldout` for a prompt.
@@ -77,18 +77,15 @@ class OtherPairs:
         }
         return {name: value for name, value in found.items() if value}
 
-    def _labelled(self, rows: Sequence[Mapping[str, Any]], decided: Pairs) -> list[Row]:
-        by_criterion: defaultdict[str, list[Mapping[str, Any]]] = defaultdict(list)
-        for row in rows:
-            by_criterion[row["criterion"]].append(row)
+    def _labelled(self, rows: Iterable[Mapping[str, Any]], decided: Pairs) -> list[Row]:
         found: list[Row] = []
-        for name, own in sorted(by_criterion.items()):
+        for name in sorted({row["criterion"] for row in rows}):
             pairs = decided
             if name != OVERALL:
-                pairs, self.funnels[name] = clean(own, self._config)
+                pairs, self.funnels[name] = clean((row for row in rows if row["criterion"] == name), self._config)
                 found += [_row(pair, name, tie=False) for pair in pairs]
             if self._config.keep_ties:
-                ties = [tie for row in own if (tie := to_tie(row))]
+                ties = [tie for row in rows if row["criterion"] == name and (tie := to_tie(row))]
                 found += [_row(tie, name, tie=True) for tie in without_decided(without_equal(ties), pairs)]
         return found
 

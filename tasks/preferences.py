@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rlhf_core.data.balance import mean_length_difference, share_longer_chosen
+from rlhf_core.data.balance import cap_per_prompt, mean_length_difference, share_longer_chosen
 from rlhf_core.data.kinds import OVERALL
 from rlhf_core.data.leakage import leaking_prompts
 from rlhf_core.errors import DataError
@@ -17,9 +17,12 @@ from rlhf_core.state.atomic import write_json
 from tasks import paths
 from tasks.funnel import Funnel, Pairs, balance, clean, leakage_reason
 from tasks.held_out import heldout_rule
+from tasks.notice import warn
 from tasks.other_preferences import OtherPairs
 from tasks.stage import Stage
-from tasks.tables import SCHEMAS, read_table, write_table
+from tasks.tables import SCHEMAS, Rows, read_table, write_table
+
+MOVED = 0.05  # a shift of the share of longer chosen responses that is worth a line
 
 
 def run(stage: Stage) -> dict[str, Any]:
@@ -29,17 +32,18 @@ def run(stage: Stage) -> dict[str, Any]:
         DataError: no training pair or no held-out pair is left, or balancing is asked for and cannot be done.
     """
     config = stage.params.preferences
-    rows = read_table(paths.LABEL / "pairs.parquet").to_list()
+    rows = Rows(paths.LABEL / "pairs.parquet")
     grades = read_table(paths.VALIDATE / "criteria.parquet")
     heldout_prompts = list(read_table(paths.VALIDATE / "heldout_prompts.parquet")["prompt"])
     side = heldout_rule()
-    cleaned, funnel = clean([row for row in rows if row["criterion"] == OVERALL], config)
+    cleaned, funnel = clean((row for row in rows if row["criterion"] == OVERALL), config)
     train = [pair for pair in cleaned if side(pair.prompt) == "train"]
     heldout = [pair for pair in cleaned if side(pair.prompt) == "heldout"]
     others = OtherPairs(rows, cleaned, grades, side, config)
     heldout_prompts += [*(pair.prompt for pair in heldout), *others.prompts("heldout")]
     train = _without_leaks(train, heldout_prompts, len(heldout), funnel, stage)
     before = train
+    _say_what_the_cap_moves(train, config.max_pairs_per_prompt, stage)
     train = balance(train, len(heldout), funnel, config)
     others.finish(heldout_prompts)
     write_json(stage.out / "funnel.json", funnel.steps)
@@ -59,6 +63,17 @@ def _without_leaks(train: Pairs, heldout: Sequence[str], num_heldout: int, funne
     kept = [pair for pair in train if pair.prompt not in leaking]
     funnel.record("leakage", len(kept) + num_heldout, leakage_reason(config))
     return kept
+
+
+def _say_what_the_cap_moves(train: Pairs, most: int, stage: Stage) -> None:
+    """A cap is drawn without regard to length, but prompts with many pairs may be others than those with few."""
+    before, after = share_longer_chosen(train), share_longer_chosen(cap_per_prompt(train, most))
+    if before is not None and after is not None and abs(after - before) > MOVED:
+        warn(
+            stage,
+            f"max_pairs_per_prompt moves the share of pairs whose longer response is chosen from {before:.3f} to "
+            f"{after:.3f}. Fix: raise it, or set balance_length",
+        )
 
 
 def _refuse_empty(train: Pairs, heldout: Pairs, funnel: Funnel) -> None:

@@ -165,13 +165,26 @@ def write_table(path: Path, rows: Iterable[Mapping[str, Any]], schema: pa.Schema
     return count
 
 
+class Rows:
+    """The rows of a Parquet file, read anew each time they are asked for, of which a thousand are in memory."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        with pq.ParquetFile(self._path) as parquet:
+            for batch in parquet.iter_batches(1024):
+                yield from batch.to_pylist()
+
+
 def read_table(path: Path) -> datasets.Dataset:
     """Open the Parquet file at `path` as a memory-mapped Hugging Face data set.
 
     The Arrow form that is mapped lies in `.rlhf/tables/` under the working directory, named by the file's
     path and SHA-256; it is made on first use, and a newer version of the same table replaces it.
     """
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
     slug = hashlib.sha256(str(path).encode()).hexdigest()[:8]
     mapped = CACHE / f"{path.stem}-{slug}-{digest[:24]}" / "table.arrow"
     if not mapped.exists():

@@ -161,7 +161,7 @@ class PreferencesConfig(Section):
         True, description="so does a training prompt of at least four words that differs from one in a single word"
     )
     max_pairs_per_prompt: PositiveInt = Field(
-        6, description="more training pairs than this are thinned, strongest kept; rankings stay whole"
+        6, description="more training pairs than this are thinned by stable hash; rankings stay whole"
     )
     balance_task: bool = Field(False, description="thin task types to at most `balance_ratio` times the rarest")
     balance_length: bool = Field(False, description="thin pairs until the longer response wins as often as it loses")

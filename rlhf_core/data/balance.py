@@ -10,13 +10,14 @@ from rlhf_core.errors import DataError
 
 
 def cap_per_prompt(pairs: Iterable[Preference], most: int) -> list[Preference]:
-    """Keep at most `most` pairs of each prompt group, the surest ones.
+    """Keep at most `most` pairs of each prompt, drawn by a hash of their content.
 
-    Pairs of rankings stay and do not count: a ranking without some of its pairs is none.
+    The surest ones would be those that are easiest to tell apart, more often by length than others are. Pairs of
+    rankings stay and do not count: a ranking without some of its pairs is none.
     """
     counts: Counter[str] = Counter()
     kept = []
-    for pair in sorted(pairs, key=lambda pair: pair.strength_first):
+    for pair in sorted(pairs, key=_place):
         counts[pair.group] += not is_ranked(pair.source)
         if is_ranked(pair.source) or counts[pair.group] <= most:
             kept.append(pair)
@@ -79,8 +80,8 @@ def _buckets(pairs: Iterable[Preference], key: Callable[[Preference], str]) -> d
 
 def _sample(pairs: Sequence[Preference], most: int) -> list[Preference]:
     """A part of the pairs chosen by a hash of their content: like a random one, and the same in any order of rows."""
+    return sorted(pairs, key=_place)[:most]
 
-    def place(pair: Preference) -> str:
-        return content_id("balance", pair.pair_id, pair.prompt, pair.chosen, pair.rejected)
 
-    return sorted(pairs, key=place)[:most]
+def _place(pair: Preference) -> str:
+    return content_id("balance", pair.pair_id, pair.prompt, pair.chosen, pair.rejected)

@@ -1,6 +1,7 @@
 """Labelled pairs as preferences: which rows say something, and which rows say the opposite of each other."""
 
 import hashlib
+import sys
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -63,11 +64,11 @@ def to_preference(row: Mapping[str, Any]) -> Preference | None:
         return None
     chosen, rejected = ("response_a", "response_b") if row["label"] == "a" else ("response_b", "response_a")
     names = ("pair_id", "prompt_id", "prompt", "task", "num_votes", "agreement", "margin", "source")
+    given = {name: row[name] for name in names}
+    for name in ("prompt", "prompt_id", "task", "source"):
+        given[name] = sys.intern(given[name])  # many rows share each of them
     return Preference(
-        group=prompt_identity(row["prompt"]),
-        chosen=row[chosen],
-        rejected=row[rejected],
-        **{name: row[name] for name in names},
+        group=sys.intern(prompt_identity(row["prompt"])), chosen=row[chosen], rejected=row[rejected], **given
     )
 
 

@@ -16,6 +16,7 @@ LEAST_WORDS = 4
 MOST_TOKENS = 128
 """One word in a longer question leaves 95 % of its runs as they were."""
 TEMPLATE = 20
+AT_ONCE = 4096
 _MODULUS = (1 << 61) - 1
 _BASE = 0x1F3D5B79A2C4E687 % _MODULUS
 
@@ -32,9 +33,7 @@ class OneWord:
 
     def close(self, others: Sequence[str]) -> set[int]:
         """Places of the other questions that are one of these but for a word."""
-        frames, owners = _frames(others)
-        known = np.isin(frames, self._frames)
-        frames, owners = frames[known], owners[known]
+        frames, owners = self._known_frames(others)
         several, count = np.unique(np.concatenate([frames, self._frames]), return_counts=True)
         found: set[int] = set()
         for frame, owner in zip(frames.tolist(), owners.tolist(), strict=True):
@@ -44,6 +43,16 @@ class OneWord:
                 if any(one_word_apart(text, self._questions[held]) for held in self._owners[first:last]):
                     found.add(owner)
         return found
+
+    def _known_frames(self, others: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """The frames of other questions that one of these has too; made of some thousand questions at a time."""
+        frames, owners = [self._frames[:0]], [self._owners[:0]]
+        for start in range(0, len(others), AT_ONCE):
+            some, places = _frames([others[place] for place in range(start, min(start + AT_ONCE, len(others)))])
+            known = np.isin(some, self._frames)
+            frames.append(some[known])
+            owners.append(places[known] + np.uint64(start))
+        return np.concatenate(frames), np.concatenate(owners)
 
 
 def one_word_apart(one: str, other: str) -> bool:

@@ -6,7 +6,7 @@ from itertools import combinations
 from typing import Any
 
 from rlhf_core.data.identity import prompt_identity
-from rlhf_core.data.labelled import Preference
+from rlhf_core.data.labelled import Preference, response_key
 from rlhf_core.data.normal import normal_form
 from rlhf_core.data.rankings import is_ranked
 from rlhf_core.data.records import content_id, prompt_id
@@ -73,19 +73,24 @@ def graded_pairs(rows: Iterable[Mapping[str, Any]], min_gap: float, *, keep_ties
 
 def without_compared(graded: Iterable[Row], labelled: Iterable[Mapping[str, Any]]) -> list[Row]:
     """Pairs of grades without those on two responses that people compared on the same criterion, with any result."""
-    compared = {(row["criterion"], *_of_row(row, "response_a", "response_b")) for row in labelled}
-    return [row for row in graded if (row["criterion"], *_of_row(row, "chosen", "rejected")) not in compared]
+    wanted = list(graded)
+    criteria = {row["criterion"] for row in wanted}
+    compared = {
+        (row["criterion"], *_of_row(row, "response_a", "response_b"))
+        for row in labelled
+        if row["criterion"] in criteria
+    }
+    return [row for row in wanted if (row["criterion"], *_of_row(row, "chosen", "rejected")) not in compared]
 
 
 def cap_by_criterion(rows: Iterable[Row], most: int) -> list[Row]:
-    """Keep at most `most` training rows of each prompt and criterion, widest margin first.
+    """Keep at most `most` training rows of each prompt and criterion, drawn by a hash of their content.
 
-    Held-out rows stay, as those that are easiest to tell apart would flatter a model. Pairs of rankings stay too, and
-    do not count: a ranking without some of its pairs is none.
+    Held-out rows stay, and so do pairs of rankings, which do not count: a ranking without some of its pairs is none.
     """
     counts: defaultdict[tuple[str, str], int] = defaultdict(int)
     kept = []
-    for row in sorted(rows, key=lambda row: (-row["margin"], row["pair_id"])):
+    for row in sorted(rows, key=lambda row: content_id("cap", row["pair_id"], row["chosen"], row["rejected"])):
         if row["split"] == "train" and not is_ranked(row["source"]):
             key = (prompt_identity(row["prompt"]), row["criterion"])
             counts[key] += 1
@@ -95,9 +100,9 @@ def cap_by_criterion(rows: Iterable[Row], most: int) -> list[Row]:
     return kept
 
 
-def _both(pair: Preference) -> tuple[str, frozenset[str]]:
-    return pair.group, frozenset((normal_form(pair.chosen), normal_form(pair.rejected)))
+def _both(pair: Preference) -> tuple[str, frozenset[bytes]]:
+    return pair.group, frozenset((response_key(pair.chosen), response_key(pair.rejected)))
 
 
-def _of_row(row: Mapping[str, Any], one: str, other: str) -> tuple[str, frozenset[str]]:
-    return prompt_identity(row["prompt"]), frozenset((normal_form(row[one]), normal_form(row[other])))
+def _of_row(row: Mapping[str, Any], one: str, other: str) -> tuple[str, frozenset[bytes]]:
+    return prompt_identity(row["prompt"]), frozenset((response_key(row[one]), response_key(row[other])))

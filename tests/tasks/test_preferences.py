@@ -62,7 +62,7 @@ def test_every_step_counts_what_it_leaves_out(run):
     kept = {row["prompt"]: row for row in train}
     assert (kept["Plain?"]["chosen"], kept["Plain?"]["rejected"]) == ("bad", "good")
     assert LONG in kept
-    assert [row["rejected"] for row in train if row["prompt"] == "Many?"].count("bad 1") == 0
+    assert len([row for row in train if row["prompt"] == "Many?"]) == 3
     assert (metrics["pairs_in"], metrics["pairs_train"], metrics["pairs_heldout"]) == (len(rows), 7, 1)
     assert (metrics["prompts_train"], metrics["prompts_heldout"]) == (5, 1)
     steps = list(funnel.values())
@@ -81,6 +81,16 @@ def test_balancing_thins_training_pairs_only_and_reports_both_sides_of_it(run):
     assert (metrics["share_longer_chosen_before"], metrics["share_longer_chosen"]) == (0.75, 0.5)
     assert (metrics["mean_length_difference_before"], metrics["mean_length_difference"]) == (1.5, 0.0)
     assert (len(train), len(heldout)) == (6, 1)
+
+
+def test_a_cap_that_moves_the_share_of_longer_ones_says_so(run, capsys):
+    rows = [pair("Many?", "good " * 9, f"bad {i}") for i in range(6)]
+    rows += [pair(f"Other {name}?", "x", f"bad {name}") for name in "abcdef"]
+    run([*rows, pair("Held?", "good", "bad")], max_pairs_per_prompt=1)
+    assert (
+        "warning: max_pairs_per_prompt moves the share of pairs whose longer response is chosen from 0.500 to 0.143"
+        in (capsys.readouterr().out)
+    )
 
 
 def test_a_side_without_pairs_is_refused_with_what_was_lost(run):
