@@ -151,7 +151,8 @@ def read_request(
         return RunRequest.model_validate(given)
     except ValidationError as error:
         field, value, problem = complaint(error)
-        option = OPTIONS.get(field, field)
+        head = field.partition(".")[0]
+        option = OPTIONS.get(head, head)
         raise ConfigError(f"--{option} {value}: {problem}. Fix: see rlhf run --help") from None
 
 

@@ -106,7 +106,8 @@ def _request(run: object) -> RunRequest:
         return RunRequest.model_validate(run or {})
     except ValidationError as error:
         field, value, problem = complaint(error)
-        raise ConfigError(f"run.{field}: {value!r}: {problem}. Fix: correct it in the form") from None
+        place = f"run.{field}" if field else "run"
+        raise ConfigError(f"{place}: {value!r}: {problem}. Fix: correct it in the form") from None
 
 
 @task(name="stage", persist_result=False, retries=0)

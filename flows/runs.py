@@ -100,9 +100,9 @@ def complaint(error: ValidationError) -> tuple[str, Any, str]:
     """What is wrong with a request, for people: field, what was given, and the form that it should have."""
     first = error.errors(include_url=False)[0]
     field = ".".join(str(part) for part in first["loc"])
-    head = field.partition(".")[0]
-    told = FORMS.get(head, first["msg"]) if first["type"] == "string_pattern_mismatch" else first["msg"]
-    return head, first["input"], told
+    form = FORMS.get(field.partition(".")[0])
+    told = form if form and first["type"] == "string_pattern_mismatch" else first["msg"]
+    return field, first["input"], told
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
