@@ -143,21 +143,17 @@ def test_a_reward_loss_begins_where_the_labels_put_it(
     project: Path, pairs: Rows, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings, expected = scores_of_nothing(pairs)[name]
-    monkeypatch.setattr(reward, "read_table", lambda path, read=reward.read_table: Short(read(path), path))
+    monkeypatch.setattr(reward, "read_table", lambda path, read=reward.read_table: short(read(path), path))
     more = {"head": "gated", "prompts_per_step": WHOLE, "epochs": 2, "order": "easy_first", "loss": settings}
     rows = curves(project, "reward", reward=more)
     assert rows[0]["loss/ranking"] == pytest.approx(expected, abs=1e-5)
     assert rows[1]["reward/margin"] != 0.0
 
 
-class Short:
+def short(table: Any, path: Path) -> Any:
     """A table of which only pairs to learn from are read whole: scoring the others costs more than training."""
-
-    def __init__(self, table: Any, path: Path) -> None:
-        self._rows = table.to_list()[: None if path.name in ("train.parquet", "other_pairs.parquet") else 8]
-
-    def to_list(self) -> Rows:
-        return self._rows
+    whole = path.name in ("train.parquet", "other_pairs.parquet")
+    return table if whole else table.select(range(min(8, len(table))))
 
 
 PPO = {"steps": 3, "rollout_batch": 8, "minibatch": 4, "epochs": 2, "target_kl": 10.0, "warmup_steps": 0}
