@@ -18,6 +18,7 @@ from tasks.forkserver import LENGTH_BYTES
 from tasks.launch import tied
 
 LOG = paths.STATE / "forkserver.log"
+SERVER = Path("tasks/forkserver.py")
 POLL_SECONDS = 0.1
 COMMAND = "python3 -m tasks {}"  # of a stage, as `dvc.yaml` has it
 
@@ -64,7 +65,12 @@ class Forks:
         self._requests, theirs = socket.socketpair()
         self._asking = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
+        self._thread: threading.Thread | None = None
         (root / LOG).parent.mkdir(parents=True, exist_ok=True)
+        if not (root / SERVER).is_file():  # an installed checkout would lend its own, to code of another commit
+            (root / LOG).write_text(f"No module named {SERVER.as_posix()} in this commit: stages start afresh\n")
+            theirs.close()
+            return
         modules = dict.fromkeys(_module(stage) for stage in stages)
         command = [sys.executable, "-m", "tasks.forkserver", str(theirs.fileno()), *modules]
         started = threading.Event()
@@ -102,7 +108,8 @@ class Forks:
         self._requests.close()
         if self._process is not None:
             self._process.kill()
-        self._thread.join(timeout=5.0)
+        if self._thread is not None:
+            self._thread.join(timeout=5.0)
 
     def start(
         self, stage: str, dvc: Sequence[str], *, given_up: Callable[[], bool] = lambda: False
