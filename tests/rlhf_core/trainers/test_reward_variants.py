@@ -221,7 +221,7 @@ def test_what_a_student_learns_by_hand(make_reward_state: MakeState) -> None:
     group = PreferenceGroup(prompt=[7], responses=[[8, EOS], [9, EOS]], pairs=[(0, 1)])
     teacher_MB = torch.tensor(
         [[2.0, 0.5], [3.0, 0.0], [1.0, 1.0]]
-    )  # differences 1.5 of 3 and 0, whose variance is 2.25
+    )  # differences 1.5 of 3 and 0, whose variance over two members is (1.5² + 1.5²) / (2 - 1)
     with torch.no_grad():
         one, other = model(collate_groups([group], PAD)[0]).tolist()
     found = {}
@@ -230,7 +230,7 @@ def test_what_a_student_learns_by_hand(make_reward_state: MakeState) -> None:
         figures = distilled_step(cfg, model, [group], teacher_MB, PAD, ALONE)
         found[distill] = figures["loss/train"]
     assert found["scores"] == pytest.approx(((one - 2.0) ** 2 + (other - 0.5) ** 2) / 2, rel=1e-5)
-    sure = 1 / (1 + math.exp(-1.5 / math.sqrt(1 + math.pi * 2.25 / 8)))
+    sure = 1 / (1 + math.exp(-1.5 / math.sqrt(1 + math.pi * 4.5 / 8)))
     delta = one - other
     entropy = sure * math.log1p(math.exp(-delta)) + (1 - sure) * math.log1p(math.exp(delta))
     assert found["preferences"] == pytest.approx(entropy + 0.5 * (one**2 + other**2) / 2, rel=1e-5)
