@@ -1,6 +1,7 @@
 """`rlhf clean`: the rule, on a real project with git and DVC."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from rlhf_core.errors import EnvironmentProblem
 from tasks import paths
 from tasks.locks import RunLock
 from tasks.versioning import create_run_worktree, restore_data
+from tests.flows.conftest import plain_environment
 
 
 def run_of(home: Path, name: str, status: str, started: float) -> Path:
@@ -63,7 +65,10 @@ def test_checkpoints_go_where_the_stage_is_up_to_date(counting_project: Path) ->
 
     leave_checkpoints()
     assert gone(counting_project, keep=5) == [], "nothing has run: both may be gone on with"
-    subprocess.run([sys.executable, "-m", "dvc", "repro", "-q", "first"], cwd=counting_project, check=True)
+    # the stage's command is `python`, which is to be this one wherever the tests are started
+    environment = plain_environment(PATH=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    command = [sys.executable, "-m", "dvc", "repro", "-q", "first"]
+    subprocess.run(command, cwd=counting_project, env=environment, check=True)
     leave_checkpoints()  # a stage that ends takes its own away; these are of other settings
     (found,) = leftovers(counting_project, keep=5)
     assert (found.path.name, found.size) == ("first", 1000)
