@@ -1,6 +1,7 @@
 """What a stage leaves in the Prefect UI: figures, samples before and after, where to look further."""
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -13,10 +14,12 @@ from flows.run_page import page_of_run
 from flows.servers import known_servers
 from flows.summary import RunSummary, StageSummary
 from tasks import paths
+from tasks.text_lines import texts_line
 from tasks.tracking import tracking_uri
 
 SAMPLE_ROWS = 20
 SAMPLE_CHARS = 600
+MARKS = re.compile(r"[\\`*_\[\]<>|#~$&]")
 READ_FIRST = ("prompt", "reference", "before", "after")  # the columns of a table of samples stand in its rows' order
 
 
@@ -48,7 +51,7 @@ def flat_numbers(metrics: Mapping[str, Any], prefix: str = "") -> Iterable[tuple
 
 
 def summary_page(summary: RunSummary) -> str:
-    """The summary as Markdown."""
+    """The summary as Markdown: as the terminal shows it, with what was cut and what was not recorded."""
     lines = [f"# Run `{summary.run}`: {summary.status}", ""]
     verdict = summary.verdict
     if verdict:
@@ -59,13 +62,22 @@ def summary_page(summary: RunSummary) -> str:
             f"p = {verdict.p_value:.2g}",
             "",
         ]
+    lines += [f"{_plain(summary.message)}\n"] if summary.message else []
     lines += ["| stage | status | compute | overhead | model |", "|---|---|---|---|---|"]
     lines += [
         f"| {stage.name} | {stage.status} | {seconds(stage.compute_s)} | {seconds(stage.overhead_s)} | "
         f"{stage.model_version or ''} |"
         for stage in summary.stages
     ]
+    lost = {stage.name: texts_line(stage.metrics) for stage in summary.stages}
+    lines += [f"\n**Warning**, {name}: {_plain(line)}" for name, line in lost.items() if line]
+    lines += [f"\n**Not recorded in MLflow**: {_plain(summary.tracking)}"] if summary.tracking else []
     return "\n".join(lines)
+
+
+def _plain(text: str) -> str:
+    """A text of somebody else's as Markdown shows it: every letter of it, and none of them a mark."""
+    return MARKS.sub(r"\\\g<0>", " ".join(text.split()))
 
 
 def _stage_page(run: PipelineRun, stage: StageSummary) -> str:

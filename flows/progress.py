@@ -80,7 +80,7 @@ class LiveTable:
         self._expected = expected or {}
         self._lock = threading.Lock()
         self._began = time.monotonic()
-        self._console = Console(file=stream)
+        self._console = Console(file=stream, markup=False)
         self._live = Live(console=self._console, get_renderable=self._draw, refresh_per_second=4, redirect_stdout=False)
 
     def __enter__(self) -> "LiveTable":

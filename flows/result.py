@@ -29,7 +29,7 @@ COLUMNS = (
 
 def print_result(summary: RunSummary, stream: IO[str]) -> None:
     """Print stages, times, versions, verdict, and what to do next."""
-    console = Console(file=stream, highlight=False, width=None if stream.isatty() else PLAIN_WIDTH)
+    console = Console(file=stream, highlight=False, markup=False, width=None if stream.isatty() else PLAIN_WIDTH)
     rows = [_cells(stage) for stage in summary.stages]
     title = f"run {summary.run}"
     table = folding_table(COLUMNS, rows, width=console.width, figures="figures", box=SIMPLE_HEAD, title=title)

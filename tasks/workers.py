@@ -93,10 +93,10 @@ class _Worker:
         return kind, word
 
     def end(self) -> None:
-        """End the process, if it has not ended by itself."""
-        self._pipe.close()
+        """End the process, if it has not ended by itself; before its pipe, which it would miss with a traceback."""
         os.kill(self.pid, signal.SIGKILL)  # not waited for yet, so the pid is still its own
         os.waitpid(self.pid, 0)
+        self._pipe.close()
 
 
 def _work(pipe: Connection, job: Job[Any]) -> NoReturn:

@@ -1,18 +1,23 @@
 """Names, tags, log lines and artifacts of a run; which faults are tried again; writes that do not come through."""
 
+import io
 import logging
+import re
+from html import unescape
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import httpx
 import pytest
+from markdown_it import MarkdownIt
 from prefect.states import Failed
 
 import flows.flow_runs
 from flows.artifacts import _cells, summary_page
 from flows.flow_runs import RETRY_SECONDS, retrying, tell_server
 from flows.pipeline import _request
+from flows.result import print_result
 from flows.run_names import folder_of, run_name, run_tags
 from flows.runs import RunRequest, prepare_run, profiles
 from flows.stage_lines import own_lines
@@ -200,3 +205,25 @@ def test_a_table_of_samples_begins_with_the_prompt() -> None:
 def test_a_summary_without_figures_is_a_page() -> None:
     page = summary_page(RunSummary(run="night", run_key="n", started=0.0, stages=[StageSummary(name="sft")]))
     assert page.startswith("# Run `night`")
+
+
+REFUSED = "1 records were not taken: tags of align@ppo: '[/x_y]' <b> is not *active*. They are kept. Fix: rlhf sync"
+
+
+def test_what_was_cut_or_not_recorded_stands_in_the_summary_letter_for_letter() -> None:
+    sft = StageSummary(name="sft", metrics={"responses_cut": 2, "responses_encoded": 30})
+    known = {"run": "night", "run_key": "n", "started": 0.0, "stages": [sft]}
+    page = summary_page(RunSummary(**known, tracking=REFUSED, message="sft: [/x] is *gone*"))
+    html = MarkdownIt().render(page)
+    shown = unescape(re.sub(r"<[^>]*>", "", html))
+    assert REFUSED in shown
+    assert "sft: [/x] is *gone*" in shown
+    assert "sft: 2 of 30 responses lost their end" in shown
+    assert "<strong>Not recorded in MLflow</strong>" in html
+    assert "Not recorded" not in summary_page(RunSummary(**known))
+
+
+def test_the_terminal_says_it_letter_for_letter_too() -> None:
+    stream = io.StringIO()
+    print_result(RunSummary(run="night", run_key="n", started=0.0, stages=[], tracking=REFUSED), stream)
+    assert " ".join(REFUSED.split()) in " ".join(stream.getvalue().split())

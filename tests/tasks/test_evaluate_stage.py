@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,11 @@ import pytest
 
 from rlhf_core.config import AlignConfig, ComputeConfig, EvaluateConfig, MachineConfig, ModelConfig, Params
 from rlhf_core.data.demo.world import draw_scenes
-from rlhf_core.errors import ConfigError, DataError
+from rlhf_core.errors import ConfigError, DataError, RlhfError
 from rlhf_core.evaluation.judges import reward_scores
 from rlhf_core.models.policy import build_policy, save_policy
 from rlhf_core.models.reward import RewardModel
-from rlhf_core.models.tokenizer import train_tokenizer
+from rlhf_core.models.tokenizer import encode_prompts, load_tokenizer, train_tokenizer
 from rlhf_core.state.atomic import tree_digest
 from tasks import evaluate, paths
 from tasks.definition import stage_definition
@@ -39,6 +40,9 @@ class Log:
 
     def __call__(self, step: int, total: int, metrics: Any, tokens: int) -> None:
         self.rows.append((step, total, tokens))
+
+    def event(self, kind: str, **words: str) -> None:
+        """Warnings are read from the figures here."""
 
 
 @pytest.fixture
@@ -131,6 +135,31 @@ def test_models_side_by_side_and_one_after_the_other_write_the_same_bytes(root: 
         metrics, out, log = run(root, params, f"out-{at_once}")
         outcomes[at_once] = metrics, tree_digest(out), log.rows[-1]
     assert outcomes[1] == outcomes[3]
+
+
+def test_texts_that_are_cut_are_counted_once_however_many_models_read_them(root: Path):
+    prompts = pq.read_table(root / paths.VALIDATE / "heldout_prompts.parquet")["prompt"].to_pylist()
+    tokenizer = load_tokenizer(root / paths.SFT / "model")
+    lengths = sorted(len(ids) for ids in encode_prompts(tokenizer, prompts[-12:], 10_000))
+    limit = lengths[7]  # cuts what is longer
+    cut = sum(length > limit for length in lengths)
+    assert 0 < cut < 12
+    found = {}
+    for at_once in (1, 2):
+        model = PARAMS.model.model_copy(update={"max_prompt_tokens": limit})
+        params = PARAMS.model_copy(update={"machine": MachineConfig(at_once=at_once), "model": model})
+        found[at_once] = run(root, params, f"out-{at_once}")[0]
+    assert found[1]["prompts_cut"] == cut
+    assert found[1] == found[2]
+
+
+@pytest.mark.parametrize("at_once", [1, 3])
+def test_a_policy_that_is_not_there_is_one_error(root: Path, at_once: int, capfd: pytest.CaptureFixture[str]):
+    shutil.rmtree(root / "artifacts/align/dpo/model")
+    params = PARAMS.model_copy(update={"machine": MachineConfig(at_once=at_once)})
+    with pytest.raises(RlhfError, match=r"artifacts/align/dpo/model.*Fix: "):
+        run(root, params)
+    assert "Traceback" not in capfd.readouterr().err
 
 
 def test_drift_is_measured_at_temperature_one_whatever_is_compared(root: Path):

@@ -84,6 +84,27 @@ def test_a_failure_comes_through_and_ends_the_others(tmp_path: Path, how, kind: 
         assert "fails" in str(caught.value)
 
 
+def tell_on(tell: Tell) -> None:
+    while True:
+        tell("on")
+
+
+def test_a_failure_is_the_only_thing_that_is_said(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither who waits for its turn nor who is telling something has time to be surprised that nobody listens."""
+    kill_now = os.kill
+
+    def kill_late(pid: int, number: int) -> None:
+        time.sleep(0.2)
+        kill_now(pid, number)
+
+    monkeypatch.setattr(os, "kill", kill_late)
+    with pytest.raises(DataError):
+        side_by_side({"tells": tell_on, "fails": fail, "waits": fail}, nothing, at_most=2)
+    assert capfd.readouterr().err == ""
+
+
 def test_a_bug_in_a_job_is_named() -> None:
     with pytest.raises(RuntimeError, match="ZeroDivisionError"):
         side_by_side({"one": lambda tell: 1 // 0}, nothing, at_most=2)
