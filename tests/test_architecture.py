@@ -201,7 +201,7 @@ def test_every_declared_package_is_used() -> None:
     names = {re.split(r"[<>=!~]", entry)[0].lower() for entry in declared}
     files = [path for folder in (*PACKAGES, "tests", "benchmarks") for path in (ROOT / folder).rglob("*.py")]
     used = {name.split(".")[0] for path in files for name in imported(path)}
-    modules = {"great-expectations": "great_expectations", "ruamel.yaml": "ruamel"}
+    modules = {"great-expectations": "great_expectations", "markdown-it-py": "markdown_it", "ruamel.yaml": "ruamel"}
     unused = {name for name in names if modules.get(name, name) not in used}
     bounds = {"fastapi", "sqlalchemy"}  # named for their versions, which Prefect cannot do without
     tools = {"ruff", "mypy", "import-linter", "pytest-timeout", "pytest-xdist"}
