@@ -16,6 +16,7 @@ import numpy as np
 from rlhf_core.evaluation.agreement_intervals import agreement_intervals, alpha_of, coincidences, kappa_of
 from rlhf_core.evaluation.calibration import calibration_error
 from rlhf_core.evaluation.intervals import Interval, grouped_share_interval, mean_interval, win_rate_interval
+from rlhf_core.evaluation.jackknife import ratio_interval
 from rlhf_core.evaluation.rank_intervals import rank_intervals
 
 PROMPTS = (5, 8, 20)
@@ -56,6 +57,21 @@ def means(skewed: float) -> World:
             return {"mean, KL": (mean_interval(rng.normal(2.0, 1.5, prompts)), 2.0)}
         shape = 4.0 / skewed**2
         return {"mean, KL": (mean_interval(rng.gamma(shape, 1.0, prompts)), shape)}
+
+    return draw
+
+
+def losses(spread: float, each: int) -> World:
+    """Replies of prompts that are easy or hard, long or short: nats a token of all of them together."""
+    many = np.random.default_rng(0)
+    hardness, tokens = many.lognormal(0.0, spread, 1_000_000), 1.0 + many.negative_binomial(3, 0.1, 1_000_000)
+    truth = float((hardness * tokens ** (1.0 - spread / 4.0)).sum() / tokens.sum())
+
+    def draw(rng: np.random.Generator, prompts: int) -> Found:
+        groups = np.repeat(np.arange(prompts), each)
+        tokens = 1.0 + rng.negative_binomial(3, 0.1, len(groups))
+        nats = rng.lognormal(0.0, spread, prompts)[groups] * tokens ** (1.0 - spread / 4.0)  # the longer, the easier
+        return {"held-out loss": (ratio_interval(nats.tolist(), tokens.tolist(), groups.tolist()), truth)}
 
     return draw
 
@@ -137,6 +153,7 @@ def worlds() -> list[World]:
     return [
         *(shares(right, likeness) for right in (0.6, 0.75, 0.85, 0.9) for likeness in (0.05, 0.2, 0.4)),
         *(means(skewed) for skewed in (0.0, 0.5, 1.0, 2.0)),
+        *(losses(spread, each) for spread in (0.15, 0.3, 0.6) for each in (1, 3)),
         *(win_rates(rate, tie) for rate in (0.5, 0.6, 0.7, 0.8) for tie in (0.0, 0.1, 0.2)),
         *(ranks(rho, each) for rho in (0.0, 0.5, 0.9) for each in (2, 4)),
         *(agreement(right, raters) for right in (0.65, 0.8) for raters in (2, 3, 5)),

@@ -15,6 +15,7 @@ from tasks.headline import run_figures
 from tasks.manifest import LOCK, commit_of, stage_inputs
 
 CONTEXTS = {"sft": "training", "reward": "training", "align": "training", "combine": "training"}
+ENDED = ("finished_share", "finished_share_low", "finished_share_high")
 EVALUATED_KINDS = ("sft", "align", "combine")
 MODEL_STAGES = (*EVALUATED_KINDS, "reward")
 
@@ -156,7 +157,7 @@ def _evaluated(figures: Mapping[str, Any] | None, temperature: float | None) -> 
     if not figures:
         return {}
     lengths = figures.get("lengths", {}).get(f"T={temperature:g}" if temperature is not None else "", {})
-    ended = {name: lengths[name] for name in ("finished_share",) if name in lengths}
+    ended = {name: lengths[name] for name in ENDED if name in lengths}
     return numbers(figures) | ended
 
 

@@ -5,7 +5,6 @@ A share of the training demonstrations, by prompt group, is kept for the held-ou
 demonstrations of held-out prompts are never read for that.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from itertools import chain, islice
 from typing import Any
@@ -17,28 +16,21 @@ from rlhf_core.data.identity import prompt_group
 from rlhf_core.data.splits import is_heldout, next_heldout
 from rlhf_core.data.transcripts import replies_of
 from rlhf_core.errors import DataError
-from rlhf_core.models.adapters import add_adapters, parameter_counts
+from rlhf_core.models.adapters import add_adapters
 from rlhf_core.models.checks import check_fit
 from rlhf_core.models.policy import build_policy, eos_token_ids, load_policy, save_policy
-from rlhf_core.models.tokenizer import (
-    decode_response,
-    encode_prompts,
-    encode_whole_responses,
-    load_tokenizer,
-    train_tokenizer,
-)
-from rlhf_core.rollout.sampler import sample_responses
+from rlhf_core.models.tokenizer import encode_prompts, encode_whole_responses, load_tokenizer, train_tokenizer
 from rlhf_core.state.atomic import write_json
 from rlhf_core.state.train_state import TrainState
-from rlhf_core.trainers.optimisation import make_optimizer, refused_steps
+from rlhf_core.trainers.optimisation import make_optimizer
 from rlhf_core.trainers.sft import train_sft
 from tasks import paths
 from tasks.notice import warn
+from tasks.sft_figures import figures, samples
 from tasks.stage import Stage
 from tasks.tables import read_table
 from tasks.texts import count_texts, text_figures, warn_of_texts
 
-NUM_SAMPLES = 8
 Row = Mapping[str, Any]
 
 
@@ -56,7 +48,8 @@ def run(stage: Stage) -> dict[str, Any]:
     cfg = stage.params.sft
     policy = stage.shard(model)
     optimizer = make_optimizer(policy, cfg.learning_rate, cfg.weight_decay)
-    examples, heldout = _encode(stage, tokenizer, train, "training"), _encode(stage, tokenizer, kept, "held out")
+    examples = list(chain(*_encode(stage, tokenizer, train, "training")))
+    heldout = _encode(stage, tokenizer, kept, "held out")
     warn_of_texts(stage)
     if not examples:
         raise DataError("sft: the chat template writes no response whole. Fix: model.chat: plain, or another template")
@@ -65,7 +58,7 @@ def run(stage: Stage) -> dict[str, Any]:
         cfg,
         state,
         examples,
-        heldout,
+        list(chain(*heldout)),
         seed=stage.params.seed,
         pad_id=tokenizer.pad_token_id,
         log=stage.log,
@@ -74,8 +67,10 @@ def run(stage: Stage) -> dict[str, Any]:
     )
     stage.finish(state)
     save_policy(model, tokenizer, stage.out / "model")
-    write_json(stage.out / "samples.json", _samples(stage, model, tokenizer, kept))
-    return _figures(stage, state, model, tokenizer, len(train), len(kept)) | text_figures(stage)
+    write_json(stage.out / "samples.json", samples(stage, model, tokenizer, kept))
+    groups = [prompt_group(row["prompt"]) for row in kept]
+    found = figures(stage, state, model, tokenizer, heldout, groups)
+    return found | {"num_demonstrations": len(train)} | text_figures(stage)
 
 
 def _demonstrations(stage: Stage) -> tuple[list[Row], list[Row]]:
@@ -112,8 +107,8 @@ def _starting_point(stage: Stage, train: Sequence[Row]) -> tuple[PreTrainedModel
     return build_policy(cfg, len(tokenizer), tokenizer.pad_token_id, tokenizer.eos_token_id, seed), tokenizer
 
 
-def _encode(stage: Stage, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row], name: str) -> list[Example]:
-    """The demonstrations as tokens, or each reply of a dialogue, joined to one row where they go on from each other.
+def _encode(stage: Stage, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row], name: str) -> list[list[Example]]:
+    """Each demonstration as tokens, or each reply of its dialogue, joined to one where they go on from each other.
 
     Replies that the chat template does not write whole are left out.
     """
@@ -125,58 +120,8 @@ def _encode(stage: Stage, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row
     prompts = encode_prompts(tokenizer, [prompt for prompt, _ in flat], cfg.max_prompt_tokens, counts)
     replies = [response for _, response in flat]
     encoded = zip(prompts, encode_whole_responses(tokenizer, replies, cfg.max_response_tokens, counts), strict=True)
-    examples: list[Example] = []
+    examples = []
     for own, row in zip(turns, rows, strict=True):
         whole = [(prompt, reply) for prompt, reply in islice(encoded, len(own)) if reply is not None]
-        examples += join_turns(whole, row["task"])
+        examples.append(join_turns(whole, row["task"]))
     return examples
-
-
-def _samples(
-    stage: Stage, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, kept: Sequence[Row]
-) -> list[dict[str, str]]:
-    """What the model writes, greedily, to prompts it was not trained on, beside the demonstrated response."""
-    rows = {row["prompt"]: row for row in kept}
-    shown = list(rows.values())[:NUM_SAMPLES]
-    cfg = stage.params.model
-    samples = sample_responses(
-        model,
-        encode_prompts(tokenizer, [row["prompt"] for row in shown], cfg.max_prompt_tokens),
-        max_new_tokens=cfg.max_response_tokens,
-        temperature=0.0,
-        generator=stage.rng()("samples"),
-        eos_ids=eos_token_ids(model, tokenizer),
-        pad_id=tokenizer.pad_token_id,
-        batch_size=NUM_SAMPLES,
-    )
-    return [
-        {"prompt": row["prompt"], "reference": row["response"], "response": decode_response(tokenizer, ids)}
-        for row, ids in zip(shown, samples.response_ids, strict=True)
-    ]
-
-
-def _figures(
-    stage: Stage,
-    state: TrainState,
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    num_train: int,
-    num_kept: int,
-) -> dict[str, Any]:
-    """Headline figures. `train_loss` is the mean of the last `eval_every` steps; null is what was not measured."""
-    losses = [row["loss/train"] for row in state.history[-stage.params.sft.eval_every :] if "loss/train" in row]
-    heldout = state.extra.get("best_heldout_loss")
-    return {
-        "train_loss": sum(losses) / len(losses) if losses else None,
-        "heldout_loss": heldout,
-        "heldout_perplexity": None if heldout is None else math.exp(heldout),
-        "best_step": state.extra.get("best_step", state.step),
-        "num_demonstrations": num_train,
-        "num_heldout": num_kept,
-        "vocab_size": len(tokenizer),
-        "pad_is_eos": tokenizer.pad_token_id == tokenizer.eos_token_id,
-        **parameter_counts(model),
-        "steps": state.step,
-        "refused_steps": refused_steps(state),
-        "stopped_early": bool(state.extra.get("stopped_early", False)),
-    }

@@ -70,11 +70,13 @@ class GatesConfig(Section):
     )
     max_kl_to_sft: PositiveFloat = Field(10.0, description="policy: upper bound of the KL to SFT, nats a response")
     max_heldout_loss: PositiveFloat | None = Field(
-        5.0, description="SFT: held-out loss, nats a token; null where no demonstrations are held out"
+        5.0,
+        description="SFT: upper bound of the held-out loss, nats a token; null where no demonstrations are held out",
     )
     min_finished_share: Share | None = Field(
         0.5,
-        description="SFT: share of evaluation replies, first temperature, that it ended within the limit; null: any",
+        description="SFT: lower bound of the share of evaluation replies, first temperature, that it ended within the "
+        "limit; null: any",
     )
     min_pairwise_accuracy: Share = Field(0.5, description="reward model: lower bound of the held-out pairwise accuracy")
     min_spearman: Correlation | None = Field(

@@ -63,7 +63,7 @@ def _wilson(share: float, count: float, z: float) -> Interval:
     return low, high
 
 
-def student_quantile(confidence: float, freedom: int) -> float:
+def student_quantile(confidence: float, freedom: float) -> float:
     """Return t such that Student's t with `freedom` degrees lies within plus or minus t with that probability."""
     if not 0.0 < confidence < 1.0:
         raise ValueError(f"confidence {confidence} must lie strictly between 0 and 1")

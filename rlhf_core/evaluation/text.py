@@ -5,13 +5,16 @@ from typing import Any
 
 import numpy as np
 
+from rlhf_core.evaluation.intervals import bounds, grouped_share_interval
+
 NGRAM = 3
 
 
 def length_figures(num_tokens: Sequence[int], responses: Sequence[str], finished: Sequence[bool]) -> dict[str, Any]:
-    """Return `tokens_mean`, `tokens_median`, `tokens_p95`, `words_mean`, `chars_mean` and `finished_share`.
+    """Return `tokens_mean`, `tokens_median`, `tokens_p95`, `words_mean`, `chars_mean`, `finished_share` and its bounds.
 
-    A response is finished when the model ended it by itself before the length limit.
+    A response is finished when the model ended it by itself before the length limit. Responses are to different
+    prompts; with fewer than `MIN_GROUPS` of them there are no bounds.
     """
     tokens = np.asarray(num_tokens, dtype=np.float64)
     return {
@@ -21,6 +24,7 @@ def length_figures(num_tokens: Sequence[int], responses: Sequence[str], finished
         "words_mean": float(np.mean([len(text.split()) for text in responses])),
         "chars_mean": float(np.mean([len(text) for text in responses])),
         "finished_share": float(np.mean(finished)),
+        **bounds("finished_share", grouped_share_interval(finished, range(len(finished)))),
     }
 
 

@@ -186,13 +186,33 @@ def heldout_loss(
     policy: PreTrainedModel, examples: Sequence[Example], batch_size: int, pad_id: int, world: World = ALONE
 ) -> float:
     """Mean negative log-likelihood of a target token over `examples`, in nats."""
-    ordered = sorted(examples, key=lambda example: (len(example.response) // LENGTH_STEP, len(example.prompt)))
-    chunks = [ordered[start : start + batch_size] for start in range(0, len(ordered), batch_size)]
+    chunks = [[examples[place] for place in places] for places in _heldout_batches(examples, batch_size)]
     total = torch.zeros((), dtype=torch.float64, device=policy.device)
     for chunk, counts in in_step(world.share(chunks), policy, world):
         total -= target_logprobs(policy, chunk, pad_id)[0].sum() * counts
     summed = world.total(total).item()
     return summed / sum(example.num_targets for example in examples)
+
+
+@torch.no_grad()
+def example_losses(policy: PreTrainedModel, examples: Sequence[Example], batch_size: int, pad_id: int) -> list[float]:
+    """Negative log-likelihood of all target tokens of each example, in nats, for a whole model in one process."""
+    found = [0.0] * len(examples)
+    for places in _heldout_batches(examples, batch_size):
+        logprobs_BR, _ = target_logprobs(policy, [examples[place] for place in places], pad_id)
+        for place, logprob in zip(places, logprobs_BR.sum(1, dtype=torch.float64).tolist(), strict=True):
+            found[place] = -logprob
+    return found
+
+
+def _heldout_batches(examples: Sequence[Example], batch_size: int) -> list[list[int]]:
+    """Places of the examples that go through the model at once: those of about one length."""
+
+    def length(place: int) -> tuple[int, int]:
+        return len(examples[place].response) // LENGTH_STEP, len(examples[place].prompt)
+
+    ordered = sorted(range(len(examples)), key=length)
+    return [ordered[start : start + batch_size] for start in range(0, len(ordered), batch_size)]
 
 
 def note_heldout_loss(state: TrainState, loss: float, patience: int) -> None:

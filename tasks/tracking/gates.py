@@ -103,19 +103,19 @@ def sft_gates(config: GatesConfig, figures: Figures) -> list[Gate]:
         gates.append(
             Gate(
                 name="max_heldout_loss",
-                figure=figures.get("heldout_loss"),
+                figure=figures.get("heldout_loss_high"),
                 limit=config.max_heldout_loss,
                 at_least=False,
-                detail="held-out loss in nats a token",
+                detail="upper bound of the held-out loss in nats a token",
             )
         )
     if config.min_finished_share is not None:
         gates.append(
             _at_least(
                 "min_finished_share",
-                figures.get("finished_share"),
+                figures.get("finished_share_low"),
                 config.min_finished_share,
-                "share of evaluation replies that it ended within the limit",
+                "lower bound of the share of evaluation replies that it ended within the limit",
             )
         )
     return gates

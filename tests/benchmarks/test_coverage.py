@@ -32,7 +32,7 @@ def effective_wilson(outcomes: np.ndarray, groups: list[int]) -> Interval:
 def test_every_interval_holds_what_it_says(prompts: int) -> None:
     lines = coverage.coverage(coverage.worlds(), prompts, RUNS if prompts < 20 else RUNS // 2)
     assert {line.figure for line in lines} == {
-        "pairwise accuracy", "mean, KL", "win rate", "Spearman", "Kendall", "kappa", "alpha", "ECE",
+        "pairwise accuracy", "mean, KL", "win rate", "held-out loss", "Spearman", "Kendall", "kappa", "alpha", "ECE",
     }  # fmt: skip
     for line in lines:
         most = 0.995 if line.figure == "ECE" else 0.975  # an error of 0 is the end of what there is

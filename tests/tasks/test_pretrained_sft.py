@@ -145,7 +145,7 @@ def test_earlier_replies_are_learned_where_all_turns_are(
     tokenizer = load_tokenizer(project / "models/own")
     first = "Be kind.\n\nHuman: Hello, where is the lamp?\n\nAssistant:"
     prompt = f"{first} In aisle 2.\n\nHuman: And the price?\n\nAssistant:"
-    found = _encode(stage, tokenizer, [{"prompt": prompt, "response": "2 coins.", "task": "t"}], "training")
+    (found,) = _encode(stage, tokenizer, [{"prompt": prompt, "response": "2 coins.", "task": "t"}], "training")
     p1, r1 = encode_prompt(tokenizer, first, 200), encode_response(tokenizer, "In aisle 2.", 24)
     p2, r2 = encode_prompt(tokenizer, prompt, 200), encode_response(tokenizer, "2 coins.", 24)
     if learns_first:

@@ -16,10 +16,13 @@ from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 from warm_processes import run_stage
 
 from rlhf_core.data.batches import collate
+from rlhf_core.data.identity import prompt_group
+from rlhf_core.data.splits import is_heldout
 from rlhf_core.models.policy import load_policy
-from rlhf_core.models.tokenizer import decode_response, encode_prompt, load_tokenizer
+from rlhf_core.models.tokenizer import decode_response, encode_prompt, encode_response, load_tokenizer
 from rlhf_core.rollout.logprobs import response_logprobs
 from rlhf_core.state.atomic import tree_digest
+from tasks.params import load_params
 from tasks.tables import SCHEMAS
 
 
@@ -81,6 +84,27 @@ def test_the_figures_of_sft_are_those_of_its_outputs(finished_project: Path) -> 
     assert len(curves) == 25
     first, last = float(curves[1].split(",")[2]), float(curves[-1].split(",")[2])
     assert last < first - 0.5, "24 steps already learn something"
+
+
+def test_the_heldout_loss_is_that_of_the_published_model_and_lies_in_its_interval(finished_project: Path) -> None:
+    """Asked of transformers itself, one demonstration after another."""
+    rows = pq.read_table(finished_project / "artifacts/validate/demonstrations.parquet").to_pylist()
+    folder = finished_project / "artifacts/sft/model"
+    model, tokenizer = load_policy(folder), load_tokenizer(folder)
+    share = load_params(finished_project / "params.yaml").sft.heldout_share
+    kept = [row for row in rows if row["split"] == "train" and is_heldout(f"sft {prompt_group(row['prompt'])}", share)]
+    nats, tokens = 0.0, 0
+    for row in kept:
+        prompt = encode_prompt(tokenizer, row["prompt"], 160)
+        reply = encode_response(tokenizer, row["response"], 56)
+        labels = torch.tensor([[-100] * len(prompt) + reply])
+        nats += model(torch.tensor([prompt + reply]), labels=labels).loss.item() * len(reply)
+        tokens += len(reply)
+    figures = metrics(finished_project, "sft")
+    assert figures["num_heldout"] == len(kept)
+    assert figures["heldout_loss"] == pytest.approx(nats / tokens, rel=1e-5)
+    assert figures["heldout_loss_low"] < figures["heldout_loss"] < figures["heldout_loss_high"]
+    assert figures["heldout_loss_high"] < 1.5 * figures["heldout_loss_low"]
 
 
 def test_samples_are_greedy_and_of_prompts_that_were_not_learned_from(finished_project: Path) -> None:

@@ -56,6 +56,15 @@ def test_lengths_by_hand():
     assert figures["words_mean"] == 2.0
     assert figures["chars_mean"] == (0 + 3 + 1 + 9) / 4
     assert figures["finished_share"] == 0.75
+    assert figures["finished_share_low"] is None, "of four responses"
+
+
+def test_the_share_that_ended_has_wilsons_interval():
+    figures = length_figures([1] * 10, [""] * 10, [True] * 8 + [False] * 2)
+    # by hand, 8 of 10: (0.8 + z^2 / 20 -+ z sqrt(0.016 + z^2 / 400)) / (1 + z^2 / 10), z = 1.959964
+    assert [figures["finished_share_low"], figures["finished_share_high"]] == pytest.approx(
+        [0.490162, 0.943318], abs=2e-6
+    )
 
 
 @pytest.mark.parametrize(

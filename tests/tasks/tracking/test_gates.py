@@ -94,11 +94,11 @@ def test_a_reward_model_is_judged_by_its_own_figures():
 @pytest.mark.parametrize(
     ("figures", "gates"),
     [
-        ({"heldout_loss": 1.0, "finished_share": 0.9}, []),
-        ({"heldout_loss": 1.01, "finished_share": 0.9}, ["max_heldout_loss"]),
-        ({"heldout_loss": 1.0, "finished_share": 0.89}, ["min_finished_share"]),
+        ({"heldout_loss_high": 1.0, "finished_share_low": 0.9}, []),
+        ({"heldout_loss_high": 1.01, "finished_share_low": 0.9}, ["max_heldout_loss"]),
+        ({"heldout_loss_high": 1.0, "finished_share_low": 0.89}, ["min_finished_share"]),
         ({}, ["max_heldout_loss", "min_finished_share"]),
-        ({"heldout_loss": None, "finished_share": float("nan")}, ["max_heldout_loss", "min_finished_share"]),
+        ({"heldout_loss_high": None, "finished_share_low": float("nan")}, ["max_heldout_loss", "min_finished_share"]),
     ],
 )
 def test_an_sft_model_is_judged_by_its_held_out_loss_and_by_whether_it_ends_its_replies(figures, gates):
@@ -109,7 +109,7 @@ def test_an_sft_model_is_judged_by_its_held_out_loss_and_by_whether_it_ends_its_
 
 
 def test_uncommitted_code_bars_and_carried_files_do_not():
-    sft = version("rlhf-sft", metrics={"heldout_loss": 1.0, "finished_share": 1.0})
+    sft = version("rlhf-sft", metrics={"heldout_loss_high": 1.0, "finished_share_low": 1.0})
     assert failing(sft, made_from=manifest(dirty=["params.yaml", "dvc.lock", "data.dvc"])) == []
     dirty = manifest(dirty=["params.yaml", "tasks/sft.py"])
     assert failing(sft, made_from=dirty) == ["lineage"]
