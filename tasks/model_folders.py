@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rlhf_core.config import ModelConfig
+from rlhf_core.config.watched import PLACEHOLDER
 from rlhf_core.errors import ConfigError, EnvironmentProblem, RlhfError
 from tasks import paths
 from tasks.manifest import flat_params
 
-PLACEHOLDER = "models/none"
 REWARD_MODEL = "generate.best_of.reward_model"
+READ_BY_GENERATE = ("generate.models", REWARD_MODEL)
+WATCHED = "generate.models_folder"
 GUARDS = ("align.ppo.guard", "align.chain.ppo.guard")
 MIB = 2**20
 
@@ -39,7 +41,7 @@ def model_folders(params: str) -> list[ModelFolder]:
     found = []
     if values.get("model.source") == "folder":
         found.append(ModelFolder("model.path", str(values.get("model.path", PLACEHOLDER))))
-    found += [ModelFolder("generate.models", str(path)) for path in values.get("generate.models") or ()]
+    found += [ModelFolder(READ_BY_GENERATE[0], str(path)) for path in values.get("generate.models") or ()]
     if values.get(REWARD_MODEL):
         found.append(ModelFolder(REWARD_MODEL, str(values[REWARD_MODEL])))
     for guard in GUARDS:
@@ -57,7 +59,8 @@ def check_model_folders(home: Path, params: str) -> None:
         params: text of a checked `params.yaml`.
 
     Raises:
-        ConfigError: one line with key, folder and cure; also where `model.path` is given and would not be read.
+        ConfigError: one line with key, folder and cure; also where `model.path` or `generate.models_folder` is given
+            and nothing of it would be read.
     """
     values = flat_params(params)
     path = values.get("model.path", PLACEHOLDER)
@@ -66,7 +69,14 @@ def check_model_folders(home: Path, params: str) -> None:
             f"{paths.PARAMS}: model.path: {path} would not be read: model.source is config. "
             f"Fix: --set model.source=folder after it, or model.path: {PLACEHOLDER}"
         )
-    for folder in model_folders(params):
+    folders = model_folders(params)
+    watched = values.get(WATCHED, PLACEHOLDER)
+    if watched != PLACEHOLDER and not any(folder.key in READ_BY_GENERATE for folder in folders):
+        raise ConfigError(
+            f"{paths.PARAMS}: {WATCHED}: {watched} holds no folder that stage generate reads, and a change in it would "
+            f"make the stage run again. Fix: {WATCHED}: {PLACEHOLDER}"
+        )
+    for folder in folders:
         if folder.is_relative and ".." in Path(folder.path).parts:
             raise ConfigError(
                 f"{paths.PARAMS}: {folder.key}: {folder.path} leads out of the checkout, where a worktree has no copy "

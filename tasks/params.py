@@ -8,6 +8,7 @@ import difflib
 import io
 import re
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any, get_args
 
@@ -18,6 +19,7 @@ from ruamel.yaml.constructor import DuplicateKeyError
 from ruamel.yaml.error import MarkedYAMLError
 
 from rlhf_core.config import Params
+from rlhf_core.config.watched import PLACEHOLDER, common_folder, holds
 from rlhf_core.errors import ConfigError
 
 BARE_EXPONENT = re.compile(r"^\s*[^#'\"]*?:\s*(?P<number>[-+]?\d+[eE][-+]?\d+)\s*(#.*)?$")
@@ -90,7 +92,8 @@ def check_params(document: Mapping[str, Any], source: str) -> Params:
 def resolve_params(base: Path, profile: Path | None, overrides: Sequence[str]) -> str:
     """Return the text of a parameter file: `base`, with a profile's keys over it, then `section.key=value` overrides.
 
-    Comments of `base` stay. The result is checked.
+    Comments of `base` stay. Where `generate.models_folder` does not hold the folders that the stage reads, it becomes
+    the narrowest one that does: its value follows from the others. The result is checked.
 
     Raises:
         ConfigError: a file, a profile or an override is wrong.
@@ -101,8 +104,8 @@ def resolve_params(base: Path, profile: Path | None, overrides: Sequence[str]) -
         if "data" in overlay:  # files of two data sets do not mix
             document["data"] = CommentedMap()
         _merge(document, overlay)
-        check_params(overlay, str(profile))
-        check_params(document, str(profile))
+        check_params(_watching(overlay), str(profile))
+        check_params(_watching(document), str(profile))
     for override in overrides:
         path, separator, value = override.partition("=")
         keys = path.strip().split(".")
@@ -113,10 +116,28 @@ def resolve_params(base: Path, profile: Path | None, overrides: Sequence[str]) -
         for key in reversed(keys):
             patch = CommentedMap({key: patch})
         _merge(document, patch)
-        check_params(document, f"--set {override}")
+        check_params(_watching(document), f"--set {override}")
     text = io.StringIO()
-    YAML(typ="rt").dump(document, text)
+    YAML(typ="rt").dump(_watching(document), text)
     return text.getvalue()
+
+
+def _watching(document: CommentedMap) -> CommentedMap:
+    """The document, or a copy in which `generate.models_folder` holds the folders that the stage reads."""
+    section = document.get("generate")
+    if not isinstance(section, CommentedMap):
+        return document
+    best_of, models = section.get("best_of"), section.get("models")
+    folders = list(models) if isinstance(models, list) else []
+    folders += [best_of["reward_model"]] if isinstance(best_of, Mapping) and best_of.get("reward_model") else []
+    watched = section.get("models_folder", PLACEHOLDER)
+    if not all(isinstance(folder, str) for folder in (watched, *folders)):
+        return document  # which the schema refuses
+    if folders and all(holds(watched, folder) for folder in folders):
+        return document
+    changed = deepcopy(document)
+    changed["generate"]["models_folder"] = common_folder(folders)
+    return changed
 
 
 def _merge(target: CommentedMap, patch: Mapping[str, Any]) -> None:

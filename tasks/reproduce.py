@@ -144,7 +144,7 @@ def reasons(manifest: Mapping[str, Any]) -> list[str]:
 
 
 def _other_inputs(then: str, now: str, stage: str) -> list[str]:
-    """Inputs that no stage makes and whose content is another one now: unwatched ones among models/, for instance."""
+    """Inputs that no stage makes and whose content is another one now: code, or a folder of several models."""
     after = locked_inputs(now, stage)
     return [
         f"{path} had other content"

@@ -5,6 +5,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from rlhf_core.config.base import OpenShare, Section, Share
+from rlhf_core.config.watched import PLACEHOLDER, check_folder, check_watched
 
 
 class DataConfig(Section):
@@ -90,7 +91,7 @@ class BestOfConfig(Section):
         if self.scorer == "reward_model" and not self.reward_model:
             raise ValueError("scorer 'reward_model' needs `reward_model`, a folder under models/")
         if self.reward_model:
-            _check_watched(self.reward_model)
+            check_folder(self.reward_model)
         return self
 
 
@@ -113,15 +114,21 @@ class GenerateConfig(Section):
         description="folders under models/ that are sampled from too, in turn with the SFT model; each of them gets "
         "every temperature before the next has its turn",
     )
+    models_folder: str = Field(
+        PLACEHOLDER,
+        description="the one folder that DVC watches for this stage: `models` and `best_of.reward_model` are it or lie "
+        "under it. A run with --profile or --set finds it itself; in a params.yaml of your own it is named",
+    )
     batch_size: PositiveInt = Field(256, description="most rows sampled at once")
     best_of: BestOfConfig = Field(default_factory=BestOfConfig)
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         for folder in self.models:
-            _check_watched(folder)
+            check_folder(folder)
         if len(set(self.models)) < len(self.models):
             raise ValueError(f"models {list(self.models)} names a folder twice")
+        check_watched(self.models_folder, self.folders)
         if self.best_of.keep == "contrast" and self.responses_per_prompt % 2:
             raise ValueError(
                 f"responses_per_prompt {self.responses_per_prompt} must be even where best_of.keep is 'contrast': "
@@ -129,12 +136,10 @@ class GenerateConfig(Section):
             )
         return self
 
-
-def _check_watched(folder: str) -> None:
-    """DVC watches the folder models/: what lies elsewhere could change unseen."""
-    parts = folder.split("/")
-    if parts[0] != "models" or len(parts) < 2 or ".." in parts or "" in parts:
-        raise ValueError(f"folder {folder!r} must lie under models/, which DVC watches: copy it there")
+    @property
+    def folders(self) -> tuple[str, ...]:
+        """Every model folder that the stage reads."""
+        return (*self.models, *([self.best_of.reward_model] if self.best_of.reward_model else []))
 
 
 class LabelConfig(Section):

@@ -6,6 +6,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from rlhf_core.config.base import Section
 from rlhf_core.config.lora import AdaptedStage, LoraConfig
+from rlhf_core.config.watched import PLACEHOLDER
 
 
 class ComputeConfig(Section):
@@ -36,7 +37,7 @@ class ModelConfig(Section):
 
     source: Literal["config", "folder"] = Field("config", description="build from these numbers, or load `path`")
     path: str = Field(
-        "models/none",
+        PLACEHOLDER,
         min_length=1,
         description="local folder with a pretrained model and tokenizer (source: folder); DVC watches its content",
     )
@@ -56,7 +57,7 @@ class ModelConfig(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if self.source == "folder" and self.path == "models/none":
+        if self.source == "folder" and self.path == PLACEHOLDER:
             raise ValueError("source 'folder' needs `path`, a local folder with model and tokenizer")
         if self.lora and self.source == "config" and "sft" in self.lora.stages:
             raise ValueError("lora.stages names sft, but adapters beside random weights learn little: leave sft out")

@@ -58,7 +58,13 @@ def by_prompt(rows: Rows) -> list[Rows]:
 
 def test_models_and_temperatures_take_turns_and_log_probabilities_are_exact(project: Path) -> None:
     rows, _ = generate(
-        project, responses_per_prompt=5, temperatures=[0.5, 1.5], models=["models/other"], top_k=30, top_p=0.8
+        project,
+        responses_per_prompt=5,
+        temperatures=[0.5, 1.5],
+        models=["models/other"],
+        models_folder="models/other",
+        top_k=30,
+        top_p=0.8,
     )
     assert len(by_prompt(rows)) == NUM_PROMPTS + NUM_HELDOUT
     turns = [(row["model"], row["temperature"]) for row in by_prompt(rows)[0]]
@@ -112,6 +118,7 @@ def test_a_reward_model_of_an_earlier_round_picks_the_best(project: Path, finish
         project,
         responses_per_prompt=2,
         best_of={"candidates": 4, "scorer": "reward_model", "reward_model": "models/judge"},
+        models_folder="models/judge",
     )
     tokenizer = load_tokenizer(project / "models/judge")
     finished = [row for row in rows if row["finished"]]
@@ -131,7 +138,8 @@ def test_a_reward_model_of_an_earlier_round_picks_the_best(project: Path, finish
 
 def test_a_folder_that_is_not_there_is_named(project: Path) -> None:
     with edited_yaml(project / "params.yaml") as params:
-        params["generate"] = {"num_prompts": 1, "num_heldout_prompts": 0, "models": ["models/absent"]}
+        settings = {"models": ["models/absent"], "models_folder": "models"}
+        params["generate"] = {"num_prompts": 1, "num_heldout_prompts": 0, **settings}
     done = run_stage(project, "generate")
     assert done.returncode == 7
     assert "models/absent: there is no such folder" in done.stderr
