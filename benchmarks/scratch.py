@@ -43,6 +43,11 @@ def make(folder: Path, profile: Path | None = PROFILE, lines: dict[str, int] | N
         (folder / f"data/{name}.jsonl").write_text("\n".join(kept).rstrip("\n") + "\n")
     ignored = (folder / ".gitignore").read_text().split("\n")
     (folder / ".gitignore").write_text("\n".join(line for line in ignored if line != "/data"))
+    return commit_start(folder)
+
+
+def commit_start(folder: Path) -> Path:
+    """Begin a git and DVC repository in `folder`: its data in DVC, all else in a first commit."""
     dvc = (sys.executable, "-m", "dvc")
     for command in (
         ("git", "init", "-q", "-b", "main"),

@@ -47,13 +47,17 @@ def _comparison(figures: Mapping[str, float | None], verdict: Mapping[str, Any])
 def _quality(version: ModelVersion, figures: Mapping[str, float | None]) -> str:
     """What a version that is compared with nothing is worth."""
     if version.name == "rlhf-reward":
-        value, low, high = (figures.get(f"pairwise_accuracy{end}") for end in ("", "_low", "_high"))
-        interval = "" if low is None or high is None else f" ({low:.3f} to {high:.3f})"
+        value, interval = figures.get("pairwise_accuracy"), _interval(figures, "pairwise_accuracy")
         return "" if value is None else f"**Right on {value:.1%} of held-out pairs**{interval}."
     if version.name == "rlhf-sft":
-        loss = figures.get("heldout_loss")
-        return "" if loss is None else f"**Held-out loss {loss:.4f} nats a token.**"
+        loss, interval = figures.get("heldout_loss"), _interval(figures, "heldout_loss")
+        return "" if loss is None else f"**Held-out loss {loss:.4f} nats a token**{interval}."
     return "Not compared with SFT yet."
+
+
+def _interval(figures: Mapping[str, float | None], name: str) -> str:
+    low, high = figures.get(f"{name}_low"), figures.get(f"{name}_high")
+    return "" if low is None or high is None else f" ({low:.3f} to {high:.3f})"
 
 
 def _origin(version: ModelVersion) -> str:

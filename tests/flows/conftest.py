@@ -2,14 +2,14 @@
 
 import os
 import shutil
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from timing_support import patience
+
+from benchmarks.scratch import commit_start
 
 PARAMS = """\
 seed: 0
@@ -80,19 +80,7 @@ def make_counting_project(folder: Path) -> Path:
         (folder / name).write_text(text)
     (folder / ".gitignore").write_text("/.rlhf/\n/runs/\n/artifacts/\n/reports/\n__pycache__/\n")
     (folder / ".dvcignore").write_text("/.rlhf/\n/runs/\n__pycache__/\n")
-    dvc = (sys.executable, "-m", "dvc")
-    for command in (
-        ("git", "init", "-q", "-b", "main"),
-        ("git", "config", "user.email", "somebody@example.org"),
-        ("git", "config", "user.name", "Somebody"),
-        (*dvc, "init", "-q"),
-        (*dvc, "config", "core.analytics", "false"),
-        (*dvc, "add", "-q", "data"),
-        ("git", "add", "-A"),
-        ("git", "commit", "-q", "-m", "start"),
-    ):
-        subprocess.run(command, cwd=folder, env=plain_environment(), check=True, capture_output=True)
-    return folder
+    return commit_start(folder)
 
 
 def set_steps(project: Path, steps: int) -> None:
