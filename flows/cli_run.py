@@ -187,6 +187,7 @@ def _run_flow(prepared: PreparedRun) -> RunSummary:
 
 def _run_stages(prepared: PreparedRun, changed: Collection[str], forks: Forks | None) -> RunSummary:
     from flows.execution import PipelineRun
+    from flows.flow_runs import server_answers
     from flows.pipeline import CURRENT, pipeline
 
     current = PipelineRun(prepared, changed, stop=Stop(), forks=forks)
@@ -196,7 +197,13 @@ def _run_stages(prepared: PreparedRun, changed: Collection[str], forks: Forks | 
         _leave_in_time(current)
         token = CURRENT.set(current)
         try:
-            state = pipeline(prepared.request, return_state=True)
+            with server_answers():
+                state = pipeline(prepared.request, return_state=True)
+        except EnvironmentProblem as error:  # the server took no run, or not its end
+            if current.summary.status == "running":
+                raise
+            print(f"warning: the end of this run is not noted in Prefect: {error}", file=sys.stderr)
+            return current.summary
         finally:
             CURRENT.reset(token)
     if current.summary.status == "running":  # Prefect itself failed before the first stage

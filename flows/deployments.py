@@ -3,12 +3,9 @@
 A run of it happens in a worktree of its own below `runs/`, started by the worker of `rlhf up`.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from uuid import UUID
 
-import httpx
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.filters import FlowFilter, FlowFilterName
@@ -16,18 +13,18 @@ from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLi
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.client.schemas.schedules import CronSchedule, IntervalSchedule
 from prefect.deployments.runner import EntrypointType, RunnerDeployment
-from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound, PrefectException
+from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
 from prefect.flows import Flow
 from pydantic import BaseModel
 
-from flows.flow_runs import Missed
+from flows.flow_runs import Missed, server_answers
 from flows.pipeline import FLOW_NAME, pipeline
 from flows.promote import promote_flow, reproduce_flow, rollback_flow
 from flows.run_names import run_tags
 from flows.runs import RunRequest
 from flows.schedules import Timing, schedule_of
-from flows.settings import GPU_TAG, POOL, QUEUE, api_address
-from rlhf_core.errors import ConfigError, EnvironmentProblem
+from flows.settings import GPU_TAG, POOL, QUEUE
+from rlhf_core.errors import ConfigError
 
 DESCRIPTION = """Validate, SFT, reward model, PPO and DPO, A/B evaluation, report.
 
@@ -177,18 +174,3 @@ def _timing(schedule: object, *, active: bool) -> str:
         case IntervalSchedule():
             return str(Timing(interval_s=int(schedule.interval.total_seconds()), paused=not active))
     return "a rule of its own" if active else "a rule of its own, paused"
-
-
-@contextmanager
-def server_answers() -> Iterator[None]:
-    """Turn what Prefect's client raises into one line.
-
-    Raises:
-        EnvironmentProblem: the server does not answer, or refuses.
-    """
-    try:
-        yield
-    except (httpx.HTTPError, PrefectException) as error:
-        why = " ".join(str(error).split()) or type(error).__name__
-        cure = "rlhf up, or correct PREFECT_API_URL; rlhf doctor"
-        raise EnvironmentProblem(f"{api_address()}: the Prefect server: {why[:300]}. Fix: {cure}") from error

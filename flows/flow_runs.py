@@ -1,7 +1,8 @@
 """What a run asks Prefect's server and tells it: its name and folder, what else was due, when to try again."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -18,13 +19,14 @@ from prefect.client.schemas.filters import (
     FlowRunFilterState,
     FlowRunFilterStateType,
 )
-from prefect.client.schemas.objects import FlowRun, State, StateType, TaskRun
-from prefect.exceptions import PrefectException
+from prefect.client.schemas.objects import ConcurrencyLimitStrategy, FlowRun, State, StateType, TaskRun
+from prefect.exceptions import ObjectNotFound, PrefectException
 from prefect.runtime import deployment, flow_run
 from prefect.states import Cancelled
 
 from flows.run_names import TAG_KINDS, folder_of, run_name
 from flows.runs import MOST_RETRIES, REQUEST_FILE, PreparedRun, RunRequest, prepare_run
+from flows.settings import api_address
 from flows.summary import StageSummary
 from rlhf_core.errors import EnvironmentProblem
 from tasks import paths
@@ -61,27 +63,65 @@ def prepare_flow_run(root: Path, request: RunRequest) -> PreparedRun:
     return prepare_run(root, request.model_copy(update={"name": name}))
 
 
-def drop_others_due() -> int:
-    """Cancel the other runs of the same schedule that wait and are due as well, and say how many.
+@contextmanager
+def server_answers() -> Iterator[None]:
+    """Turn what Prefect's client raises into one line.
+
+    Raises:
+        EnvironmentProblem: the server does not answer, or refuses.
+    """
+    try:
+        yield
+    except (httpx.HTTPError, PrefectException) as error:
+        why = " ".join(str(error).split()) or type(error).__name__
+        cure = "rlhf up, or correct PREFECT_API_URL; rlhf doctor"
+        raise EnvironmentProblem(f"{api_address()}: the Prefect server: {why[:300]}. Fix: {cure}") from error
+
+
+def drop_others_due() -> None:
+    """Cancel the other runs of the same schedule that wait and are due as well.
 
     They would do the same once more. The newest of them cannot be left to come instead: of a schedule that is quicker
     than a run begins none would ever come.
     """
     with get_client(sync_client=True) as client:
         own = client.read_flow_run(UUID(flow_run.id))
-        if not own.auto_scheduled:
-            return 0
-        due = client.read_flow_runs(
-            deployment_filter=DeploymentFilter(id=DeploymentFilterId(any_=[UUID(deployment.id)])),
-            flow_run_filter=FlowRunFilter(
-                expected_start_time=FlowRunFilterExpectedStartTime(before_=datetime.now(UTC)),
-                state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.SCHEDULED])),
-            ),
-        )
-        others = [run for run in due if run.auto_scheduled and run.run_count == 0]  # not one that is to be tried again
+        others = _due(client) if own.auto_scheduled else []
         for run in others:
             cancel_missed(client, run, own)
-    return len(others)
+    if others:
+        get_run_logger().info("%d other runs of this schedule were due as well and are left out", len(others))
+
+
+def skip_due_meanwhile() -> None:
+    """Cancel the runs of the same schedule that came due while this one was at work, if they are not to wait for it.
+
+    Prefect's own rule cancels those that begin meanwhile; where the limit over all deployments keeps them from that,
+    they would come one after the other once this run has ended.
+    """
+    with get_client(sync_client=True) as client:
+        try:
+            rules = client.read_deployment(UUID(deployment.id)).concurrency_options
+        except ObjectNotFound:  # deleted meanwhile, and its runs that had not begun
+            return
+        if rules is None or rules.collision_strategy is not ConcurrencyLimitStrategy.CANCEL_NEW:
+            return
+        own = client.read_flow_run(UUID(flow_run.id))
+        for run in _due(client, since=own.start_time):
+            why = f"due while {own.name} was at work (rlhf deploy --collision queue lets it wait)"
+            client.set_flow_run_state(run.id, Cancelled(name="Skipped", message=why), force=True)
+
+
+def _due(client: SyncPrefectClient, since: datetime | None = None) -> list[FlowRun]:
+    """Runs of this deployment that its schedule made, that are due, and that nobody has begun."""
+    found = client.read_flow_runs(
+        deployment_filter=DeploymentFilter(id=DeploymentFilterId(any_=[UUID(deployment.id)])),
+        flow_run_filter=FlowRunFilter(
+            expected_start_time=FlowRunFilterExpectedStartTime(after_=since, before_=datetime.now(UTC)),
+            state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.SCHEDULED])),
+        ),
+    )
+    return [run for run in found if run.auto_scheduled and run.run_count == 0]  # not one that is to be tried again
 
 
 def cancel_missed(client: SyncPrefectClient, run: FlowRun, other: FlowRun) -> None:

@@ -18,8 +18,8 @@ from prefect.client.schemas.filters import (
 from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.states import Crashed
 
-from flows.deployments import pipeline_deployments, server_answers
-from flows.flow_runs import cancel_missed, newest_of
+from flows.deployments import pipeline_deployments
+from flows.flow_runs import cancel_missed, newest_of, server_answers
 from flows.settings import POOL
 
 AT_WORK = (StateType.PENDING, StateType.RUNNING, StateType.CANCELLING)

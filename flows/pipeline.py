@@ -26,12 +26,15 @@ from pydantic import ValidationError
 
 from flows.artifacts import publish_stage, publish_summary
 from flows.execution import PipelineRun
+from flows.flow_log import end_in_one_line
 from flows.flow_runs import (
     Missed,
     drop_others_due,
     name_of_flow_run,
     prepare_flow_run,
     retrying,
+    server_answers,
+    skip_due_meanwhile,
     tag_flow_run,
     tell_server,
 )
@@ -83,9 +86,17 @@ def pipeline(run: RunRequest = RunRequest(), missed: Missed = "newest") -> State
     current = CURRENT.get()
     if current is not None:
         return _run_stages(current)
+    end_in_one_line()
+    state = _run_in_worktree(run, missed)
+    if _under_worker():
+        tell_server(skip_due_meanwhile, "runs that came due meanwhile")
+    return state
+
+
+def _run_in_worktree(run: object, missed: Missed) -> State:
     try:
-        if missed == "newest" and (dropped := drop_others_due()):
-            get_run_logger().info("%d other runs of this schedule were due as well and are left out", dropped)
+        if missed == "newest":
+            tell_server(drop_others_due, "other runs of this schedule")
         request = _request(run)
         prepared = prepare_flow_run(find_root(Path.cwd()), request)
         with RunLock(prepared.root, prepared.name):
@@ -148,7 +159,8 @@ def _run_stages(current: PipelineRun) -> State:
         with _signals(current.stop), _cancel_watch(run_id, current.stop), _time_limit(minutes, current.stop):
             current.open(tags)
             tell_server(lambda: tag_flow_run(run_id, run_tags(current.prepared.request)), "tags")
-            ended = list(_settle_stages(current))
+            with server_answers():
+                ended = list(_settle_stages(current))
         failed = next((stage for stage in ended if stage.status in ("failed", "interrupted")), None)
         if current.stop.requested:
             status, exit_code, message = "interrupted", current.stop.exit_code, f"ended ({current.stop.reason})"

@@ -10,6 +10,7 @@ from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 from pydantic import Field
 
+from flows.flow_log import end_in_one_line
 from flows.root import find_root
 from rlhf_core.errors import RlhfError
 from tasks import paths
@@ -37,6 +38,7 @@ def promote_flow(version: Reference = "rlhf-policy@candidate", reason: str = "")
         version: which one.
         reason: kept in the audit trail.
     """
+    end_in_one_line()
     root = find_root(Path.cwd())
     try:
         done = promote(root, version, params=load_params(root / paths.PARAMS), reason=reason)
@@ -56,6 +58,7 @@ def rollback_flow(model: Model = "rlhf-policy", reason: str = "") -> State:
         model: registered model.
         reason: kept in the audit trail.
     """
+    end_in_one_line()
     try:
         done = rollback(find_root(Path.cwd()), model, reason=reason)
     except RlhfError as error:
@@ -70,6 +73,7 @@ def reproduce_flow(version: Reference = "rlhf-policy@champion") -> State:
     Args:
         version: which one.
     """
+    end_in_one_line()
     try:
         root = find_root(Path.cwd())
         found_version, manifest = read_manifest(root, version)

@@ -32,6 +32,7 @@ def prefect_settings(home: Path, port: int | None) -> dict[str, str]:
         "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": origin,
         "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
         "PREFECT_SERVER_DATABASE_TIMEOUT": "30",
+        "PREFECT_WORKER_QUERY_SECONDS": "3",  # who starts a run from the form waits for it
         **client_settings(),
     }
 

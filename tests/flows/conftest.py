@@ -36,13 +36,16 @@ stages:
     metrics: ["reports/metrics/second-${item.algorithm}.json"]
 """
 COUNTING = '''\
-"""A stage that counts to `sft.max_steps`, a twentieth of a second a step, and exits with 4 when the seed is 13."""
+"""A stage that counts to `sft.max_steps`, a twentieth of a second a step.
+
+It exits with 4 when the seed is 13; when it is 17 the first two tries of `first` in a worktree exit with 7.
+"""
 
 import sys
 import time
 from pathlib import Path
 
-from rlhf_core.errors import DataError
+from rlhf_core.errors import DataError, EnvironmentProblem
 from tasks.params import load_params
 from tasks.frame import run_stage
 from tasks.watchdog import end_with_ancestors
@@ -55,10 +58,20 @@ def body(stage):
     for step in range(1, total + 1):
         if stage.params.seed == 13:
             raise DataError("data/x.jsonl:1: prompt: empty. Fix: drop the row")
+        if stage.params.seed == 17 and stage.name == "first":
+            fail_twice()
         stage.log(step, total, {"loss/train": 1.0 / step}, step * 100)
         time.sleep(0.05)
     (stage.out / "result.txt").write_text(f"{stage.name} counted to {total}")
     return {"steps": total}
+
+
+def fail_twice():
+    tries = Path(".rlhf/tries")
+    count = len(tries.read_text()) if tries.exists() else 0
+    if count < 2:
+        tries.write_text("x" * (count + 1))
+        raise EnvironmentProblem(f"try {count + 1}: no memory. Fix: free some")
 
 
 end_with_ancestors(os.environ)

@@ -59,23 +59,39 @@ print(json.dumps({
 LEFT = (
     START
     + """
-lost = client.create_flow_run_from_deployment(key)
-client.set_flow_run_state(lost.id, Running(), force=True)
-from flows.leftovers import tidy
-lines = []
-due = sorted(client.read_flow_runs(), key=lambda run: run.expected_start_time)
-soon = datetime.now(UTC) + timedelta(minutes=1)
-waiting = [run for run in due if run.auto_scheduled and run.state.is_scheduled() and run.expected_start_time > soon]
-import flows.leftovers
+from types import SimpleNamespace
+import pytest
+from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.schemas.objects import ConcurrencyLimitStrategy
+import flows.flow_runs, flows.leftovers
 class Later(datetime):
     @classmethod
     def now(cls, tz=None):
-        return waiting[-1].expected_start_time
-flows.leftovers.datetime = Later
-tidy(lines.append)
+        return cls.at
+flows.leftovers.datetime = flows.flow_runs.datetime = Later
+lost = client.create_flow_run_from_deployment(key)
+client.set_flow_run_state(lost.id, Running(), force=True)
+due = sorted(client.read_flow_runs(), key=lambda run: run.expected_start_time)
+soon = datetime.now(UTC) + timedelta(minutes=1)
+waiting = [run for run in due if run.auto_scheduled and run.state.is_scheduled() and run.expected_start_time > soon]
+first = waiting.pop(0)
+Later.at = first.expected_start_time + timedelta(minutes=1)
+flows.flow_runs.flow_run, flows.flow_runs.deployment = SimpleNamespace(id=str(lost.id)), SimpleNamespace(id=str(key))
+def at_the_end_of_a_run():
+    flows.flow_runs.skip_due_meanwhile()
+    return client.read_flow_run(first.id).state.name
+with pytest.MonkeyPatch.context() as patch:
+    rules = SimpleNamespace(concurrency_options=SimpleNamespace(collision_strategy=ConcurrencyLimitStrategy.ENQUEUE))
+    patch.setattr(SyncPrefectClient, "read_deployment", lambda *_: rules)
+    skipped = [at_the_end_of_a_run()]
+skipped.append(at_the_end_of_a_run())
+lines = []
+Later.at = waiting[-1].expected_start_time
+flows.leftovers.tidy(lines.append)
 print(json.dumps({
     "lost": client.read_flow_run(lost.id).state.type.value,
     "due": [client.read_flow_run(run.id).state.name for run in waiting], "lines": len(lines),
+    "skipped": skipped,
 }))
 """
 )
@@ -114,6 +130,7 @@ def test_a_deployment_is_cared_for(counting_project: Path) -> None:
         nightly = ("deploy", "--name", "nightly", "--interval", "3600", "--timezone", "Europe/Berlin", "--json")
         late = json.loads(rlhf(project, *nightly))["id"]
         left = on_server(project, LEFT, late)
+        assert left["skipped"] == ["Scheduled", "Skipped"], "what came due while a run was at work, by its rule"
         *missed, newest = left["due"]
         assert set(missed) == {"Missed"}
         assert (left["lost"], newest, left["lines"]) == ("CRASHED", "Scheduled", 2)
