@@ -10,6 +10,7 @@ Suffixes: P = permutations, R = runs, N = items, B = bands.
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
+from itertools import repeat
 
 import numpy as np
 
@@ -86,7 +87,9 @@ class Banding:
         cut = shingles(text)
         # A text of shared runs alone is like itself only, and has a run that says so.
         told = (cut.runs - self.shared[place]) or {" ".join(sorted(cut.runs))}
-        hashes_R = np.fromiter((zlib.crc32(f"{place} {run}".encode()) for run in told), np.uint64, len(told))
+        start = zlib.crc32(f"{place} ".encode())  # a CRC goes on from there as if the two were one text
+        crcs = map(zlib.crc32, map(str.encode, told), repeat(start))
+        hashes_R = np.fromiter(crcs, np.uint64, len(told))
         # Multiply, add, shift (Dietzfelbinger 1996): a random function of 32 bits for each permutation.
         return np.minimum.reduce((_FACTOR_P1 * hashes_R + _SUMMAND_P1) >> _HALF, axis=1)
 

@@ -50,9 +50,7 @@ def without_near_contradictions(pairs: Iterable[Preference], threshold: float) -
     ordered = sorted(pairs, key=lambda pair: pair.strength_first)
     number = len(ordered)
     banding = _banding(ordered, threshold)
-    both = np.concatenate([_keys(banding, ordered), _keys(banding, ordered, turned=True)])
-    buckets = Buckets(both)
-    members = Members(buckets)
+    members = Members(Buckets(_keys(banding, ordered, turned_too=True)))
     for place in range(number):
         members.add(place)
 
@@ -76,11 +74,13 @@ def _banding(pairs: Sequence[Preference], threshold: float) -> Banding:
     return Banding(threshold, [of_prompts, of_prompts, of_responses, of_responses])
 
 
-def _keys(banding: Banding, pairs: Sequence[Preference], *, turned: bool = False) -> np.ndarray:
-    """The keys of all pairs; made prompt by prompt, where texts come again and again."""
-    order = sorted(range(len(pairs)), key=lambda place: pairs[place].group)
-    keys_NB = np.empty((len(pairs), banding.num_bands), np.uint32)
-    keys_NB[order] = banding.table((_texts(pairs[place], turned=turned) for place in order), len(pairs))
+def _keys(banding: Banding, pairs: Sequence[Preference], *, turned_too: bool = False) -> np.ndarray:
+    """The keys of all pairs, and of all with responses exchanged; made prompt by prompt, where texts come again."""
+    sides = (False, True) if turned_too else (False,)
+    keys_NB = np.empty((len(sides) * len(pairs), banding.num_bands), np.uint32)
+    for place in sorted(range(len(pairs)), key=lambda place: pairs[place].group):
+        for side, turned in enumerate(sides):
+            keys_NB[side * len(pairs) + place] = banding.keys(_texts(pairs[place], turned=turned))
     return keys_NB
 
 

@@ -35,7 +35,7 @@ def read_config(folder: Path) -> PretrainedConfig:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:
         raise ConfigError(
-            f"{folder / 'config.json'}: transformers cannot use it ({_first_line(error)}). "
+            f"{folder / 'config.json'}: transformers cannot use it ({first_line(error)}). "
             "Fix: an architecture that this version of transformers has"
         ) from error
     if config.is_encoder_decoder:
@@ -73,7 +73,7 @@ def outline(folder: Path, auto_class: Any, config: PretrainedConfig) -> PreTrain
             )
         except Exception as error:
             raise ConfigError(
-                f"{folder}: no {architecture.__name__} can be made of it ({_first_line(error)}). {AGAIN}"
+                f"{folder}: no {architecture.__name__} can be made of it ({first_line(error)}). {AGAIN}"
             ) from error
     problems = {
         "missing": sorted(info["missing_keys"]),
@@ -82,9 +82,9 @@ def outline(folder: Path, auto_class: Any, config: PretrainedConfig) -> PreTrain
             f"{name} {tuple(given)} instead of {tuple(wanted)}"
             for name, given, wanted in sorted(info["mismatched_keys"])
         ],
-        "unreadable": [_first_line(error) for error in info["error_msgs"]],
+        "unreadable": [first_line(error) for error in info["error_msgs"]],
     }
-    found = [f"{len(names)} {kind}: {_some(names)}" for kind, names in problems.items() if names]
+    found = [f"{len(names)} {kind}: {some(names)}" for kind, names in problems.items() if names]
     if found:
         raise ConfigError(f"{folder}: tensors of {architecture.__name__}: {'; '.join(found)}. {AGAIN}")
     return model
@@ -103,12 +103,12 @@ def tensor_heads(folder: Path) -> dict[str, Tensor]:
     for path in files:
         heads = read_heads(path)
         if twice := sorted(heads.keys() & found.keys()):
-            raise ConfigError(f"{path}: {_some(twice)}: in {places[twice[0]]} too. {AGAIN}")
+            raise ConfigError(f"{path}: {some(twice)}: in {places[twice[0]]} too. {AGAIN}")
         found |= heads
         places |= dict.fromkeys(heads, path.name)
     index = folder / WEIGHTS[1]
     if index.is_file() and (astray := [name for name, file in weight_map(index).items() if places.get(name) != file]):
-        raise ConfigError(f"{index}: {_some(sorted(astray))}: not in the file that it names. {AGAIN}")
+        raise ConfigError(f"{index}: {some(sorted(astray))}: not in the file that it names. {AGAIN}")
     return found
 
 
@@ -132,7 +132,7 @@ def read_heads(path: Path) -> dict[str, Tensor]:
                     )
                 heads[name] = torch.empty(piece.get_shape(), dtype=dtype, device="meta")
     except (SafetensorError, OSError) as error:
-        raise ConfigError(f"{path}: cut or damaged ({_first_line(error)}). Fix: copy the file again") from error
+        raise ConfigError(f"{path}: cut or damaged ({first_line(error)}). Fix: copy the file again") from error
     return heads
 
 
@@ -144,7 +144,7 @@ def check_numbers(module: nn.Module, folder: Path) -> None:
     """
     bad = [name for name, weight in module.named_parameters() if not weight.isfinite().all()]
     if bad:
-        raise ConfigError(f"{folder}: {len(bad)} tensors with NaN or infinity: {_some(bad)}. {AGAIN}")
+        raise ConfigError(f"{folder}: {len(bad)} tensors with NaN or infinity: {some(bad)}. {AGAIN}")
 
 
 def check_same_heads(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], path: Path) -> None:
@@ -160,7 +160,7 @@ def check_same_heads(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], 
         if name not in found or name not in wanted or found[name].shape != wanted[name].shape
     ]
     if differs:
-        raise ConfigError(f"{path}: {_some(differs)}. Fix: copy the folder again")
+        raise ConfigError(f"{path}: {some(differs)}. Fix: copy the folder again")
 
 
 def _class_of(folder: Path, auto_class: Any, config: PretrainedConfig) -> Any:
@@ -194,11 +194,13 @@ def _silence_dropout(config: PretrainedConfig) -> None:
             setattr(config, key, 0.0)
 
 
-def _some(names: list[str]) -> str:
+def some(names: list[str]) -> str:
+    """The first few names, and how many more there are."""
     more = len(names) - NAMED_AT_MOST
     return ", ".join(names[:NAMED_AT_MOST]) + (f" and {more} more" if more > 0 else "")
 
 
-def _first_line(error: object) -> str:
+def first_line(error: object) -> str:
+    """What an error of a library says, on one line."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__

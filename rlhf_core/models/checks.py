@@ -1,4 +1,4 @@
-"""Whether what a folder holds can be used by a run: asked before anything starts, so weights are not read."""
+"""Whether what a folder holds can be used by a run: asked before anything starts, so no model is made of it."""
 
 from pathlib import Path
 
@@ -7,9 +7,11 @@ from transformers import AutoModel, AutoModelForCausalLM, GenerationConfig, PreT
 from rlhf_core.errors import ConfigError, RlhfError
 from rlhf_core.models.architecture import outline, read_config
 from rlhf_core.models.direction import check_direction, check_direction_of
+from rlhf_core.models.folder import weight_files
 from rlhf_core.models.policy import check_room, check_vocabulary
 from rlhf_core.models.reward import check_head, described_head
 from rlhf_core.models.reward_ensemble import member_folders
+from rlhf_core.models.stored_numbers import check_stored_numbers
 from rlhf_core.models.tokenizer import ChatMode, load_tokenizer
 
 
@@ -22,8 +24,8 @@ def check_policy_folder(folder: Path, chat: ChatMode, tokens: int) -> None:
         tokens: the longest row.
 
     Raises:
-        EnvironmentProblem, ConfigError: see `load_policy`, `load_tokenizer`, `check_vocabulary`, `check_room` and
-            `check_direction`.
+        EnvironmentProblem, ConfigError: see `load_policy`, `check_stored_numbers`, `load_tokenizer`,
+            `check_vocabulary`, `check_room` and `check_direction`.
     """
     _check(folder, AutoModelForCausalLM, chat, tokens)
 
@@ -58,6 +60,7 @@ def check_fit(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tokens
 def _check(folder: Path, auto_class: type, chat: ChatMode, tokens: int) -> PreTrainedModel:
     config = read_config(folder)
     model = outline(folder, auto_class, config)
+    check_stored_numbers(weight_files(folder), (name for name, _ in model.named_parameters()))
     if (folder / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
     tokenizer = load_tokenizer(folder, chat)

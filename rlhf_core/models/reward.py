@@ -24,6 +24,7 @@ from rlhf_core.models.heads import OVERALL, Head, HeadSpec, ScoreHead, describe_
 from rlhf_core.models.policy import load_pretrained, save_policy
 from rlhf_core.models.standardised import Standardised
 from rlhf_core.models.states import final_states, response_states
+from rlhf_core.models.stored_numbers import check_stored_numbers
 from rlhf_core.objectives.masked import masked_sum
 from rlhf_core.rollout.logprobs import token_logprobs
 from rlhf_core.state.atomic import write_json
@@ -238,7 +239,7 @@ def check_head(folder: Path, spec: HeadSpec, body: PreTrainedModel) -> None:
     """Refuse a head whose tensors are not those of its description; `body` may be on the meta device.
 
     Raises:
-        ConfigError: names and shapes that differ.
+        ConfigError: names and shapes that differ, or tensors that hold NaN or infinity.
     """
     found = read_heads(folder / HEAD_WEIGHTS)
     output = found.pop("output_weight", None)
@@ -249,3 +250,4 @@ def check_head(folder: Path, spec: HeadSpec, body: PreTrainedModel) -> None:
     if output is not None or (spec.kind == "gated" and not body.config.tie_word_embeddings):
         wanted["output_weight"] = body.get_input_embeddings().weight
     check_same_heads(found, wanted, folder / HEAD_WEIGHTS)
+    check_stored_numbers([folder / HEAD_WEIGHTS])

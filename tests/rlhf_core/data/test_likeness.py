@@ -1,6 +1,7 @@
 """Tokens, signs and similarity, each worked by hand."""
 
 import itertools
+import random
 
 import pytest
 
@@ -78,3 +79,22 @@ def test_a_run_in_few_of_many_texts_is_not_shared():
     some = [f"seldom told story number {i}" for i in range(19)]
     assert "quite unlike the" in shared_runs(("", text) for text in (*many, *some))
     assert "seldom told story" not in shared_runs(("", text) for text in (*many, *some))
+
+
+def test_the_short_way_of_plain_texts_gives_what_the_long_way_does():
+    """A full stop of another script has no part in anything, and only texts without such letters go the short way."""
+    rng = random.Random(11)
+    letters = "abz09_'’‘“”!-=<>$`~^|()[]{}*/%&@# .,:;?\\\"\t\n"
+    texts = ["".join(rng.choices(letters, k=rng.randrange(1, 14))) for _ in range(4000)]
+    texts += ["well-known", "a-1", "ab-1", "1-2", "x!", "5!", "!x", "not!=is", "a'b'c''d", "don’t", "(a<b)", "3.14,5"]
+    for text in texts:
+        assert tokens(text) == tokens(f"{text} 。"), text
+        assert marks(text) == marks(f"{text} 。"), text
+        assert num_words(text) == num_words(f"{text} 。"), text
+
+
+def test_runs_of_few_tokens():
+    assert shingles("one").runs == {"one"}
+    assert shingles("one two").runs == {"one two"}
+    assert shingles("one two three four").runs == {"one two three", "two three four"}
+    assert shingles("...").runs == {"..."}

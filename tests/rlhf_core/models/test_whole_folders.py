@@ -1,4 +1,4 @@
-"""Folders that are not whole, or hold what is no trainable decoder: refused by their heads alone, tensors named.
+"""Folders that are not whole, or hold what is no trainable decoder: refused before a run, tensors named.
 
 Each kind is made from a good folder by what goes wrong with folders: cut copies, clones without their large files,
 weights of another model, quantised models, encoders.
@@ -121,9 +121,53 @@ def test_tensors_that_are_missing_or_wrong_are_named(folder: Path, change: Calla
     assert refusal(folder, load_policy) == said, "a stage that is started alone says the same"
 
 
-def test_a_tensor_that_is_no_number_is_named_when_it_is_read(folder: Path) -> None:
-    with_tensors(folder, lambda t: t[DOWN].fill_(float("nan")))
-    assert f"1 tensors with NaN or infinity: {DOWN}." in refusal(folder, load_policy)
+@pytest.mark.parametrize(
+    ("number", "dtype"),
+    [
+        (float("nan"), torch.float32),
+        (float("inf"), torch.float32),
+        (float("-inf"), torch.bfloat16),
+        (float("nan"), torch.float16),
+        (1e300, torch.float64),  # a number there, and infinite as the model is trained
+    ],
+)
+@pytest.mark.parametrize("asked", [check, load_policy])
+def test_a_tensor_with_one_number_that_is_none_is_named(
+    folder: Path, number: float, dtype: torch.dtype, asked: Callable[[Path], object]
+) -> None:
+    def spoil(tensors: dict[str, torch.Tensor]) -> None:
+        tensors[DOWN] = tensors[DOWN].to(dtype)
+        tensors[DOWN][7, 5] = number
+
+    with_tensors(folder, spoil)
+    assert f": 1 tensors with NaN or infinity: {DOWN}. Fix: copy the folder again" in refusal(folder, asked)
+
+
+def test_every_spoilt_tensor_of_all_shards_is_named(tmp_path: Path) -> None:
+    with torch.random.fork_rng():
+        model = AutoModelForCausalLM.from_config(LlamaConfig(**SIZES))
+        spoilt = ["model.embed_tokens.weight", "model.norm.weight"]
+        for name in spoilt:
+            model.get_parameter(name).data.flatten()[-1] = float("nan")
+        model.save_pretrained(tmp_path, max_shard_size="8KB")
+    TOKENIZER.save_pretrained(tmp_path)
+    assert not (tmp_path / WEIGHTS).exists()
+    assert refusal(tmp_path).startswith(f"FOLDER: 2 tensors with NaN or infinity: {', '.join(spoilt)}. Fix: ")
+
+
+def test_a_mask_that_older_programs_saved_may_be_infinite_and_a_weight_without_the_prefix_may_not(
+    tmp_path: Path,
+) -> None:
+    """GPT-2 as its makers published it: names without `transformer.`, and each layer's mask among the tensors."""
+    sizes = {"vocab_size": ROWS, "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 128}
+    folder = write(tmp_path, GPT2Config(**sizes))
+    named = {name.removeprefix("transformer."): tensor for name, tensor in load_file(folder / WEIGHTS).items()}
+    mask = torch.full((1, 1, 8, 8), float("-inf"))
+    save_file(named | {"h.0.attn.bias": mask}, folder / WEIGHTS, metadata={"format": "pt"})
+    check(folder)
+    named["h.1.mlp.c_fc.weight"][0, 0] = float("nan")
+    save_file(named | {"h.0.attn.bias": mask}, folder / WEIGHTS, metadata={"format": "pt"})
+    assert "1 tensors with NaN or infinity: h.1.mlp.c_fc.weight." in refusal(folder)
 
 
 @pytest.mark.parametrize("name", [WEIGHTS, "config.json", "tokenizer.json", "tokenizer_config.json"])
@@ -316,6 +360,7 @@ def test_reward_models_are_checked_member_by_member(good: Path, tmp_path: Path) 
         (tensors | {"weight": torch.ones(1, 16)}, "weight (1, 16) instead of (2, 16)"),
         ({name: tensor for name, tensor in tensors.items() if name != "scale"}, "scale missing instead of ()"),
         ({name: tensor for name, tensor in tensors.items() if name != "output_weight"}, "output_weight missing"),
+        (tensors | {"shift": torch.tensor(float("nan"))}, "1 tensors with NaN or infinity: shift."),
     ):
         save_file(changed, head)
         for asked in (ask, load_reward_model):
