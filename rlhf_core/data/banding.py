@@ -61,7 +61,7 @@ class Banding:
         """
         self.threshold, self.shared = threshold, shared
         self.num_bands, self._rows = bands(threshold)
-        self._part = lru_cache(maxsize=4096)(self._part_signature)
+        self._part = lru_cache(maxsize=512)(self._part_signature)  # the keys are whole texts, which may be long
 
     def keys(self, texts: Sequence[str]) -> np.ndarray:
         """The keys of an item, [B], 32 bits each."""

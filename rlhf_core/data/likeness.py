@@ -8,12 +8,14 @@ however alike the rest is.
 import heapq
 import re
 import zlib
+from array import array
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import lru_cache
 
+import numpy as np
 import regex
+from cachetools import LRUCache, cached
 
 from rlhf_core.data.normal import normal_form
 
@@ -22,6 +24,8 @@ SHARED_SHARE, SHARED_TEXTS = 0.05, 20
 SAMPLE = 2000
 """Runs in so large a share of the texts, and in so many of them, are shared: they come from a template. Shares are
 taken in a sample of the texts, drawn by a hash of each."""
+MOST_CACHED = 100_000
+"""Tokens, and runs, of texts that come again and again; not counted in texts, as a thousand long ones are gigabytes."""
 
 _SPACELESS = (
     r"[[\p{Han}\p{Hiragana}\p{Katakana}ー\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\p{Tibetan}\p{Javanese}\p{Tai_Tham}]"
@@ -60,7 +64,7 @@ class Shingles:
     marks: tuple[str, ...]
 
 
-@lru_cache(maxsize=1024)
+@cached(LRUCache(MOST_CACHED, getsizeof=lambda found: len(found[0])))
 def cut(text: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The tokens of a text in normal form, and what each is: word, character (of a script without spaces) or sign."""
     plain = text.translate(_PLAIN_QUOTES)
@@ -91,7 +95,7 @@ def marks(text: str) -> tuple[str, ...]:
     return tuple(mark for kind, mark in found if kind != "bracket" or operators)
 
 
-@lru_cache(maxsize=1024)
+@cached(LRUCache(MOST_CACHED, getsizeof=lambda found: len(found.runs)))
 def shingles(text: str) -> Shingles:
     """Cut a text into runs of three tokens; a shorter one is a single run, one without tokens its normal form."""
     plain = normal_form(text)
@@ -127,6 +131,15 @@ def shared_runs(texts: Iterable[tuple[str, str]]) -> frozenset[str]:
         if len(sample) >= 2 * SAMPLE:
             sample = dict(heapq.nsmallest(SAMPLE, sample.items()))
     sample = dict(heapq.nsmallest(SAMPLE, sample.items()))
-    counts = Counter(run for text in sample.values() for run in shingles(text).runs)
     least = max(SHARED_TEXTS, SHARED_SHARE * len(sample))
+    often = _frequent((hash(run) for text in sample.values() for run in shingles(text).runs), least)
+    if not often:
+        return frozenset()
+    counts = Counter(run for text in sample.values() for run in shingles(text).runs if hash(run) in often)
     return frozenset(run for run, count in counts.items() if count >= least)
+
+
+def _frequent(numbers: Iterable[int], least: float) -> frozenset[int]:
+    """The numbers that come at least so often; eight bytes each while they are counted."""
+    values, counts = np.unique(np.frombuffer(array("q", numbers), np.int64), return_counts=True)
+    return frozenset(values[counts >= least].tolist())

@@ -2,6 +2,7 @@
 
 import itertools
 import random
+import tracemalloc
 
 import pytest
 
@@ -98,3 +99,15 @@ def test_runs_of_few_tokens():
     assert shingles("one two").runs == {"one two"}
     assert shingles("one two three four").runs == {"one two three", "two three four"}
     assert shingles("...").runs == {"..."}
+
+
+def test_long_texts_do_not_stay_in_memory():
+    """500 texts of 600 words of their own: 300,000 runs, which are 100 MB where texts and counts are kept."""
+    tracemalloc.start()
+    try:
+        texts = (("", " ".join(f"{place}x{word}" for word in range(600))) for place in range(500))
+        assert shared_runs(texts) == set()
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 60e6
