@@ -14,7 +14,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from rlhf_core.data.examples import Example, join_turns
 from rlhf_core.data.identity import prompt_group
 from rlhf_core.data.splits import is_heldout, next_heldout
-from rlhf_core.data.transcripts import replies_of
 from rlhf_core.errors import DataError
 from rlhf_core.models.adapters import add_adapters
 from rlhf_core.models.checks import check_fit
@@ -25,6 +24,7 @@ from rlhf_core.state.train_state import TrainState
 from rlhf_core.trainers.optimisation import make_optimizer
 from rlhf_core.trainers.sft import train_sft
 from tasks import paths
+from tasks.learned_turns import LearnedTurns, Turns
 from tasks.notice import warn
 from tasks.sft_figures import figures, samples
 from tasks.stage import Stage
@@ -48,11 +48,16 @@ def run(stage: Stage) -> dict[str, Any]:
     cfg = stage.params.sft
     policy = stage.shard(model)
     optimizer = make_optimizer(policy, cfg.learning_rate, cfg.weight_decay)
-    examples = list(chain(*_encode(stage, tokenizer, train, "training")))
-    heldout = _encode(stage, tokenizer, kept, "held out")
+    turns = LearnedTurns(kept, every=cfg.turns == "all")
+    examples = list(chain(*_encode(stage, tokenizer, train, turns.of(train), "training")))
+    heldout = _encode(stage, tokenizer, kept, turns.all_of(kept), "held out")
+    turns.say(stage)
     warn_of_texts(stage)
     if not examples:
-        raise DataError("sft: the chat template writes no response whole. Fix: model.chat: plain, or another template")
+        raise DataError(
+            f"sft: no turn is left to learn ({turns.left_out} are held out; the chat template writes no other whole). "
+            "Fix: give other demonstrations, or set model.chat: plain, or another template"
+        )
     state = stage.restore(TrainState(modules={"policy": policy}, optimizers={"policy": optimizer}))
     train_sft(
         cfg,
@@ -70,7 +75,7 @@ def run(stage: Stage) -> dict[str, Any]:
     write_json(stage.out / "samples.json", samples(stage, model, tokenizer, kept))
     groups = [prompt_group(row["prompt"]) for row in kept]
     found = figures(stage, state, model, tokenizer, heldout, groups)
-    return found | {"num_demonstrations": len(train)} | text_figures(stage)
+    return found | {"num_demonstrations": len(train)} | turns.figures() | text_figures(stage)
 
 
 def _demonstrations(stage: Stage) -> tuple[list[Row], list[Row]]:
@@ -107,15 +112,14 @@ def _starting_point(stage: Stage, train: Sequence[Row]) -> tuple[PreTrainedModel
     return build_policy(cfg, len(tokenizer), tokenizer.pad_token_id, tokenizer.eos_token_id, seed), tokenizer
 
 
-def _encode(stage: Stage, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row], name: str) -> list[list[Example]]:
-    """Each demonstration as tokens, or each reply of its dialogue, joined to one where they go on from each other.
+def _encode(
+    stage: Stage, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row], turns: Sequence[Turns], name: str
+) -> list[list[Example]]:
+    """The turns of each demonstration as tokens, joined to one where they go on from each other.
 
     Replies that the chat template does not write whole are left out.
     """
     cfg, counts = stage.params.model, count_texts(stage, name)
-    every = stage.params.sft.turns == "all"
-    texts = [(row["prompt"], row["response"]) for row in rows]
-    turns = [replies_of(*text) if every else [text] for text in texts]
     flat = list(chain(*turns))
     prompts = encode_prompts(tokenizer, [prompt for prompt, _ in flat], cfg.max_prompt_tokens, counts)
     replies = [response for _, response in flat]

@@ -1,9 +1,12 @@
 """Which prompts are held out: decided once, in `validate`, from all files."""
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 
 from rlhf_core.config import DataConfig
+from rlhf_core.data.asked_later import prompts_within, short_replies, short_reply, whole_prompt
 from rlhf_core.data.identity import later_groups, prompt_group, prompt_identity
+from rlhf_core.data.judgements import RESPONSES, responses_of
 from rlhf_core.data.kinds import Kind
 from rlhf_core.data.records import Record
 from rlhf_core.data.splits import heldout_groups, is_heldout, next_heldout, unit_of
@@ -11,14 +14,20 @@ from rlhf_core.errors import DataError
 from tasks.derived import Records, derived_prompts
 from tasks.notice import warn
 from tasks.stage import Stage
-from tasks.verdict import ASKED_LATER, DUPLICATE, HELD_ELSEWHERE, Verdict
+from tasks.verdict import ASKED_LATER, DUPLICATE, HELD_ELSEWHERE, HELD_REPLY, Verdict
 
 SPLIT_KINDS: tuple[Kind, ...] = ("demonstrations", "prompts", "votes", "comparisons", "rankings", "graded")
 """The kinds whose rows are on one side or the other; named held-out prompts are held out."""
 
 
 class Sides:
-    """The held-out prompt groups, and the rows that cannot stand on either side beside them."""
+    """The held-out prompt groups, and the rows that cannot stand on either side beside them.
+
+    Attributes:
+        groups: the held-out prompt groups.
+        replies: identities of held-out replies to prompts too short to be known by their question
+            (`asked_later.short_reply`); of demonstrations `sft` leaves out the turns that learn one.
+    """
 
     def __init__(self, verdicts: Mapping[Kind, Verdict], config: DataConfig) -> None:
         """Decide them from the good rows of all files.
@@ -36,6 +45,19 @@ class Sides:
         self._units |= self._at_least_one({kind: one.kept for kind, one in verdicts.items()})
         self.groups = self._named | heldout_groups(rows, self._units)
         self._alone = [verdicts[kind] for kind in ("prompts", "heldout_prompts") if kind in verdicts]
+        held = [
+            (one.kind, record)
+            for one in [*self._verdicts, *([named] if named else ())]
+            for record in one.kept
+            if prompt_group(record.values["prompt"]) in self.groups
+        ]
+        self._whole = {whole_prompt(record.values["prompt"]) for _, record in held}
+        self.replies = {
+            identity
+            for kind, record in held
+            for reply in _replies(kind, record)
+            if (identity := short_reply(record.values["prompt"], reply))
+        }
 
     def set_aside(self) -> None:
         """Put into the quarantine what stands between the sides, and prompts that stand there twice in other forms."""
@@ -44,12 +66,16 @@ class Sides:
         for verdict in self._verdicts:
             _keep(verdict, self._asks_later, ASKED_LATER)
             _keep(verdict, self._is_held_elsewhere, HELD_ELSEWHERE)
+            if verdict.kind in RESPONSES:
+                _keep(verdict, partial(self._judges_held_reply, verdict.kind), HELD_REPLY)
 
     def say(self, stage: Stage) -> None:
         """One line for each file of which rows were set aside, and for rows without the column."""
         for verdict in self._verdicts:
             if count := verdict.count(ASKED_LATER):
                 warn(stage, f"{verdict.file}: {count} rows are left out: they ask later what a held-out prompt asks")
+            if count := verdict.count(HELD_REPLY):
+                warn(stage, f"{verdict.file}: {count} rows are left out: they judge a held-out reply elsewhere")
             if count := verdict.count(HELD_ELSEWHERE):
                 warn(
                     stage,
@@ -72,9 +98,19 @@ class Sides:
 
     def _asks_later(self, record: Record) -> str | None:
         prompt = record.values["prompt"]
-        if prompt_group(prompt) in self.groups or self.groups.isdisjoint(later_groups(prompt)):
+        if prompt_group(prompt) in self.groups:
+            return None
+        if self.groups.isdisjoint(later_groups(prompt)) and self._whole.isdisjoint(prompts_within(prompt)):
             return None
         return "prompt: the dialogue asks later what a held-out prompt asks"
+
+    def _judges_held_reply(self, kind: Kind, record: Record) -> str | None:
+        prompt = record.values["prompt"]
+        if prompt_group(prompt) in self.groups:
+            return None
+        if all(self.replies.isdisjoint(short_replies(prompt, reply)) for reply in _replies(kind, record)):
+            return None
+        return "prompt: asks last what a held-out prompt asks, and a response is a held-out reply to it"
 
     def _is_held_elsewhere(self, record: Record) -> str | None:
         group = prompt_group(record.values["prompt"])
@@ -112,6 +148,10 @@ class _Twice:
 
 def _prompts(verdict: Verdict) -> Iterable[str]:
     return (record.values["prompt"] for record in verdict.kept)
+
+
+def _replies(kind: Kind, record: Record) -> list[str]:
+    return [record.values["response"]] if kind == "demonstrations" else responses_of(kind, record.values)
 
 
 def _keep(verdict: Verdict, reason_of: Callable[[Record], str | None], code: str) -> None:

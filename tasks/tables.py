@@ -57,6 +57,7 @@ SCHEMAS: dict[str, pa.Schema] = {
     "prompts": _schema("id", "prompt", "task"),
     "heldout_prompts": _schema("id", "prompt", "task"),
     "heldout_groups": _schema("group"),
+    "heldout_replies": _schema("reply"),
     "graded": _schema("id", "prompt", "response", ("score", pa.float64())),
     "criteria": _schema("id", "prompt", "response", "criterion", ("score", pa.float64())),
     "ratings": _schema("prompt_id", "prompt", "response", "annotator", ("score", pa.float64()), "split"),

@@ -22,13 +22,14 @@ Row = Mapping[str, Any]
 SplitRule = Callable[[str], Split]
 
 
-def write_tables(folder: Path, records: Records, groups: Set[str]) -> dict[str, int]:
+def write_tables(folder: Path, records: Records, groups: Set[str], replies: Set[str]) -> dict[str, int]:
     """Write every table of the stage below `folder`, and return how many rows each has.
 
     Args:
         folder: where to write.
         records: good rows.
         groups: the held-out prompt groups.
+        replies: identities of held-out replies to short prompts.
 
     Raises:
         DataError: there is no training demonstration, no training prompt or no held-out prompt.
@@ -45,6 +46,7 @@ def write_tables(folder: Path, records: Records, groups: Set[str]) -> dict[str, 
         "prompts": train_prompts,
         "heldout_prompts": heldout_prompts,
         "heldout_groups": [{"group": group} for group in sorted(groups)],
+        "heldout_replies": [{"reply": reply} for reply in sorted(replies)],
         "graded": [_without_criterion(row) for row in grades if row["criterion"] == OVERALL],
         "criteria": [row for row in grades if row["criterion"] != OVERALL],
         "ratings": [_rating(record, split) for record in records.get("graded", ()) if _is_overall(record)],

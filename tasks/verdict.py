@@ -13,8 +13,9 @@ from rlhf_core.data.readers import Refused
 from rlhf_core.data.records import Record
 
 DUPLICATE, REVISED, UNREADABLE = "row.duplicate", "row.revised", "row.unreadable"
-ASKED_LATER, HELD_ELSEWHERE = "split.asked_later", "split.held_elsewhere"
-NOT_BAD = (DUPLICATE, REVISED, ASKED_LATER, HELD_ELSEWHERE)
+ASKED_LATER, HELD_REPLY, HELD_ELSEWHERE = "split.asked_later", "split.held_reply", "split.held_elsewhere"
+BETWEEN_SIDES = (ASKED_LATER, HELD_REPLY, HELD_ELSEWHERE)
+NOT_BAD = (DUPLICATE, REVISED, *BETWEEN_SIDES)
 """Codes of rows that are set aside although nothing is wrong with them: another row says it, or says it anew, or they
 would stand between the training rows and the held-out ones."""
 
@@ -84,7 +85,7 @@ class Verdict:
             "rows_bad": len(self.bad_entries),
             "rows_duplicate": self.count(DUPLICATE),
             "rows_revised": self.count(REVISED),
-            "rows_between_sides": self.count(ASKED_LATER) + self.count(HELD_ELSEWHERE),
+            "rows_between_sides": sum(map(self.count, BETWEEN_SIDES)),
             "bad_share": self.bad_share,
             "reasons": dict(sorted(self.reasons.items())),
             "warnings": dict(sorted(Counter(entry["code"] for entry in self.warned).items())),

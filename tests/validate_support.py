@@ -16,6 +16,12 @@ DEMONSTRATIONS = [{"prompt": f"Ask {i}?", "response": f"Reply {i}."} for i in ra
 HELDOUT = [{"prompt": f"Held-out {i}?"} for i in range(3)]
 
 
+def dialogue(*contents: str) -> str:
+    """A prompt in which human and assistant take turns, the human first and last."""
+    speakers = ("\n\nHuman:", "\n\nAssistant:")
+    return "".join(f"{speakers[place % 2]} {content}" for place, content in enumerate(contents)) + "\n\nAssistant:"
+
+
 class DataProject:
     """Files by record kind, and the stage run on them."""
 
@@ -45,7 +51,7 @@ class DataProject:
                 "validate": {"max_bad_share": max_bad_share, **settings},
             }
         )
-        (self.root / out).mkdir()
+        (self.root / out).mkdir(parents=True)
         definition = StageDefinition(name="validate", deps=(), params=(), outs=())
         stage = Stage(definition, params, self.root, self.root / out, Progress(self.root / "progress.jsonl"))
         metrics = validate.run(stage)

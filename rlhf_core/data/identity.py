@@ -65,6 +65,12 @@ def later_groups(prompt: str) -> set[str]:
     return {_digest(question) for question in later_questions(prompt)}
 
 
+def last_group(prompt: str) -> str | None:
+    """The group of the prompts that ask at first what this one asks last; null where it asks once or too shortly."""
+    asked = [turn.content for turn in seen_turns(prompt) if turn.role == "user"]
+    return _digest(asked[-1]) if len(asked) > 1 and num_words(asked[-1]) >= QUESTION_WORDS else None
+
+
 def instructions(prompt: str) -> str:
     """What the system says, in normal form."""
     return " ".join(turn.content for turn in seen_turns(prompt) if turn.role == "system")

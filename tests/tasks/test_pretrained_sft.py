@@ -134,10 +134,13 @@ def test_earlier_replies_are_learned_where_all_turns_are(
 ) -> None:
     """What the trainer is given, token by token, for the first dialogue."""
     from rlhf_core.data.examples import Example
+    from tasks import paths
     from tasks.definition import stage_definition
+    from tasks.learned_turns import LearnedTurns
     from tasks.params import load_params
     from tasks.sft import _encode
     from tasks.stage import Stage
+    from tasks.tables import SCHEMAS, write_table
 
     write_params(project, sft={"turns": turns})
     monkeypatch.chdir(project)
@@ -145,7 +148,9 @@ def test_earlier_replies_are_learned_where_all_turns_are(
     tokenizer = load_tokenizer(project / "models/own")
     first = "Be kind.\n\nHuman: Hello, where is the lamp?\n\nAssistant:"
     prompt = f"{first} In aisle 2.\n\nHuman: And the price?\n\nAssistant:"
-    (found,) = _encode(stage, tokenizer, [{"prompt": prompt, "response": "2 coins.", "task": "t"}], "training")
+    write_table(paths.VALIDATE / "heldout_replies.parquet", [], SCHEMAS["heldout_replies"])
+    rows = [{"prompt": prompt, "response": "2 coins.", "task": "t"}]
+    (found,) = _encode(stage, tokenizer, rows, LearnedTurns([], every=turns == "all").of(rows), "training")
     p1, r1 = encode_prompt(tokenizer, first, 200), encode_response(tokenizer, "In aisle 2.", 24)
     p2, r2 = encode_prompt(tokenizer, prompt, 200), encode_response(tokenizer, "2 coins.", 24)
     if learns_first:

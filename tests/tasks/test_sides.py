@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from validate_support import DataProject
+from validate_support import DataProject, dialogue
 
 from rlhf_core.data.identity import prompt_group, seen_turns
 from rlhf_core.data.splits import is_heldout, next_heldout
@@ -78,6 +78,57 @@ def test_a_dialogue_that_asks_it_later_is_left_out_and_counted(project, capsys):
     kind = metrics["kinds"]["demonstrations"]
     assert (kind["rows_between_sides"], kind["rows_bad"], kind["rows_kept"]) == (1, 0, 1)
     assert "warning: demonstrations.jsonl: 1 rows are left out: they ask later" in capsys.readouterr().out
+
+
+def test_a_short_prompt_asked_later_is_known_by_the_turns_before_it(project):
+    """`Where now?` means nothing alone; held out is what it means after `Hi!` and `Lost?`: four words in all."""
+    project.write("heldout_prompts", prompts(dialogue("Hi there!", "Lost?", "Where now?")))
+    again = dialogue("Good day.", "Yes?", "hi there!", "Lost?", "Where  now?")
+    project.write("comparisons", [
+        {"prompt": prompt, "chosen": f"To the left, {number}.", "rejected": "No."}
+        for number, prompt in enumerate((
+            again,
+            dialogue("Good day.", "Yes?", "Hi there!", "Lost?", "Where now?", "Left.", "Thanks."),
+            dialogue("Good day.", "Yes?", "Where now?"),
+            dialogue("Good day.", "Yes?", "Hi there!", "Hello.", "Where now?"),
+        ))
+    ])  # fmt: skip
+    metrics = project.run()
+    assert [row["chosen"] for row in project.table("comparisons")] == ["To the left, 2.", "To the left, 3."]
+    assert [entry["codes"] for entry in project.quarantine()] == [["split.asked_later"]] * 2
+    assert metrics["kinds"]["comparisons"]["rows_between_sides"] == 2
+
+
+THANKS = dialogue("Good day.", "Yes?", "Thank you.")
+
+
+def test_a_held_out_reply_to_a_short_prompt_is_not_judged_in_training_either(project, capsys):
+    """Held out is `Thank you.`, with two replies. Rows that judge one of them elsewhere go, others stay."""
+    project.write("heldout_prompts", prompts("Thank you."))
+    held = {"prompt": "thank you. ", "chosen": "My pleasure.", "rejected": "Go away."}
+    project.write("comparisons", [
+        held,
+        {"prompt": THANKS, "chosen": "MY pleasure.", "rejected": "No."},
+        {"prompt": THANKS, "chosen": "Any time.", "rejected": "Go\u200b away."},
+        {"prompt": THANKS, "chosen": "Any time.", "rejected": "No."},
+        {"prompt": dialogue("Good day.", "Yes?", "Thank you.", "And?", "Nothing."), "chosen": "My pleasure.",
+         "rejected": "No."},
+    ])  # fmt: skip
+    project.write("rankings", [{"prompt": THANKS, "responses": ["So?", "My pleasure."], "ranking": [1, 2]}])
+    project.write("graded", [{"prompt": THANKS, "response": "My pleasure.", "score": 1}])
+    project.write("votes", [
+        {"prompt": THANKS, "response_a": "x", "response_b": "my pleasure.", "annotator": "ann", "choice": "a"}
+    ])  # fmt: skip
+    metrics = project.run()
+    kept = [(row["chosen"], row["split"]) for row in project.table("comparisons")]
+    assert kept == [("My pleasure.", "heldout"), ("Any time.", "train"), ("My pleasure.", "train")]
+    set_aside = sorted((entry["kind"], entry["line"], *entry["codes"]) for entry in project.quarantine())
+    assert set_aside == [
+        ("comparisons", 2, "split.held_reply"), ("comparisons", 3, "split.held_reply"),
+        *((kind, 1, "split.held_reply") for kind in ("graded", "rankings", "votes")),
+    ]  # fmt: skip
+    assert metrics["kinds"]["comparisons"]["rows_between_sides"] == 2
+    assert "comparisons.jsonl: 2 rows are left out: they judge a held-out reply" in capsys.readouterr().out
 
 
 def test_one_prompt_in_two_forms_is_one_row(project):
