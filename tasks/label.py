@@ -15,7 +15,8 @@ from rlhf_core.feedback.labelling import aggregate, annotator_table, make_pairs,
 from rlhf_core.feedback.rater_agreement import cohen_table
 from rlhf_core.state.atomic import write_json
 from tasks import paths
-from tasks.label_files import from_file
+from tasks.label_files import from_file, passed_over
+from tasks.notice import warn
 from tasks.stage import Stage
 from tasks.tables import SCHEMAS, read_table, write_table
 
@@ -33,7 +34,10 @@ def run(stage: Stage) -> dict[str, Any]:
         DataError: the source has no pair with enough votes.
     """
     config = stage.params.label
-    ballots = [ballot for ballot in SOURCES[config.source](stage) if len(ballot.votes) >= config.min_votes]
+    collected = list(SOURCES[config.source](stage))
+    ballots = [ballot for ballot in collected if len(ballot.votes) >= config.min_votes]
+    left_out = {"pairs_below_min_votes": len(collected) - len(ballots), "passed_over": passed_over(config.source)}
+    _say_what_is_left_out(stage, left_out)
     if not ballots:
         raise DataError(
             f"label.source: '{config.source}' gave no pair with {config.min_votes} or more votes. "
@@ -43,10 +47,18 @@ def run(stage: Stage) -> dict[str, Any]:
     write_table(stage.out / "votes.parquet", _vote_rows(ballots, config.source), SCHEMAS["label_votes"])
     write_table(stage.out / "pairs.parquet", _pair_rows(ballots, verdicts, config.source), SCHEMAS["pairs"])
     write_json(stage.out / "annotators.json", _annotators(ballots, config.source))
-    metrics = _figures(ballots, verdicts)
+    metrics = _figures(ballots, verdicts) | left_out
     if config.source == "simulated":
         metrics["majority_agrees_with_gold"] = gold_agreement(ballots, verdicts)
     return metrics
+
+
+def _say_what_is_left_out(stage: Stage, left_out: Mapping[str, Any]) -> None:
+    config = stage.params.label
+    if few := left_out["pairs_below_min_votes"]:
+        warn(stage, f"{few} pairs have fewer than label.min_votes {config.min_votes} votes; they are left out")
+    for kind, count in left_out["passed_over"].items() if config.source == "file" else ():
+        warn(stage, f"{count} rows of data.{kind} label nothing: there are votes on their criterion, which go first")
 
 
 def _annotators(ballots: Sequence[Ballot], source: str) -> dict[str, Any]:

@@ -44,6 +44,20 @@ def from_file(stage: Stage) -> Iterator[Ballot]:
         yield from _graded(read_table(paths.VALIDATE / "ratings.parquet"))
 
 
+def passed_over(source: str) -> dict[str, int]:
+    """Rows of votes, comparisons and rankings that a label source does not read, by kind; kinds without any are absent.
+
+    From files, these are comparisons and rankings on a criterion that there are votes on.
+    """
+    from_votes = source == "file"
+    voted_on = set(read_table(paths.VALIDATE / "votes.parquet").unique("criterion"))
+    found = {}
+    for kind in ("comparisons", "rankings") if from_votes else ("votes", "comparisons", "rankings"):
+        criteria = read_table(paths.VALIDATE / f"{kind}.parquet")["criterion"]
+        found[kind] = sum(not from_votes or criterion in voted_on for criterion in criteria)
+    return {kind: count for kind, count in found.items() if count}
+
+
 class BallotBox:
     """Votes gathered by pair and criterion, in order of first appearance.
 

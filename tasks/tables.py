@@ -59,7 +59,7 @@ SCHEMAS: dict[str, pa.Schema] = {
     "heldout_groups": _schema("group"),
     "heldout_replies": _schema("reply"),
     "graded": _schema("id", "prompt", "response", ("score", pa.float64())),
-    "criteria": _schema("id", "prompt", "response", "criterion", ("score", pa.float64())),
+    "criteria": _schema("prompt", "response", "annotator", "criterion", ("score", pa.float64())),
     "ratings": _schema("prompt_id", "prompt", "response", "annotator", ("score", pa.float64()), "split"),
     "votes": _schema(*_VOTE_COLUMNS, nullable=("seconds",)),
     "comparisons": _schema(

@@ -48,7 +48,11 @@ def write_tables(folder: Path, records: Records, groups: Set[str], replies: Set[
         "heldout_groups": [{"group": group} for group in sorted(groups)],
         "heldout_replies": [{"reply": reply} for reply in sorted(replies)],
         "graded": [_without_criterion(row) for row in grades if row["criterion"] == OVERALL],
-        "criteria": [row for row in grades if row["criterion"] != OVERALL],
+        "criteria": [
+            _pick(record.values, *SCHEMAS["criteria"].names)
+            for record in records.get("graded", ())
+            if not _is_overall(record)
+        ],
         "ratings": [_rating(record, split) for record in records.get("graded", ()) if _is_overall(record)],
         "votes": votes,
         "comparisons": [_comparison(record, split) for record in records.get("comparisons", ())],

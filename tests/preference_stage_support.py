@@ -67,7 +67,8 @@ def run_preferences(
         [{"group": group} for group in sorted(groups)],
         SCHEMAS["heldout_groups"],
     )
-    write_table(paths.VALIDATE / "criteria.parquet", grades, SCHEMAS["criteria"])
+    named = [{"annotator": "file"} | row for row in grades]
+    write_table(paths.VALIDATE / "criteria.parquet", named, SCHEMAS["criteria"])
     write_table(paths.LABEL / "pairs.parquet", pairs, SCHEMAS["pairs"])
     params = Params.model_validate({"preferences": options})
     definition = StageDefinition(name="preferences", deps=(), params=(), outs=())

@@ -2,7 +2,9 @@
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
-from itertools import combinations
+from dataclasses import dataclass, field
+from itertools import chain, combinations
+from statistics import fmean
 from typing import Any
 
 from rlhf_core.data.identity import prompt_identity
@@ -39,36 +41,58 @@ def without_decided(ties: Iterable[Preference], decided: Iterable[Preference]) -
     return kept
 
 
+@dataclass(slots=True)
+class _Graded:
+    """A response and its grades on one criterion, by annotator; those without a name are one annotator's."""
+
+    response: str
+    grades: dict[str, list[float]] = field(default_factory=dict)
+
+    @property
+    def score(self) -> float:
+        """The mean of all grades."""
+        return fmean(chain(*self.grades.values()))
+
+
 def graded_pairs(rows: Iterable[Mapping[str, Any]], min_gap: float, *, keep_ties: bool) -> Iterator[Row]:
     """All pairs of responses to a prompt that were graded on the same criterion, the better one as chosen.
 
-    Grades at most `min_gap` apart prefer nothing: such pairs are ties, which are left out or kept. `margin` is the
-    difference of the grades, 0 for a tie; `agreement` is 1, for there is one grade. A response graded twice on one
-    criterion counts with its first grade.
+    A response's grade is the mean of its grades. Grades at most `min_gap` apart prefer nothing: such pairs are ties,
+    which are left out or kept. `margin` is the difference of the grades, 0 for a tie; `agreement` the share that find
+    the same of those who graded both responses, 1 where nobody did.
     """
-    grades: defaultdict[tuple[str, str], dict[str, Mapping[str, Any]]] = defaultdict(dict)
+    graded: defaultdict[tuple[str, str], dict[str, _Graded]] = defaultdict(dict)
     for row in rows:
-        grades[row["criterion"], row["prompt"]].setdefault(normal_form(row["response"]), row)
-    for (criterion, prompt), graded in grades.items():
-        for one, other in combinations(graded.values(), 2):
-            better, worse = (one, other) if one["score"] >= other["score"] else (other, one)
-            gap = better["score"] - worse["score"]
+        by_response = graded[row["criterion"], row["prompt"]]
+        one = by_response.setdefault(normal_form(row["response"]), _Graded(row["response"]))
+        one.grades.setdefault(row["annotator"], []).append(row["score"])
+    for (criterion, prompt), responses in graded.items():
+        for one, other in combinations(responses.values(), 2):
+            better, worse = (one, other) if one.score >= other.score else (other, one)
+            gap = better.score - worse.score
             tie = gap <= min_gap
             if tie and not keep_ties:
                 continue
             yield {
-                "pair_id": content_id(GRADED, criterion, prompt, better["response"], worse["response"]),
+                "pair_id": content_id(GRADED, criterion, prompt, better.response, worse.response),
                 "prompt_id": prompt_id(prompt),
                 "prompt": prompt,
                 "task": "",
-                "chosen": better["response"],
-                "rejected": worse["response"],
-                "agreement": 1.0,
+                "chosen": better.response,
+                "rejected": worse.response,
+                "agreement": _share_that_agree(better, worse, min_gap, tie=tie),
                 "margin": 0.0 if tie else gap,
                 "source": GRADED,
                 "criterion": criterion,
                 "tie": tie,
             }
+
+
+def _share_that_agree(better: _Graded, worse: _Graded, min_gap: float, *, tie: bool) -> float:
+    both = better.grades.keys() & worse.grades.keys()
+    gaps = [fmean(better.grades[name]) - fmean(worse.grades[name]) for name in both]
+    agree = [abs(gap) <= min_gap if tie else gap > min_gap for gap in gaps]
+    return fmean(agree) if agree else 1.0
 
 
 def without_compared(graded: Iterable[Row], labelled: Iterable[Mapping[str, Any]]) -> list[Row]:

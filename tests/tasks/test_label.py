@@ -180,11 +180,14 @@ def test_one_id_for_two_pairs_is_refused(project: Path) -> None:
         run(project, source="file")
 
 
-def test_pairs_with_too_few_votes_are_left_out(project: Path) -> None:
+def test_pairs_with_too_few_votes_are_left_out_and_counted(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_votes(vote("ann", "a"), vote("bob", "a"), vote("ann", "b", pair_id="r", response_b=RUDE))
     metrics, pairs, votes = run(project, source="file", min_votes=2)
     assert [pair["pair_id"] for pair in pairs] == ["q"]
     assert (metrics["num_labelled_pairs"], len(votes)) == (1, 2)
+    assert metrics["pairs_below_min_votes"] == 1
+    assert "warning: 1 pairs have fewer than label.min_votes 2 votes; they are left out" in capsys.readouterr().out
+    assert run(project, "again", source="file")[0]["pairs_below_min_votes"] == 0
 
 
 def test_comparisons_serve_where_there_are_no_votes(project: Path) -> None:
@@ -264,11 +267,22 @@ def test_contradictory_comparisons_are_a_tie(project: Path) -> None:
     assert [(pair["label"], pair["num_votes"]) for pair in pairs] == [("tie", 2)]
 
 
-def test_votes_take_precedence_over_comparisons(project: Path) -> None:
-    write_comparisons(comparison(RIGHT, WRONG))
+def test_votes_take_precedence_over_comparisons(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Those passed over are counted by kind; the comparison on a criterion without votes is not among them."""
+    write_comparisons(comparison(RIGHT, WRONG), comparison(RIGHT, RUDE), comparison(RIGHT, RUDE, criterion="harmless"))
+    write_rankings(ranking([RIGHT, WRONG], [1, 2]))
     write_votes(vote("ann", "b"))
-    _, pairs, _ = run(project, source="file")
-    assert [pair["label"] for pair in pairs] == ["b"]
+    metrics, pairs, _ = run(project, source="file")
+    assert labels(pairs) == [(RIGHT, WRONG, "overall", "b"), (RIGHT, RUDE, "harmless", "a")]
+    assert metrics["passed_over"] == {"comparisons": 2, "rankings": 1}
+    assert "warning: 2 rows of data.comparisons label nothing: there are votes" in capsys.readouterr().out
+
+
+def test_what_the_simulation_does_not_read_is_counted(project: Path) -> None:
+    write_responses({PROMPT: [RIGHT, WRONG]})
+    write_comparisons(comparison(RIGHT, WRONG))
+    write_votes(vote("ann", "b"), vote("bob", "b"))
+    assert run(project, source="simulated")[0]["passed_over"] == {"votes": 2, "comparisons": 1}
 
 
 def test_nothing_to_label_is_refused(project: Path) -> None:

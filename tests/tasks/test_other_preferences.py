@@ -40,10 +40,36 @@ def test_ties_are_handed_on_only_where_they_are_kept(run, tmp_path):
     assert kept == without | {"ties_train": 1}
 
 
+def test_pairs_of_several_raters_carry_the_share_that_agrees(run, tmp_path):
+    """By hand. x and y: ann, bob find x better, cem y: 2/3. x and z: only ann graded both. y and z: nobody did. Of the
+    unnamed 5, 1 for u and 4 for v the means are 3 and 4."""
+    grades = {
+        "x": {"ann": (5,), "bob": (4,), "cem": (1,)}, "y": {"ann": (2,), "bob": (2,), "cem": (3,)}, "z": {"ann": (6,)},
+    }  # fmt: skip
+    unnamed = {"u": {"file": (5, 1)}, "v": {"file": (4,)}}
+    rows = [
+        {"prompt": prompt, "response": text, "criterion": "harmless", "annotator": name, "score": float(score)}
+        for prompt, given in (("Plain?", grades), ("Other?", unnamed))
+        for text, by_name in given.items()
+        for name, scores in by_name.items()
+        for score in scores
+    ]
+    run([pair("Plain?", "good", "bad"), pair("Held?", "good", "bad")], grades=rows)
+    found = {(row["chosen"], row["rejected"]): row for row in read(tmp_path, "other_pairs")}
+    assert {key: round(row["agreement"], 4) for key, row in found.items()} == {
+        ("x", "y"): 0.6667, ("z", "x"): 1.0, ("z", "y"): 1.0, ("v", "u"): 1.0,
+    }  # fmt: skip
+    assert found["x", "y"]["margin"] == pytest.approx(10 / 3 - 7 / 3)
+    run([pair("Plain?", "good", "bad"), pair("Held?", "good", "bad")], grades=rows, min_grade_gap=1.5, keep_ties=True)
+    found = {(row["chosen"], row["rejected"]): row for row in read(tmp_path, "other_pairs")}
+    assert found["x", "y"]["tie"]
+    assert found["x", "y"]["agreement"] == 0, "nobody finds them within 1.5 of each other, though their means are"
+
+
 def test_grades_on_a_criterion_become_pairs(run, tmp_path):
     grades = {"worst": 1.0, "middle": 2.0, "equal": 2.0, "best": 4.0}
     rows = [
-        {"id": f"{prompt}{text}", "prompt": prompt, "response": text, "criterion": "harmless", "score": score}
+        {"prompt": prompt, "response": text, "criterion": "harmless", "score": score}
         for prompt in ("Plain?", "Held?")
         for text, score in grades.items()
     ]
@@ -132,7 +158,7 @@ def test_ties_on_a_criterion_keep_it(run, tmp_path):
 
 def test_what_people_compared_is_not_derived_from_grades(run, tmp_path):
     grades = [
-        {"id": text, "prompt": "Plain?", "response": text, "criterion": "harmless", "score": score}
+        {"prompt": "Plain?", "response": text, "criterion": "harmless", "score": score}
         for text, score in {"good": 3.0, "bad": 1.0, "middle": 2.0}.items()
     ]
     rows = [on("harmless", "Plain?", "Bad", "Good"), on("tone", "Plain?", "middle", "bad")]

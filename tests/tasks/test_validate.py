@@ -21,6 +21,7 @@ TABLES = (
     "prompts",
     "heldout_prompts",
     "heldout_groups",
+    "heldout_replies",
     "graded",
     "criteria",
     "ratings",
@@ -246,7 +247,7 @@ def test_grades_by_criterion_go_to_a_table_of_their_own(project):
     project.write("graded", rows)
     project.run(criteria=["overall", "tone"], score_range=[0.0, 1.0])
     assert [row["score"] for row in project.table("graded")] == [0.5]
-    assert [row["criterion"] for row in project.table("criteria")] == ["tone"]
+    assert [(row["criterion"], row["annotator"]) for row in project.table("criteria")] == [("tone", "file")]
     assert [entry["codes"] for entry in project.quarantine()] == [
         ["criterion.value"],
         ["score.value"],
