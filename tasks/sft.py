@@ -49,15 +49,15 @@ def run(stage: Stage) -> dict[str, Any]:
     policy = stage.shard(model)
     optimizer = make_optimizer(policy, cfg.learning_rate, cfg.weight_decay)
     turns = LearnedTurns(kept, every=cfg.turns == "all")
-    examples = list(chain(*_encode(stage, tokenizer, train, turns.of(train), "training")))
+    learned = turns.of(train)
+    if not any(learned):
+        raise DataError(f"sft: all {turns.left_out} turns are held-out replies. Fix: give other demonstrations")
+    examples = list(chain(*_encode(stage, tokenizer, train, learned, "training")))
     heldout = _encode(stage, tokenizer, kept, turns.all_of(kept), "held out")
     turns.say(stage)
     warn_of_texts(stage)
     if not examples:
-        raise DataError(
-            f"sft: no turn is left to learn ({turns.left_out} are held out; the chat template writes no other whole). "
-            "Fix: give other demonstrations, or set model.chat: plain, or another template"
-        )
+        raise DataError("sft: the chat template writes no response whole. Fix: model.chat: plain, or another template")
     state = stage.restore(TrainState(modules={"policy": policy}, optimizers={"policy": optimizer}))
     train_sft(
         cfg,

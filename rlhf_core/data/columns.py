@@ -18,9 +18,12 @@ _WEIGHTS = frozenset(
 _SOFT_LABELS = frozenset(
     {
         "label", "labels", "soft_label", "label_prob", "chosen_prob", "chosen_probability", "prob_chosen", "p_chosen",
-        "preference_prob", "preference_probability", "probability", "margin",
+        "preference_prob", "preference_probability", "probability", "margin", "soft_labels", "prob", "probs",
+        "confidence", "preference_strength",
     }
 )  # fmt: skip
+_TIES = frozenset({"tie", "is_tie", "tied"})
+_NO_TIE = (None, "", 0, False, "0", "0.0", "false", "False")
 _NEUTRAL = (None, "", 1, True, "1", "1.0", "true", "True", "chosen")
 
 
@@ -74,8 +77,12 @@ def plan(kind: Kind, names: frozenset[str]) -> Plan:
 
 
 def is_typo(given: str, known: str) -> bool:
-    """Whether a name is a known one with one letter wrong, missing or too many, or two turned; a plural is not."""
+    """Whether a name is a known one in other case, or with one letter wrong, missing or too many, or two turned; a
+    plural is not."""
+    given = given.casefold().strip()
     if (given, known) == ("criteria", "criterion"):
+        return True
+    if len(known) >= _TYPO_LENGTH and given == known:
         return True
     if len(known) < _TYPO_LENGTH or given == f"{known}s":
         return False
@@ -97,24 +104,29 @@ def weight_problem(kind: Kind, value: Mapping[str, Any], unknown: frozenset[str]
     holds without it (weight 1, label 1) does no harm.
     """
     for name in sorted(unknown):
-        if _is_neutral(value[name]):
-            continue
+        plain = name.strip().lower().replace("-", "_").replace(" ", "_")
         shown = str(value[name])[:40]
-        if name.lower() in _WEIGHTS:
+        if kind == "comparisons" and plain in _TIES and not (_is_nan(value[name]) or value[name] in _NO_TIE):
+            return f"{name} is {shown}: a comparison has a chosen response. Leave the row out, or give ties as votes"
+        if plain in _TIES or _is_neutral(value[name]):
+            continue
+        if plain in _WEIGHTS:
             return (
                 f"{name} is {shown}: rows have no weights. Leave the column out, or repeat judgements: they are votes"
             )
-        if kind == "comparisons" and name.lower() in _SOFT_LABELS:
+        if kind == "comparisons" and plain in _SOFT_LABELS:
             return (
                 f"{name} is {shown}: a comparison is for certain. Leave the column out, or say how sure people were by "
                 "several rows, or how much better by `strength` (1 to 5)"
             )
-        if kind == "demonstrations" and name.lower() == "label":
+        if kind == "demonstrations" and plain == "label":
             return f"{name} is {shown}: a demonstration is there to be imitated. Leave such rows out, or the column"
     return None
 
 
 def _is_neutral(value: Any) -> bool:
-    return (isinstance(value, float) and math.isnan(value)) or (
-        isinstance(value, str | int | float | None) and value in _NEUTRAL
-    )
+    return _is_nan(value) or (isinstance(value, str | int | float | None) and value in _NEUTRAL)
+
+
+def _is_nan(value: Any) -> bool:
+    return isinstance(value, float) and math.isnan(value)

@@ -16,6 +16,7 @@ from rlhf_core.data.transcripts import (
     Dialogue,
     alternates,
     is_transcript,
+    message_notes,
     parse_messages,
     parse_transcript,
     prompt_turns,
@@ -44,6 +45,7 @@ class Unfolded:
         alternates: the speakers of the dialogue take turns; true where there is none.
         reformed: the prompt was a text that is nearly a transcript, and is one now.
         holds_turns: the prompt is read as one turn of the user, and has lines that begin turns.
+        notes: what its messages hold besides who says what; it is left out.
     """
 
     value: dict[str, Any]
@@ -51,6 +53,7 @@ class Unfolded:
     alternates: bool = True
     reformed: bool = False
     holds_turns: bool = False
+    notes: frozenset[str] = frozenset()
     _dialogues: list[Dialogue] = field(default_factory=list)
 
 
@@ -87,6 +90,7 @@ def _given_prompt(kind: Kind, row: Unfolded) -> str | None:
     prompt = value[name]
     try:
         if isinstance(prompt, list):
+            row.notes |= message_notes(prompt)
             rendered = render_turns(prompt)
         elif isinstance(prompt, str):
             rendered = read_prompt(prompt)
@@ -131,6 +135,8 @@ def _read_reply(row: Unfolded, name: str, item: Any, given: str | None) -> Any:
     if not _is_dialogue(item) and name != "messages":
         return item
     try:
+        if not isinstance(item, str):
+            row.notes |= message_notes(item)
         if isinstance(item, str):
             dialogue = parse_transcript(read_transcript(item))
         elif given is not None and item and name != "messages" and item[0].get("role") == "assistant":

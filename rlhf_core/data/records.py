@@ -98,12 +98,13 @@ def to_record(kind: Kind, row: Row) -> Record:
     record.parts_early, record.alternates = unfolded.parts_early, unfolded.alternates
     record.reformed, record.holds_turns = unfolded.reformed, unfolded.holds_turns
     columns = plan(kind, frozenset(unfolded.value))
-    record.unknown = columns.unknown
+    record.unknown = columns.unknown | {f"{name} of a message" for name in unfolded.notes}
     record.problem = columns.problem or weight_problem(kind, unfolded.value, columns.unknown)
     for name in spec:
         if name in columns.hints:
             record.types[name] = columns.hints[name]
         else:
-            given = unfolded.value.get(columns.sources.get(name, ""))
+            source = columns.sources.get(name)
+            given = None if source is None else unfolded.value[source]
             record.values[name], record.types[name] = typed(spec[name], given, textual=row.textual)
     return record

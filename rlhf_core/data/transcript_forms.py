@@ -13,6 +13,18 @@ from rlhf_core.data.transcripts import ASSISTANT, HUMAN, is_dialogue
 
 _APART = re.compile(r"(?:\A\s*|\n[^\S\n]*\n\s*)(Human|Assistant)[^\S\n]*:", re.IGNORECASE)
 _CLOSE = re.compile(r"(?:\A\s*|\n[^\S\n]*)(Human|Assistant)[^\S\n]*:", re.IGNORECASE)
+_FOREIGN_HUMAN = re.compile(
+    r"^(?:[^\S\n]*[#*<_]*[^\S\n]*(?:human|user|prompter)|[^\S\n]*#+[^\S\n]*(?:instruction|input))[*>_]*[^\S\n]*[:\uff1a]",
+    re.IGNORECASE | re.MULTILINE,
+)
+_FOREIGN_ASSISTANT = re.compile(
+    r"(?:^|\s)(?:[#*<_]*[^\S\n]*(?:assistant|ai|bot|gpt)|#+[^\S\n]*response)[*>_]*[^\S\n]*[:\uff1a]",
+    re.IGNORECASE | re.MULTILINE,
+)
+_CONTROL = re.compile(
+    r"<\|im_start\|>|<\|start_header_id\|>|<start_of_turn>|\[INST\]|<\|(?:user|assistant|prompter|human)\|>",
+    re.IGNORECASE,
+)
 _MARKS = {"Human": HUMAN, "Assistant": ASSISTANT}
 
 
@@ -57,8 +69,17 @@ def read_transcript(text: str) -> str:
 
 
 def holds_turns(text: str) -> bool:
-    """Whether a text that is no dialogue has lines that begin turns."""
-    return not is_dialogue(text) and _parts(text) is not None
+    """Whether a text that is no dialogue has lines that begin turns, also in the manner of other templates.
+
+    Those are not read as turns, as a text may well speak of them: `### Human:`, `User:`, `**Human:**` before a line of
+    the assistant's, `### Instruction:` before `### Response:`, and control tokens of ChatML, Llama, Mistral and Gemma.
+    """
+    if is_dialogue(text):
+        return False
+    if _parts(text) is not None or _CONTROL.search(text):
+        return True
+    asked = _FOREIGN_HUMAN.search(text)
+    return asked is not None and _FOREIGN_ASSISTANT.search(text, asked.end()) is not None
 
 
 def _begins_with_human(parts: _Parts) -> bool:

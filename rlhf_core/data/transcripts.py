@@ -17,6 +17,10 @@ _SYSTEM = ("system", "developer")
 _SPEAKER = {"user": HUMAN, "human": HUMAN, "assistant": ASSISTANT}
 _ROLE = {"Human": "user", "Assistant": "assistant"}
 
+_CALLS = ("tool_calls", "function_call", "audio")
+_READ = frozenset({"role", "content", "weight", *_CALLS})
+_NOTHING: tuple[Any, ...] = (None, "", [], {})
+
 Message = dict[str, str]
 """A turn: `role` (system, user or assistant) and `content`."""
 
@@ -54,10 +58,12 @@ def is_dialogue(prompt: str) -> bool:
 
 def prompt_turns(prompt: str) -> list[Message]:
     """The turns of a prompt, contents stripped: those of a dialogue, with what stands before it as the system's turn,
-    else one turn of the user."""
-    if not is_dialogue(prompt):
+    else one turn of the user. White space that a dialogue lost or got at its ends makes no other of it."""
+    text = prompt.rstrip()
+    text = f"\n\n{text.lstrip()}" if text.lstrip().startswith(HUMAN.strip()) else text
+    if not is_dialogue(text):
         return [{"role": "user", "content": prompt.strip()}]
-    before, *rest = _TURN.split(prompt[: -len(ASSISTANT)])
+    before, *rest = _TURN.split(text[: -len(ASSISTANT)])
     turns = [{"role": "system", "content": before.strip()}] if before.strip() else []
     spoken = zip(rest[::2], rest[1::2], strict=True)
     return turns + [{"role": _ROLE[speaker], "content": content.strip()} for speaker, content in spoken]
@@ -90,9 +96,9 @@ def parse_messages(messages: Sequence[Any]) -> Dialogue:
     `developer` as `system`. A content may be a list of parts `{"type": "text", "text": ...}`.
 
     Raises:
-        ValueError: a message of another form, an unknown role, a part that is no text, no or an empty turn before the
-            reply, one whose text would be read back as more than one turn, or a last message that is not the
-            assistant's.
+        ValueError: a message of another form, one with a tool's call or a weight, an unknown role, a part that is no
+            text, no or an empty turn before the reply, one whose text would be read back as more than one turn, or a
+            last message that is not the assistant's.
     """
     turns = _read(messages)
     if len(turns) < 2 or turns[-1][0] != "assistant":
@@ -136,7 +142,21 @@ def _render(turns: Sequence[tuple[str, str]]) -> str:
     return text + ASSISTANT
 
 
+def message_notes(messages: Sequence[Any]) -> frozenset[str]:
+    """What messages hold besides who says what, where something is there: `reasoning_content`, `name`, `id`."""
+    notes = (item for message in messages if isinstance(message, dict) for item in message.items())
+    return frozenset(str(key) for key, value in notes if key not in _READ and value not in _NOTHING)
+
+
 def _role_and_content(message: Any, number: int) -> tuple[str, str]:
+    if isinstance(message, dict):
+        if call := next((key for key in _CALLS if message.get(key) not in _NOTHING), None):
+            raise ValueError(f"message {number} has {call}; only text is read")
+        if message.get("weight", 1) not in (None, 1):
+            raise ValueError(
+                f"message {number} has weight {str(message['weight'])[:40]}; turns have no weights. "
+                "Leave it out, or set sft.turns: last"
+            )
     match message:
         case {"role": str(role), "content": str(content)}:
             return role, content

@@ -304,7 +304,30 @@ def test_columns_that_are_other_words_are_left_out(name):
     assert (found.problem, found.unknown) == (None, {name})
 
 
-@pytest.mark.parametrize("name", ["anotator", "annotater", "annottaor", "strenght", "sourc", "critterion", "criteria"])
+def test_a_column_without_a_name_is_read_as_no_field():
+    """What data frames write first: the number of the row. It is nobody's strength, criterion or annotator."""
+    row = {"": "0", "prompt": "p", "chosen": "c", "rejected": "r"}
+    found = to_record("comparisons", Row(line=1, sha256="", value=row, textual=True))
+    assert (found.problem, found.unknown) == (None, {""})
+    optional = [found.values[name] for name in ("id", "annotator", "strength", "criterion", "task", "source")]
+    assert optional == [None, "file", 1, "overall", "", "file"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "anotator",
+        "annotater",
+        "annottaor",
+        "strenght",
+        "sourc",
+        "critterion",
+        "criteria",
+        "Annotator",
+        "STRENGTH",
+        " criterion ",
+    ],
+)
 def test_misspelt_optional_fields_are_a_problem(name):
     assert (
         f"unknown field {name!r}"
@@ -354,3 +377,30 @@ def test_weights_and_soft_labels_that_say_something_are_refused(kind, name, valu
     assert record(kind, row | {name: value}).problem.startswith(f"{name} is {value}")
     for neutral in (1, 1.0, True, None, float("nan"), "1"):
         assert record(kind, row | {name: neutral}).problem is None
+
+
+def test_what_else_messages_hold_is_named_as_left_out():
+    thinking = {"role": "assistant", "content": "4.", "reasoning_content": "2 + 2", "name": None}
+    asked = {"role": "user", "content": "Sum?", "name": "ann"}
+    found = record("demonstrations", {"messages": [asked, thinking], "id": "1"})
+    assert (found.problem, found.unknown) == (None, {"name of a message", "reasoning_content of a message"})
+    pair = {"prompt": [asked], "chosen": [thinking], "rejected": [{"role": "assistant", "content": "5."}]}
+    assert record("comparisons", pair).unknown == found.unknown
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        ("soft_labels", [0.3, 0.7]), ("Soft Label", 0.7), ("confidence", 0.6), ("prob", 0.2), ("chosen-prob", "0.9"),
+        ("preference_strength", 0.5), ("is_tie", True), ("Tie", 1), ("sample-weight", 2),
+    ],
+)  # fmt: skip
+def test_soft_labels_weights_and_ties_of_comparisons_are_refused_by_name(column, value):
+    found = record("comparisons", {"prompt": "p", "chosen": "c", "rejected": "r", column: value})
+    assert found.problem.startswith(f"{column} is ")
+
+
+@pytest.mark.parametrize(("column", "value"), [("is_tie", False), ("tie", 0), ("tied", None), ("confidence", 1.0)])
+def test_those_that_say_nothing_are_left_out(column, value):
+    found = record("comparisons", {"prompt": "p", "chosen": "c", "rejected": "r", column: value})
+    assert (found.problem, found.unknown) == (None, {column})
