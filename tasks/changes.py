@@ -1,13 +1,17 @@
 """What has changed since `dvc.lock`, asked of DVC in process."""
 
 import os
+import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rlhf_core.errors import ConfigError, EnvironmentProblem
-from tasks.definition import DVC_FILE
+from tasks import paths
+from tasks.definition import DVC_FILE, parameter
 from tasks.versioning import first_line
+
+_NOT_NAMED = re.compile(r"Could not find '([\w.]+)'")
 
 
 def changed_stages(root: Path) -> set[str]:
@@ -51,9 +55,18 @@ def stage_changes(root: Path) -> dict[str, tuple[str, ...]]:
     except LockError as error:
         raise EnvironmentProblem(f"{root}: another dvc command is at work here ({error}). Fix: wait for it") from error
     except DvcException as error:
-        raise ConfigError(
-            f"{root / 'dvc.yaml'}: {first_line(error)}. Fix: correct it; dvc status shows more"
-        ) from error
+        raise ConfigError(f"{root / DVC_FILE}: {first_line(error)}. Fix: {_cure(root, first_line(error))}") from error
+
+
+def _cure(root: Path, told: str) -> str:
+    """What to do about an error of DVC's. It knows no defaults: what `dvc.yaml` names must stand in `params.yaml`."""
+    missing = _NOT_NAMED.search(told)
+    if missing is None:
+        return "correct it; dvc status shows more"
+    try:
+        return f"name it in {paths.PARAMS}, such as its default: {missing[1]}: {parameter(root, missing[1])}"
+    except (KeyError, IndexError):
+        return f"correct it: there is no parameter {missing[1]}"
 
 
 def _reasons(told: Sequence[Any]) -> Iterator[str]:

@@ -49,7 +49,7 @@ def stage_definition(root: Path, stage: str) -> StageDefinition:
     def fill(value: str) -> str:
         for variable in body.get("matrix", {}):
             value = value.replace(f"${{item.{variable}}}", item)
-        return _PARAMETER.sub(lambda match: str(_parameter(root, match[1])), value)
+        return _PARAMETER.sub(lambda match: str(parameter(root, match[1])), value)
 
     return StageDefinition(
         name=stage,
@@ -94,8 +94,8 @@ def _overlap(one: PurePosixPath, other: PurePosixPath) -> bool:
     return one.is_relative_to(other) or other.is_relative_to(one)
 
 
-def _parameter(root: Path, key: str) -> Any:
-    """A parameter as DVC reads it: unchecked, since the frame of a stage has checked them all."""
+def parameter(root: Path, key: str) -> Any:
+    """A parameter as `params.yaml` has it, or its default: unchecked, as the frame of a stage has checked them all."""
     path = root / paths.PARAMS
     given = YAML(typ="safe").load(path.read_text()) if path.is_file() else None
     found: Any = given or {}

@@ -193,3 +193,21 @@ def test_a_watched_folder_that_nothing_reads_is_refused(project: Path) -> None:
     text = (project / "params.yaml").read_text()
     with pytest.raises(ConfigError, match=r"models_folder: models/unused holds no folder .* Fix: .*: models/none"):
         check_model_folders(project, text)
+
+
+@pytest.mark.parametrize(
+    ("line", "cure"),
+    [
+        ("  models_folder: models/none", "its default: generate.models_folder: models/none"),
+        ("  path: models/none", "its default: model.path: models/none"),
+    ],
+)
+def test_a_file_that_does_not_name_what_dvc_needs_is_told_the_line(project: Path, line: str, cure: str) -> None:
+    """DVC knows no defaults: a `params.yaml` of before, or one that relies on them, cannot be read by it."""
+    text = (project / "params.yaml").read_text()
+    kept = [each for each in text.splitlines() if not each.startswith(line)]
+    assert len(kept) == len(text.splitlines()) - 1
+    (project / "params.yaml").write_text("\n".join(kept))
+    with pytest.raises(ConfigError) as refused:
+        stage_changes(project)
+    assert str(refused.value).endswith(f"Fix: name it in params.yaml, such as {cure}")
