@@ -58,8 +58,8 @@ class Delivery:
         said = []
         if self.pending:
             why = f" ({self.problem})" if self.problem else ""
-            cure = "then rlhf sync" if why and "Fix: " in why else "Fix: rlhf sync"
-            said.append(f"{self.pending} records wait to be sent{why}. {cure}")
+            cure = "; then rlhf sync" if "Fix: " in why else ". Fix: rlhf sync"
+            said.append(f"{self.pending} records wait to be sent{why}{cure}")
         if self.refused:
             said.append(
                 f"{len(self.refused)} records were not taken: {'; '.join(self.refused)}. They are kept. "

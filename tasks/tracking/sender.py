@@ -13,7 +13,7 @@ from tasks.tracking import registration, registry
 from tasks.tracking.fitting import LONGEST_PARAM, LONGEST_RUN_TAG, Cutter
 from tasks.tracking.names import PARAMS_CHANGED, RUN_KEY, ModelVersion, evidence_folder
 from tasks.tracking.spool import Event, Spool
-from tasks.tracking.store import Store, first_line
+from tasks.tracking.store import Store, by_hand, first_line
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -95,9 +95,10 @@ class Sender:
         try:
             experiment = self.store.client.get_experiment(self.store.experiment_id)
             if experiment.lifecycle_stage == "deleted":
+                restore = f"mlflow experiments restore --experiment-id {experiment.experiment_id}"
                 return (
                     f"experiment {experiment.name!r} was deleted in MLflow. Fix: restore it "
-                    f"(mlflow experiments restore --experiment-id {experiment.experiment_id})"
+                    f"({by_hand(self.store, restore)})"
                 )
             for key in (event.get("run"), event.get("parent")):
                 if key and self._find_run(key) is None:
@@ -133,9 +134,10 @@ class Sender:
         )
         alive = [run for run in found if run.info.lifecycle_stage == "active"]
         if found and not alive:
+            restore = by_hand(self.store, f"mlflow runs restore --run-id {found[0].info.run_id}")
             raise Deleted(
-                f"run {key} was deleted in MLflow. Fix: restore it (mlflow runs restore --run-id "
-                f"{found[0].info.run_id}), or give its records up (delete .rlhf/spool/{self.spool.path.name})"
+                f"run {key} was deleted in MLflow. Fix: restore it ({restore}), or give its records up "
+                f"(delete .rlhf/spool/{self.spool.path.name})"
             )
         return alive[0] if alive else None
 

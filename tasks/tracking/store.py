@@ -6,6 +6,7 @@ SQLite store breaks for good when several processes create it at once, so openin
 
 import json
 import os
+import shlex
 import threading
 import urllib.parse
 from collections.abc import Iterator
@@ -175,6 +176,13 @@ def runs_page(root: Path, server: str) -> str:
     if noted.get("uri") != public_uri(tracking_uri(root)):
         return server
     return f"{server.rstrip('/')}/#/experiments/{noted['experiment_id']}/runs?workflowType=machine_learning"
+
+
+def by_hand(store: Store, command: str) -> str:
+    """A command of MLflow's for a person to type: with the store's address, unless the environment has it already."""
+    if os.environ.get("MLFLOW_TRACKING_URI"):
+        return command
+    return f"MLFLOW_TRACKING_URI={shlex.quote(public_uri(store.uri))} {command}"
 
 
 def first_line(error: BaseException) -> str:

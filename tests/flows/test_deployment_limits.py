@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from browser_support import browser, needs_browser
+from front_support import busy_front
 
 from flows.servers import known_servers
 from flows.settings import prefect_settings
-from tests.flows.conftest import plain_environment
+from tests.flows.conftest import plain_environment, wait_for
 from tests.flows.test_deployments import rlhf
 
 pytestmark = pytest.mark.integration
@@ -121,3 +123,101 @@ def test_no_more_runs_are_at_work_than_may_be_over_all_deployments(seen: dict[st
     assert "concurrency limit" in seen["skipped"]["message"]
     assert seen["shaky"]["begun"] < seen["late"]["ended"], "two at a time"
     assert seen["faulty"]["begun"] > min(seen["late"]["ended"], seen["shaky"]["ended"]), "and not three"
+
+
+ASK = """
+import json, sys
+from uuid import UUID
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterName, LogFilter, LogFilterFlowRunId
+with get_client(sync_client=True) as client:
+    runs = client.read_flow_runs(flow_run_filter=FlowRunFilter(name=FlowRunFilterName(like_=sys.argv[1])))
+    wanted = FlowRunFilter(id={"any_": [run.id for run in runs]})
+    print(json.dumps({
+        "states": [run.state.name for run in runs], "messages": [run.state.message for run in runs],
+        "tasks": {task.name: task.state.name for task in client.read_task_runs(flow_run_filter=wanted)},
+        "artifacts": sorted({one.key for one in client.read_artifacts(flow_run_filter=wanted)}),
+        "lines": [line.message for line in client.read_logs(LogFilter(flow_run_id={"any_": [run.id for run in runs]}))],
+    }))
+"""
+
+
+def on_server(project: Path, code: str, *arguments: str) -> dict[str, Any]:
+    settings = prefect_settings(project, known_servers(project)["prefect"].port)
+    command = [sys.executable, "-c", code, *arguments]
+    done = subprocess.run(command, env=plain_environment(**settings), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def run_behind(front_url: str, project: Path, name: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "flows.cli", "run", "--name", name, "--set", "sft.max_steps=2", "--json"]
+    environment = plain_environment(PREFECT_API_URL=f"{front_url}/api")
+    return subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True, check=False)
+
+
+def test_nothing_is_lost_behind_a_front_that_is_busy_now_and_then(served_project: Path) -> None:
+    """Each kind of write is refused at first; artifacts longer than Prefect's client tries by itself."""
+    port = known_servers(served_project)["prefect"].port
+
+    def busy(kind: str, number: int) -> bool:
+        return number <= (8 if "artifacts" in kind else 3)
+
+    with busy_front(port, busy) as front:
+        done = run_behind(front.url, served_project, "busy-front")
+    assert done.returncode == 0, done.stderr
+    refused = {kind: number for kind, number in front.refused.items() if number}
+    assert {"POST /api/flow_runs/", "POST /api/flow_runs/ID/set_state", "POST /api/logs/"} <= set(refused)
+    assert refused["POST /api/artifacts/"] == 8
+    seen = on_server(served_project, ASK, "busy-front")
+    assert seen["states"] == ["Completed"]
+    assert seen["tasks"] == dict.fromkeys(("first", "second@ppo", "second@dpo"), "Completed")
+    stages = [f"{stage}-{what}" for stage in ("first", "second-dpo", "second-ppo") for what in ("metrics", "stage")]
+    assert seen["artifacts"] == sorted([*stages, "run-summary"])
+    assert seen["lines"].count("counting") == 3
+
+
+def test_a_server_that_stays_busy_is_one_line(served_project: Path) -> None:
+    """At the beginning nothing has run; at the end everything has, and the run is done."""
+    port = known_servers(served_project)["prefect"].port
+    with busy_front(port, lambda kind, number: "set_state" in kind) as front:
+        none = run_behind(front.url, served_project, "busy-first")
+    assert none.returncode == 7, none.stderr
+    assert "503 Service Unavailable" in none.stderr.splitlines()[-1]
+    assert "Traceback" not in none.stderr
+    with busy_front(port, lambda kind, number: "set_state" in kind and number > 1) as front:
+        done = run_behind(front.url, served_project, "busy-last")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["status"] == "done"
+    assert "warning: the end of this run is not noted in Prefect" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@needs_browser
+def test_the_form_offers_profiles_and_refuses_what_it_can_see(served_project: Path) -> None:
+    (served_project / "profiles").mkdir(exist_ok=True)
+    for name in ("small", "big"):
+        (served_project / f"profiles/{name}.yaml").write_text("seed: 1\n")
+    url = json.loads(rlhf(served_project, "deploy", "--name", "form", "--json"))["url"]
+    with browser() as chromium:
+        page = chromium.new_page(viewport={"width": 1300, "height": 2200})  # the whole form
+        page.goto(f"{url}/run")
+        page.get_by_text("Profile (Optional)").wait_for()
+        page.get_by_text("str", exact=True).first.click()
+        choice = page.locator(".p-select-button__control").first
+        choice.press("ArrowDown")
+        assert page.locator(".p-select-option").all_inner_texts() == ["big", "small"]
+        page.get_by_text("small", exact=True).click()
+        page.get_by_text("Add item").click()
+        override = page.locator("textarea").first
+
+        def refused() -> bool:
+            """The form takes up what is typed a moment later, so this may have to be done again."""
+            override.fill("rubbish")
+            page.wait_for_timeout(1500)
+            page.get_by_role("button", name="Submit").click()
+            page.wait_for_timeout(500)
+            return page.get_by_text("'rubbish' does not match").count() > 0
+
+        wait_for(refused, 20, "the form refuses it")
+        assert page.url == f"{url}/run"
