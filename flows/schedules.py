@@ -22,6 +22,7 @@ DRAWN_FIELD = re.compile(
     r"[RH](\(.*\))?(/\d+)?", re.IGNORECASE
 )  # croniter draws these; the server draws anew each time
 USUAL_ZONE = "UTC"
+OFFSET_FORM = re.compile(r"(?:UTC|GMT)?([+-])(\d{1,2})(?::?(\d\d))?", re.IGNORECASE)
 
 
 class Timing(BaseModel):
@@ -99,8 +100,15 @@ def _zone(name: str) -> str:
     known = available_timezones()
     if name in known:
         return name
-    like = difflib.get_close_matches(name, known, n=1)
-    raise ConfigError(f"--timezone {name}: no such zone. Fix: {like[0] if like else 'a name such as Europe/Berlin'}")
+    if offset := OFFSET_FORM.fullmatch(name.strip()):  # whose nearest name would be another time
+        sign, hours = "-" if offset[1] == "+" else "+", int(offset[2])
+        fixed = f"Etc/GMT{sign}{hours}"
+        cure = f"{fixed} (its sign is turned round), or a" if fixed in known and not int(offset[3] or 0) else "a"
+        raise ConfigError(f"--timezone {name!r}: no such zone. Fix: {cure} name such as Europe/Berlin")
+    folded = {zone.casefold(): zone for zone in sorted(known)}
+    like = difflib.get_close_matches(name.strip().casefold(), folded, n=1)
+    cure = folded[like[0]] if like else "a name such as Europe/Berlin"
+    raise ConfigError(f"--timezone {name!r}: no such zone. Fix: {cure}")
 
 
 def _check_cron(cron: str, zone: str) -> None:

@@ -31,7 +31,8 @@ def reach_loopback_directly(environment: MutableMapping[str, str] | None = None)
         One line for each variable that was left out.
     """
     env = os.environ if environment is None else environment
-    given = [host.strip() for name in EXCEPTIONS for host in env.get(name, "").split(",")]
+    named = sorted((name for name in env if name.lower() == "no_proxy"), reverse=True)  # clients read any case
+    given = [host.strip() for name in named for host in env[name].split(",")]
     if "*" not in given:  # which excepts every address, and only while it stands alone
         # httpx takes an IPv6 address without brackets only
         kept = [_without_brackets(host) for host in given if host]
@@ -44,7 +45,7 @@ def reach_loopback_directly(environment: MutableMapping[str, str] | None = None)
 
 
 def _leave_out_unusable(env: MutableMapping[str, str]) -> Iterator[str]:
-    for name in [spelt for proxy in PROXIES for spelt in (proxy, proxy.upper())]:
+    for name in [name for name in env if name.lower() in PROXIES]:
         problem = _why_unusable(env.get(name, ""))
         if problem:
             del env[name]

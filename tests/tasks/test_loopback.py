@@ -124,6 +124,14 @@ def test_a_proxy_that_no_client_can_use_is_left_out_and_named() -> None:
     assert "ALL_PROXY" not in environment
 
 
+def test_variables_in_any_case_are_read() -> None:
+    environment = {"No_Proxy": "intranet.example", "All_Proxy": "socks://127.0.0.1:1080"}
+    (line,) = reach_loopback_directly(environment)
+    assert line.startswith("All_Proxy: ")
+    assert "All_Proxy" not in environment
+    assert environment["no_proxy"] == "intranet.example,127.0.0.1,localhost,::1"
+
+
 @pytest.mark.parametrize(
     ("url", "own"),
     [
