@@ -108,6 +108,7 @@ def _run_in_worktree(run: object, missed: Missed) -> State:
                 CURRENT.set(current)
                 return _run_stages(current)
     except RlhfError as error:
+        get_run_logger().error("%s", error)
         return Failed(message=str(error))
 
 

@@ -138,7 +138,18 @@ with get_client(sync_client=True) as client:
         "tasks": {task.name: task.state.name for task in client.read_task_runs(flow_run_filter=wanted)},
         "artifacts": sorted({one.key for one in client.read_artifacts(flow_run_filter=wanted)}),
         "lines": [line.message for line in client.read_logs(LogFilter(flow_run_id={"any_": [run.id for run in runs]}))],
+        "levels": [line.level for line in client.read_logs(LogFilter(flow_run_id={"any_": [run.id for run in runs]}))],
     }))
+"""
+
+
+BEGIN_WRONG = """
+import json, sys
+from uuid import UUID
+from prefect.client.orchestration import get_client
+with get_client(sync_client=True) as client:
+    wish = {"run": {"name": "wrong-key", "overrides": ["sft.max_stepz=2"]}}
+    print(json.dumps({"name": client.create_flow_run_from_deployment(UUID(sys.argv[1]), parameters=wish).name}))
 """
 
 
@@ -221,3 +232,18 @@ def test_the_form_offers_profiles_and_refuses_what_it_can_see(served_project: Pa
 
         wait_for(refused, 20, "the form refuses it")
         assert page.url == f"{url}/run"
+
+
+def test_what_the_form_cannot_see_fails_the_run_with_one_line(served_project: Path) -> None:
+    key = json.loads(rlhf(served_project, "deploy", "--name", "wrong", "--json"))["id"]
+    on_server(served_project, BEGIN_WRONG, key)
+
+    def ended() -> dict[str, Any] | None:
+        seen = on_server(served_project, ASK, "wrong-key")
+        return seen if seen["states"] == ["Failed"] and 40 in seen["levels"] else None  # its log comes a moment later
+
+    wait_for(ended, 60, "the run ends and says why")
+    seen = ended()
+    assert seen is not None
+    assert "sft.max_stepz" in seen["messages"][0]
+    assert [line for line, level in zip(seen["lines"], seen["levels"], strict=True) if level >= 40] == seen["messages"]
