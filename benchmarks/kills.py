@@ -66,8 +66,9 @@ def left_over(folder: Path) -> list[psutil.Process]:
 
 
 def _alive(process: psutil.Process) -> bool:
+    """Whether it lives; one without a command line is on its way out, the kernel has taken its memory already."""
     with contextlib.suppress(psutil.Error):
-        return process.status() not in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
+        return process.status() not in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD) and bool(process.cmdline())
     return False
 
 
