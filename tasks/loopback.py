@@ -6,6 +6,7 @@ all heed `NO_PROXY` there. A proxy cannot reach our loopback address, so a serve
 
 import ipaddress
 import os
+import socket
 import urllib.request
 from collections.abc import Iterator, MutableMapping
 from importlib.util import find_spec
@@ -90,10 +91,21 @@ def _host(url: str) -> str:
 
 
 def _is_own(host: str) -> bool:
+    """Whether a name or address is this machine's, however it is written: `127.1`, `localhost.`, `0.0.0.0`."""
+    name = host.lower().removesuffix(".")
+    if name == "localhost" or name.endswith(".localhost"):
+        return True
     try:
-        return ipaddress.ip_address(host).is_loopback
+        address = ipaddress.ip_address(name)
     except ValueError:
-        return host == "localhost" or host.endswith(".localhost")
+        try:
+            address = ipaddress.IPv4Address(
+                socket.inet_aton(name)
+            )  # short and whole-number forms, as clients take them
+        except OSError:
+            return False
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    return (mapped or address).is_loopback or address.is_unspecified
 
 
 def _without_brackets(host: str) -> str:
