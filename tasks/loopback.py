@@ -99,9 +99,7 @@ def _is_own(host: str) -> bool:
         address = ipaddress.ip_address(name)
     except ValueError:
         try:
-            address = ipaddress.IPv4Address(
-                socket.inet_aton(name)
-            )  # short and whole-number forms, as clients take them
+            address = ipaddress.IPv4Address(socket.inet_aton(name))  # short forms, which clients take too
         except OSError:
             return False
     mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
