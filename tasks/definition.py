@@ -14,6 +14,7 @@ from rlhf_core.state.atomic import file_digest, tree_digest
 from tasks import paths
 
 DVC_FILE = paths.DVC_FILE
+MADE_BY_STAGES = ("artifacts/", "reports/")
 _PARAMETER = re.compile(r"\$\{([\w.\[\]-]+)\}")
 
 
@@ -124,7 +125,7 @@ def input_digests(root: Path, definition: StageDefinition) -> dict[str, str]:
         elif path.is_file():
             digests[dep] = file_digest(path)
         else:
-            raise ConfigError(
-                f"{dep}: stage {definition.name} needs it and it is not there. Fix: dvc repro {definition.name}"
-            )
+            made = dep.startswith(MADE_BY_STAGES)
+            cure = f"dvc repro {definition.name}" if made else f"git checkout {dep}, dvc pull, or put it there"
+            raise ConfigError(f"{dep}: stage {definition.name} needs it and it is not there. Fix: {cure}")
     return digests

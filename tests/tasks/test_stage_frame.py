@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from timing_support import patience
 
+from rlhf_core.errors import ConfigError
 from tasks.definition import input_digests, stage_definition
 from tasks.stage import curves_csv
 from tasks.watchdog import process_start
@@ -200,6 +201,15 @@ def test_input_digests_see_every_file_and_no_bytecode(project: Path) -> None:
     assert list(before) == ["input.txt"]
     (project / "input.txt").write_text("other")
     assert input_digests(project, definition) != before
+
+
+@pytest.mark.parametrize(
+    ("dep", "cure"), [("artifacts/sft", "dvc repro toy"), ("models/none", "git checkout models/none, dvc pull")]
+)
+def test_an_input_that_is_gone_is_named_with_its_cure(project: Path, dep: str, cure: str) -> None:
+    (project / "dvc.yaml").write_text(DVC_YAML.replace("input.txt", dep))
+    with pytest.raises(ConfigError, match=f"^{dep}: stage toy needs it and it is not there. Fix: {cure}"):
+        input_digests(project, stage_definition(project, "toy"))
 
 
 def test_a_python_without_the_libraries_hands_over_to_the_environment(tmp_path: Path) -> None:
