@@ -9,12 +9,12 @@ MEANINGS = (
     (
         "responses_rewritten",
         "responses",
-        "responses are not written whole by the chat template: their rows are left out",
+        "responses are not written whole by chat template or tokenizer: training leaves their rows out",
     ),
     (
         "prompts_rewritten",
         "prompts",
-        "prompts are not written whole by the chat template: what it leaves out is not read",
+        "prompts are not written whole by chat template or tokenizer: what they leave out is not read",
     ),
     ("pairs_equal_when_cut", "pairs", "pairs have two responses that are the same once they are cut"),
 )

@@ -79,11 +79,29 @@ def sentence_piece(template: str | None = None) -> PreTrainedTokenizerFast:
     return _wrapped(core, template)
 
 
-def _wrapped(core: Tokenizer, template: str | None) -> PreTrainedTokenizerFast:
+def unigram(template: str | None = None) -> PreTrainedTokenizerFast:
+    """As T5's and XGLM's: the likeliest pieces, so that a control token of the vocabulary is a piece of any text."""
+    core = Tokenizer(models.Unigram())
+    core.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    core.decoder = decoders.Metaspace()
+    letters = [*string.ascii_letters, *string.digits, *string.punctuation, "▁", "\n"]
+    trainer = trainers.UnigramTrainer(
+        vocab_size=200,
+        special_tokens=[*CONTROLS, "<unk>"],
+        unk_token="<unk>",
+        initial_alphabet=letters,
+        show_progress=False,
+    )
+    core.train_from_iterator(TEXTS, trainer)
+    return _wrapped(core, template, unk_token="<unk>")
+
+
+def _wrapped(core: Tokenizer, template: str | None, **more: str) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(
         tokenizer_object=core,
         bos_token="<|begin|>",
         eos_token="<|end|>",
         chat_template=template,
         clean_up_tokenization_spaces=False,
+        **more,
     )

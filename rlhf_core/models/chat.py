@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rlhf_core.data.transcripts import Message
 from rlhf_core.errors import ConfigError, DataError
-from rlhf_core.models.control import encode_marked, spelled, unmarked
+from rlhf_core.models.control import encode_marked, has_unknown, spelled, unmarked, without_control
 from rlhf_core.models.encoded import Encoded
 
 TEMPLATE_DATE = date(2024, 7, 26)
@@ -25,6 +25,8 @@ TEMPLATE_DATE = date(2024, 7, 26)
 _QUESTION: Message = {"role": "user", "content": "question"}
 _MARK = "ANSWER"
 _CLOCK = "strftime_now"
+_ADDRESS = re.compile(r"<[^<>]* at 0x[0-9a-f]+>")
+"""What Python writes of a function that a template names and does not call, such as `content.strip`."""
 _GENERATION_TAG = re.compile(r"\{%-?\s*(end)?generation\s*-?%\}")  # a tag that transformers adds to the language
 
 
@@ -35,6 +37,7 @@ class ReplyForm:
     Attributes:
         opening: tokens of a dialogue of one question, up to where the reply begins.
         lead: what the template writes before the text of a reply, decoded; mostly nothing.
+        trail: what it writes after the text and before the token that ends a reply, decoded; mostly nothing.
         around: what it writes before the reply, between that and the text, and after the text.
         end_id: the token that ends a reply; null where the template writes none.
         after_end: how many tokens the template writes after it.
@@ -42,6 +45,7 @@ class ReplyForm:
 
     opening: tuple[int, ...]
     lead: str
+    trail: str
     around: tuple[str, str, str]
     end_id: int | None
     after_end: int
@@ -60,7 +64,7 @@ def settle_template(tokenizer: PreTrainedTokenizerBase, origin: str) -> None:
     if tokenizer.chat_template is None:
         return
     try:
-        tokenizer.chat_template = _with_fixed_date(tokenizer.get_chat_template())
+        tokenizer.chat_template = _with_fixed_date(_default_template(tokenizer))
         end = reply_form(tokenizer).end_id
         if end is not None:
             tokenizer.eos_token = tokenizer.convert_ids_to_tokens(end)
@@ -68,6 +72,18 @@ def settle_template(tokenizer: PreTrainedTokenizerBase, origin: str) -> None:
             raise ConfigError("what it ends a reply with depends on the end token")
     except ConfigError as error:
         raise ConfigError(f"{origin}: chat_template: {error}. Fix: model.chat: plain, or another template") from None
+
+
+def _default_template(tokenizer: PreTrainedTokenizerBase) -> str:
+    """The template, or of several the one that dialogues without tools are written by."""
+    template = tokenizer.chat_template
+    if isinstance(template, dict):
+        template = template.get("default")
+        if template is None:
+            raise ConfigError(f"none of {', '.join(tokenizer.chat_template)} is named default")
+    if not isinstance(template, str):
+        raise ConfigError(f"it is no text but {type(template).__name__}")
+    return template
 
 
 def reply_form(tokenizer: PreTrainedTokenizerBase) -> ReplyForm:
@@ -94,7 +110,7 @@ def render_prompts(
     encoded = []
     for dialogue, (text, ids) in zip(dialogues, written, strict=True):
         kept = list(dialogue)
-        is_whole = _holds_turns(text, kept)
+        is_whole = _holds_turns(text, kept) and not has_unknown(tokenizer, ids, (turn["content"] for turn in kept))
         while len(ids) > max_tokens and (shorter := _without_oldest(kept)):
             kept = shorter
             ((_, ids),) = _write(tokenizer, [kept], add_generation_prompt=True)
@@ -115,7 +131,7 @@ def render_responses(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -
     written = _write(tokenizer, [[_QUESTION, {"role": "assistant", "content": reply}] for reply in replies])
     encoded = []
     for reply, (text, ids) in zip(replies, written, strict=True):
-        if reply not in _within(text, form.around):
+        if reply not in _within(text, form.around) or has_unknown(tokenizer, ids, [reply]):
             encoded.append(Encoded([], is_whole=False))
         elif form.end_id is not None:
             encoded.append(Encoded(_reply_of(ids, form)))
@@ -166,6 +182,7 @@ def _reply_form(tokenizer: PreTrainedTokenizerBase, template: str, eos_token: st
     return ReplyForm(
         opening=tuple(_write(tokenizer, [[_QUESTION]], add_generation_prompt=True)[0][1]),
         lead=tokenizer.decode(lead_ids, skip_special_tokens=True).strip(),
+        trail=tokenizer.decode(tail_ids[: controls[0]], skip_special_tokens=True).strip() if controls else "",
         around=(opening, lead, tail),
         end_id=tail_ids[controls[0]] if controls else None,
         after_end=len(tail_ids) - controls[0] - 1 if controls else len(tail_ids),
@@ -176,15 +193,13 @@ def _write(
     tokenizer: PreTrainedTokenizerBase, dialogues: Sequence[Sequence[Message]], *, add_generation_prompt: bool = False
 ) -> list[tuple[str, list[int]]]:
     """Text and tokens of dialogues; control tokens that somebody typed are letters in them."""
-    from jinja2 import TemplateError
-
     marked = [
         [{**turn, "content": spelled(tokenizer, turn["content"], turn["role"])} for turn in dialogue]
         for dialogue in dialogues
     ]
     try:
         texts = tokenizer.apply_chat_template(marked, tokenize=False, add_generation_prompt=add_generation_prompt)
-    except TemplateError as error:
+    except Exception as error:  # a template is a program: it divides by zero as well as it refuses
         if len(dialogues) > 1:  # which one?
             for place, dialogue in enumerate(dialogues, start=1):
                 try:
@@ -192,20 +207,31 @@ def _write(
                 except DataError as found:
                     raise DataError(f"dialogue {place} of {len(dialogues)}: {found}") from None
         raise DataError(f"the chat template refuses it: {error}. Fix: mend the row, or set model.chat: plain") from None
-    return [(unmarked(text), encode_marked(tokenizer, text)) for text in texts]
+    written = []
+    for text, dialogue in zip(texts, dialogues, strict=True):
+        ids = encode_marked(tokenizer, text)
+        if ids is None:  # no letters for a control token: without it, and so not whole
+            bare = [
+                {**turn, "content": without_control(tokenizer, turn["content"], turn["role"])} for turn in dialogue
+            ]
+            written += _write(tokenizer, [bare], add_generation_prompt=add_generation_prompt)
+        else:
+            written.append((unmarked(text), ids))
+    return written
 
 
 def _render(
     tokenizer: PreTrainedTokenizerBase, dialogue: Sequence[Message], *, add_generation_prompt: bool = False
 ) -> str:
-    from jinja2 import TemplateError
-
     try:
-        return tokenizer.apply_chat_template(
+        text = tokenizer.apply_chat_template(
             list(dialogue), tokenize=False, add_generation_prompt=add_generation_prompt
         )
-    except TemplateError as error:
+    except Exception as error:  # a template is a program
         raise ConfigError(f"it fails on a question and a reply ({error})") from None
+    if found := _ADDRESS.search(text):
+        raise ConfigError(f"it writes an object and not its text ({found[0]}), another one in every process")
+    return text
 
 
 def _with_fixed_date(template: str) -> str:
@@ -224,7 +250,9 @@ def _with_fixed_date(template: str) -> str:
         return template  # replaced before
     calls = [c for c in parsed.find_all(nodes.Call) if isinstance(c.node, nodes.Name) and c.node.name == _CLOCK]
     forms = [c.args[0].value for c in calls if c.args and isinstance(c.args[0], nodes.Const)]
-    if len(forms) < len(calls):
+    asked = [test for test in parsed.find_all(nodes.Test) if getattr(test.node, "name", None) == _CLOCK]  # is it there?
+    named = [name for name in parsed.find_all(nodes.Name) if name.name == _CLOCK]
+    if len(forms) + len(asked) < len(named):
         raise ConfigError("it asks for the date in a form that is computed")
     days = json.dumps({form: TEMPLATE_DATE.strftime(form) for form in sorted(set(forms))})
     return f"{{%- macro {_CLOCK}(form) %}}{{{{ {days}[form] }}}}{{% endmacro %}}{template}" if calls else template

@@ -12,7 +12,7 @@ class Encoded(NamedTuple):
         ids: the tokens.
         is_cut: some did not fit into the limit: the beginning of a prompt, the end of a response.
         is_whole: what the chat template wrote, before it was cut, contains the text as it was given: of a response all
-            of it, of a prompt what user and system say in it.
+            of it, of a prompt what user and system say in it; and the tokenizer has tokens of letters for it.
     """
 
     ids: list[int]
@@ -28,8 +28,8 @@ class TextCounts:
         prompts_encoded, responses_encoded, pairs_encoded: all of them.
         prompts_cut: prompts that lost their beginning to the limit, turns or tokens.
         responses_cut: responses that lost their end to the limit, the end token with it.
-        prompts_rewritten: prompts of which the chat template leaves out or rewrites a turn of user or system.
-        responses_rewritten: responses that the chat template does not write whole; their rows are refused.
+        prompts_rewritten: prompts of which chat template or tokenizer leave out or rewrite a turn of user or system.
+        responses_rewritten: responses that chat template or tokenizer do not write whole; training refuses their rows.
         pairs_equal_when_cut: pairs whose two different responses are the same tokens once they are cut.
     """
 

@@ -19,7 +19,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 from rlhf_core.data.transcripts import earlier_replies, prompt_turns
 from rlhf_core.errors import ConfigError, DataError
 from rlhf_core.models.chat import render_prompts, render_responses, reply_form, settle_template
-from rlhf_core.models.control import encode_marked, has_control, spelled
+from rlhf_core.models.control import as_letters, encode_marked, has_control, spelled
 from rlhf_core.models.encoded import Encoded, TextCounts
 from rlhf_core.models.folder import check_model_folder
 
@@ -132,7 +132,7 @@ def encode_prompts(
     if not texts:
         return []
     if tokenizer.chat_template is None:
-        opening, encoded = _opening(tokenizer), [Encoded(ids) for ids in _plain_prompts(tokenizer, texts)]
+        opening, encoded = _opening(tokenizer), _plain_prompts(tokenizer, texts)
     else:
         opening, encoded = [], render_prompts(tokenizer, [prompt_turns(text) for text in texts], max_tokens)
     if not all(prompt.ids for prompt in encoded):
@@ -154,7 +154,7 @@ def encode_response(tokenizer: PreTrainedTokenizerBase, text: str, max_tokens: i
     Without a chat template they are those of a space and the stripped text.
 
     Raises:
-        DataError: the chat template does not write the response whole.
+        DataError: chat template or tokenizer do not write the response whole.
     """
     return encode_responses(tokenizer, [text], max_tokens)[0]
 
@@ -166,8 +166,8 @@ def encode_responses(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], m
     if len(whole) < len(encoded):
         place = encoded.index(None)
         raise DataError(
-            f"response {place + 1} of {len(texts)}: the chat template leaves out or rewrites part of it: "
-            f"{texts[place][:80]!r}. Fix: model.chat: plain, another template, or a response without such parts"
+            f"response {place + 1} of {len(texts)}: the {_writer(tokenizer)} leaves out or rewrites part of it: "
+            f"{texts[place][:80]!r}. Fix: model.chat: plain, another template or tokenizer, or a response without such parts"
         )
     return whole
 
@@ -175,7 +175,7 @@ def encode_responses(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], m
 def encode_whole_responses(
     tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_tokens: int, counts: TextCounts | None = None
 ) -> list[list[int] | None]:
-    """`encode_responses`, with None for a response that the chat template does not write whole.
+    """`encode_responses`, with None for a response that chat template or tokenizer do not write whole.
 
     What is left of such a response is another one, which nobody wrote or judged. `counts` is told of them, and of
     those that were cut.
@@ -192,9 +192,10 @@ def encode_samples(
     """`encode_responses` for what a model wrote and another is to read, which no template may shorten.
 
     Where the template would not write it whole it stands there as the model wrote it: its text, and the end token.
+    What no tokens of letters can say is missing in it, and counted.
     """
     encoded = [
-        response if response.is_whole else Encoded([*_plain_ids(tokenizer, [text.strip()])[0], tokenizer.eos_token_id])
+        response if response.is_whole else _as_written(tokenizer, text)
         for text, response in zip(texts, _encoded_responses(tokenizer, texts), strict=True)
     ]
     if counts is not None:
@@ -210,16 +211,17 @@ def decode_response(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> s
     text = tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False).strip()
     if tokenizer.chat_template is None:
         return text
-    return text.removeprefix(reply_form(tokenizer).lead).strip()
+    form = reply_form(tokenizer)
+    return text.removeprefix(form.lead).removesuffix(form.trail).strip()
 
 
 def _encoded_responses(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[Encoded]:
     if tokenizer.chat_template is None:
-        return [Encoded(ids) for ids in _plain_responses(tokenizer, texts)]
+        return _plain_responses(tokenizer, texts)
     return render_responses(tokenizer, texts)
 
 
-def _plain_prompts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
+def _plain_prompts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[Encoded]:
     """Tokens of prompts as they stand, but that each earlier reply of a dialogue is written as a response is."""
     encoded = _plain_typed(tokenizer, texts)
     for place, text in enumerate(texts):
@@ -227,12 +229,28 @@ def _plain_prompts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> 
             starts, ends = zip(*spans, strict=True)
             between = _plain_typed(tokenizer, [text[a:b] for a, b in zip((0, *ends), (*starts, None), strict=True)])
             replies = _plain_responses(tokenizer, [text[start:end] for start, end in spans])
-            encoded[place] = list(chain(*chain(*zip(between, replies, strict=False)), between[-1]))
+            pieces = [*chain(*zip(between, replies, strict=False)), between[-1]]
+            ids = list(chain(*(piece.ids for piece in pieces)))
+            encoded[place] = Encoded(ids, is_whole=all(piece.is_whole for piece in pieces))
     return encoded
 
 
-def _plain_responses(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
-    return [[*ids, tokenizer.eos_token_id] for ids in _plain_ids(tokenizer, [f" {text.strip()}" for text in texts])]
+def _plain_responses(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[Encoded]:
+    return [_ended(tokenizer, ids) for ids in _plain_ids(tokenizer, [f" {text.strip()}" for text in texts])]
+
+
+def _writer(tokenizer: PreTrainedTokenizerBase) -> str:
+    return "tokenizer" if tokenizer.chat_template is None else "chat template"
+
+
+def _as_written(tokenizer: PreTrainedTokenizerBase, text: str) -> Encoded:
+    """A response that no chat template wraps: its text, and the end token."""
+    return _ended(tokenizer, _plain_ids(tokenizer, [text.strip()])[0])
+
+
+def _ended(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> Encoded:
+    reply = as_letters(tokenizer, ids, "assistant")
+    return reply._replace(ids=[*reply.ids, tokenizer.eos_token_id])
 
 
 def _opening(tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -249,12 +267,13 @@ def _cut_beginning(ids: list[int], bos: int | None, max_tokens: int) -> list[int
     return kept + ids[len(ids) - max_tokens + len(kept) :]
 
 
-def _plain_typed(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
+def _plain_typed(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[Encoded]:
     """Tokens of texts that others than the assistant wrote: no control token among them, special or merely added."""
-    encoded = _plain_ids(tokenizer, texts)
+    encoded = [as_letters(tokenizer, ids, "user") for ids in _plain_ids(tokenizer, texts)]
     for place, text in enumerate(texts):
         if has_control(tokenizer, text):
-            encoded[place] = encode_marked(tokenizer, spelled(tokenizer, text, "user"))
+            ids = encode_marked(tokenizer, spelled(tokenizer, text, "user"))
+            encoded[place] = as_letters(tokenizer, ids, "user") if ids is not None else encoded[place]
     return encoded
 
 

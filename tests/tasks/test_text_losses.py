@@ -154,7 +154,7 @@ def test_the_table_at_the_end_and_the_report_say_it(project: Path) -> None:
     lost = json.loads(path.read_text()) | {"responses_cut": 7, "responses_encoded": 9, "responses_rewritten": 1}
     line = texts_line(lost)
     assert line.startswith("7 of 9 responses lost their end")
-    assert "; 1 of 9 responses are not written whole by the chat template" in line
+    assert "; 1 of 9 responses are not written whole by chat template or tokenizer" in line
     stages = [StageSummary(name="sft", metrics=lost), StageSummary(name="label", metrics={"num_votes": 3})]
     stream = io.StringIO()
     print_result(RunSummary(run="r", run_key="k", started=0.0, stages=stages), stream)

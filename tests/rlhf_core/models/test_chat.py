@@ -1,5 +1,6 @@
 """Chat templates: the tokens a template means, no forged control tokens, no dates, the same text back."""
 
+import json
 from datetime import datetime
 from pathlib import Path
 
@@ -167,6 +168,15 @@ def test_a_long_dialogue_loses_its_oldest_turns_and_keeps_the_system(tmp_path: P
         ("{{ messages[0]['content'] }}{% if", "does not parse"),
         ("{{ messages | random }}", "asks for random numbers"),
         ("{{ strftime_now(messages[0]['content']) }}", "the date in a form that is computed"),
+        ("{% set now = strftime_now %}{{ now('%Y') }}" + CHATML, "the date in a form that is computed"),
+        (
+            "{% if strftime_now is defined %}{% set now = strftime_now %}{{ now('%Y') }}{% endif %}" + CHATML,
+            "the date in a form that is computed",
+        ),
+        ("{{ messages[0]['content'].strip }}" + CHATML, "writes an object and not its text"),
+        ("{{ 1 / 0 }}" + CHATML, "it fails on a question and a reply .division by zero"),
+        ("{{ 'a' + 1 }}" + CHATML, "it fails on a question and a reply .can only concatenate"),
+        ("{{ tools | length }}" + CHATML, "it fails on a question and a reply"),
         ("{{ messages[0]['content'] }}", "does not write a reply behind"),
         (CHATML.replace("'<|im_end|>'", "('<|im_end|>' if eos_token == '<|end|>' else '<|eot_id|>')"), "the end token"),
         (CHATML.replace("'<|im_start|>assistant\n'", "'<|im_start|>assistant\n<think>\n'"), "does not write a reply"),
@@ -175,6 +185,44 @@ def test_a_long_dialogue_loses_its_oldest_turns_and_keeps_the_system(tmp_path: P
 def test_a_template_that_cannot_be_used_is_refused(template: str, words: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=rf"chat_template: .*{words}.*Fix: model.chat: plain"):
         loaded(byte_level(template), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("templates", "words"),
+    [([{"name": "tool_use", "template": CHATML}], "none of tool_use is named default"), (3, "it is no text but int")],
+)
+def test_a_folder_without_a_template_for_dialogues_is_refused(templates: object, words: str, tmp_path: Path) -> None:
+    loaded(byte_level(), tmp_path)
+    settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings | {"chat_template": templates}))
+    with pytest.raises(ConfigError, match=rf"chat_template: {words}\. Fix: model.chat: plain"):
+        load_tokenizer(tmp_path)
+    named = [{"name": "default", "template": CHATML}, {"name": "tool_use", "template": "other"}]
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings | {"chat_template": named}))
+    assert load_tokenizer(tmp_path).chat_template == CHATML
+
+
+def test_a_template_that_only_asks_whether_there_is_a_date_is_used(tmp_path: Path) -> None:
+    template = "{% if strftime_now is defined %}{{ strftime_now('%Y') }}{% endif %}" + CHATML
+    tokenizer = loaded(byte_level(template), tmp_path)
+    assert tokenizer.decode(encode_prompt(tokenizer, "Hello", 99)).startswith("2024<|im_start|>")
+
+
+def test_a_dialogue_on_which_a_template_breaks_is_refused_by_name(tmp_path: Path) -> None:
+    broken = "{% for m in messages %}{% if m.role == 'system' %}{{ m.content + 1 }}{% endif %}{% endfor %}"
+    tokenizer = loaded(byte_level(broken + CHATML), tmp_path)
+    with pytest.raises(DataError, match=r"^dialogue 2 of 2: the chat template refuses it: can only concatenate"):
+        encode_prompts(tokenizer, ["Hello", DIALOGUE], 999)
+
+
+def test_what_a_template_writes_around_every_reply_is_no_part_of_it(tmp_path: Path) -> None:
+    """Else a reply that is read and written again would have it twice."""
+    tokenizer = loaded(byte_level(CHATML.replace("message['content']", "'[' + message['content'] + ']'")), tmp_path)
+    ids = encode_response(tokenizer, "Yes.", 99)
+    assert tokenizer.decode(ids) == "[Yes.]<|im_end|>"
+    assert decode_response(tokenizer, ids) == "Yes."
+    assert encode_response(tokenizer, decode_response(tokenizer, ids), 99) == ids
+    assert decode_response(tokenizer, ids[:-2]) == "Yes.", "one that was cut has it only before"
 
 
 def test_a_template_without_control_tokens_ends_replies_with_the_end_token(tmp_path: Path) -> None:
