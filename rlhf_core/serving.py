@@ -5,6 +5,7 @@ not name: `temprature: 0.7` would be answered at temperature 0. What was really 
 `PyFuncModel.predict`, which called us, and is read there.
 """
 
+import math
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -15,13 +16,22 @@ from rlhf_core.errors import DataError
 def text_rows(columns: Mapping[str, Iterable[Any]], may_be_empty: Sequence[str] = ()) -> list[dict[str, str]]:
     """Rows of a table given column by column.
 
+    MLflow makes one row of `{"prompt": [...], ...}`, with all texts in a cell each: that is the table again.
+
     Args:
         may_be_empty: columns in which an empty text is a value like any other.
 
     Raises:
-        DataError: a value is not text, or is empty; it names the row (from 0) and the column.
+        DataError: a value is not text, or is empty; it names the row (from 0) and the column. Or columns
+            differ in length.
     """
-    rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+    table = {name: list(values) for name, values in columns.items()}
+    if all(len(values) == 1 and isinstance(values[0], list) for values in table.values()):
+        table = {name: values[0] for name, values in table.items()}
+    if len({len(values) for values in table.values()}) > 1:
+        lengths = ", ".join(f"{name} has {len(values)}" for name, values in table.items())
+        raise DataError(f"columns of different length: {lengths}. Fix: one value a row in each")
+    rows = [dict(zip(table, values, strict=True)) for values in zip(*table.values(), strict=True)]
     for number, row in enumerate(rows):
         for name, value in row.items():
             if not isinstance(value, str) or not (value.strip() or name in may_be_empty):
@@ -57,6 +67,8 @@ def within(params: Mapping[str, Any], name: str, lowest: float, highest: float |
         DataError: it is out of bounds.
     """
     value = params[name]
+    if value is None or not math.isfinite(value):
+        raise DataError(f"parameter {name} is {value}. Fix: a finite number, or leave it out")
     if not lowest <= value <= (value if highest is None else highest):
         bounds = f"at least {lowest:g}" if highest is None else f"from {lowest:g} to {highest:g}"
         raise DataError(f"parameter {name} is {value}. Fix: {bounds}")

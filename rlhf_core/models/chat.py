@@ -211,9 +211,7 @@ def _write(
     for text, dialogue in zip(texts, dialogues, strict=True):
         ids = encode_marked(tokenizer, text)
         if ids is None:  # no letters for a control token: without it, and so not whole
-            bare = [
-                {**turn, "content": without_control(tokenizer, turn["content"], turn["role"])} for turn in dialogue
-            ]
+            bare = [{**turn, "content": without_control(tokenizer, turn["content"], turn["role"])} for turn in dialogue]
             written += _write(tokenizer, [bare], add_generation_prompt=add_generation_prompt)
         else:
             written.append((unmarked(text), ids))

@@ -167,7 +167,8 @@ def encode_responses(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], m
         place = encoded.index(None)
         raise DataError(
             f"response {place + 1} of {len(texts)}: the {_writer(tokenizer)} leaves out or rewrites part of it: "
-            f"{texts[place][:80]!r}. Fix: model.chat: plain, another template or tokenizer, or a response without such parts"
+            f"{texts[place][:80]!r}. Fix: model.chat: plain, another template or tokenizer, or a response without such "
+            "parts"
         )
     return whole
 

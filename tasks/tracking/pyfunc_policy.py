@@ -8,6 +8,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import set_model
 
 ROWS_AT_ONCE = 32
+LARGEST_SEED = 2**63 - 1
 
 
 class PolicyWriter(mlflow.pyfunc.PythonModel):
@@ -29,7 +30,8 @@ class PolicyWriter(mlflow.pyfunc.PythonModel):
         the model was trained with), seed (the same seed and rows give the same responses).
 
         Raises:
-            MlflowException: a column or parameter is unknown, out of bounds or no text.
+            MlflowException: a column or parameter is unknown, out of bounds or no text, or the chat template refuses a
+                prompt.
         """
         import torch
 
@@ -48,12 +50,13 @@ class PolicyWriter(mlflow.pyfunc.PythonModel):
                 "max_new_tokens": within(settings, "max_new_tokens", 1, self._room()),
                 "temperature": within(settings, "temperature", 0.0),
             }
-            generator = torch.Generator().manual_seed(within(settings, "seed", 0))
+            generator = torch.Generator().manual_seed(within(settings, "seed", 0, LARGEST_SEED))
+            prompts = encode_prompts(self.tokenizer, [row["prompt"] for row in rows], self.limits["max_prompt_tokens"])
         except DataError as error:
             raise MlflowException.invalid_parameter_value(str(error)) from None
         samples = sample_responses(
             self.model,
-            encode_prompts(self.tokenizer, [row["prompt"] for row in rows], self.limits["max_prompt_tokens"]),
+            prompts,
             **options,
             generator=generator,
             eos_ids=eos_token_ids(self.model, self.tokenizer),

@@ -26,7 +26,7 @@ class RewardScorer(mlflow.pyfunc.PythonModel):
         """Score each row's `response` to its `prompt`, in order.
 
         Raises:
-            MlflowException: a column or parameter is unknown or no text.
+            MlflowException: a column or parameter is unknown or no text, or the chat template refuses a row.
         """
         import torch
 
@@ -38,12 +38,12 @@ class RewardScorer(mlflow.pyfunc.PythonModel):
         try:
             refuse_unknown(["prompt", "response"], {})
             rows = text_rows({name: model_input[name] for name in ("prompt", "response")}, may_be_empty=["response"])
+            prompts = encode_prompts(self.tokenizer, [row["prompt"] for row in rows], self.limits["max_prompt_tokens"])
+            responses = encode_responses(
+                self.tokenizer, [row["response"] for row in rows], self.limits["max_response_tokens"]
+            )
         except DataError as error:
             raise MlflowException.invalid_parameter_value(str(error)) from None
-        prompts = encode_prompts(self.tokenizer, [row["prompt"] for row in rows], self.limits["max_prompt_tokens"])
-        responses = encode_responses(
-            self.tokenizer, [row["response"] for row in rows], self.limits["max_response_tokens"]
-        )
         scores: list[float] = []
         with torch.inference_mode():
             for start in range(0, len(rows), ROWS_AT_ONCE):
