@@ -12,15 +12,19 @@ from rlhf_core.evaluation.agreement_intervals import (
 )
 from rlhf_core.evaluation.intervals import bounds, why_no_bounds
 from rlhf_core.feedback.ballots import Ballot
+from rlhf_core.feedback.rater_agreement import signed_votes
 
 CONFIDENCE = 0.95
 
 
 def agreement_bounds(ballots: Sequence[Ballot]) -> dict[str, Any]:
-    """Bounds of `fleiss_kappa`, `krippendorff_alpha` and `strength_alpha`; `undefined` says why one is None."""
+    """Bounds of `fleiss_kappa`, `krippendorff_alpha` and `strength_alpha`; `undefined` says why one is None.
+
+    Of the very votes that `rater_agreement.agreement_figures` counts, in the order of responses that it says.
+    """
     prompts = [ballot.pair.prompt_id for ballot in ballots]
-    choices = [[vote.choice for vote in ballot.votes] for ballot in ballots]
-    strengths = [[vote.signed for vote in ballot.votes] for ballot in ballots]
+    strengths = [signed_votes(ballot) for ballot in ballots]
+    choices = [["a" if signed > 0 else "b" if signed else "tie" for signed in votes] for votes in strengths]
     nominal = {"fleiss_kappa": kappa_of, "krippendorff_alpha": alpha_of}
     intervals = agreement_intervals(prompts, choices, nominal, CONFIDENCE)
     intervals |= agreement_intervals(prompts, strengths, {"strength_alpha": ordinal_alpha_of}, CONFIDENCE)

@@ -5,16 +5,20 @@ ratings of one item were c and k, each item's pairs counted by 1 / (its ratings 
 every figure without every block of prompts. `data.agreement` has the figures themselves; the tests hold the two against
 each other.
 
+Near full agreement there are too few disagreements to leave any out: then the interval is that of their share.
+
 Shape suffixes: C = different ratings, in order; K = blocks of prompts.
 """
 
 from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from itertools import combinations
 from typing import Any
 
 import numpy as np
+from scipy.stats import beta
 
-from rlhf_core.evaluation.intervals import Interval, too_few
+from rlhf_core.evaluation.intervals import MIN_GROUPS, Interval, grouped_share_interval, too_few
 from rlhf_core.evaluation.jackknife import blocks_of, fisher_interval
 
 MIN_ITEMS = 20
@@ -33,14 +37,21 @@ def kappa_of(coincidences_CC: np.ndarray) -> float | None:
 
 def alpha_of(coincidences_CC: np.ndarray) -> float | None:
     """Krippendorff's alpha, nominal metric; None where every rating is the same."""
-    return _alpha(coincidences_CC, 1.0 - np.eye(len(coincidences_CC)))
+    return _alpha(coincidences_CC, _distances(alpha_of, coincidences_CC))
 
 
 def ordinal_alpha_of(coincidences_CC: np.ndarray) -> float | None:
     """Krippendorff's alpha with the ordinal metric; None where every rating is the same."""
+    return _alpha(coincidences_CC, _distances(ordinal_alpha_of, coincidences_CC))
+
+
+def _distances(figure: OfMatrix, coincidences_CC: np.ndarray) -> np.ndarray:
+    """How far apart a figure takes two ratings to be, distances_CC: all alike, or by the ratings between them."""
+    if figure is not ordinal_alpha_of:
+        return 1.0 - np.eye(len(coincidences_CC))
     totals_C = coincidences_CC.sum(1)
     place_C = np.cumsum(totals_C) - totals_C / 2.0
-    return _alpha(coincidences_CC, np.subtract.outer(place_C, place_C) ** 2)
+    return np.asarray(np.subtract.outer(place_C, place_C) ** 2)
 
 
 def _alpha(coincidences_CC: np.ndarray, distance_CC: np.ndarray) -> float | None:
@@ -89,13 +100,55 @@ def agreement_intervals(
         return dict.fromkeys(figures)
     by_block = coincidences(items, blocks_of(groups))
     together = by_block.sum(0)
+    disagreeing = sum(float(block.sum() - np.trace(block)) > 1e-9 for block in by_block)
     found: dict[str, Interval | None] = {}
     for name, figure in figures.items():
         estimate = figure(together)
-        without = [figure(together - one) for one in by_block]
-        step = 1.0 / len(items) ** 2
-        found[name] = None if estimate is None else fisher_interval(estimate, without, confidence, step=step)
+        if estimate is None:
+            found[name] = None
+        elif disagreeing < MIN_GROUPS:
+            found[name] = _by_share(figure, estimate, together, items, groups, confidence)
+        else:
+            without = [figure(together - one) for one in by_block]
+            found[name] = fisher_interval(estimate, without, confidence, step=1.0 / len(items) ** 2)
     return found
+
+
+def _by_share(
+    figure: OfMatrix,
+    estimate: float,
+    together_CC: np.ndarray,
+    items: Sequence[Sequence[Any]],
+    groups: Sequence[Hashable],
+    confidence: float,
+) -> Interval | None:
+    """The interval where fewer than `MIN_GROUPS` blocks hold any disagreement: that of its share over prompts.
+
+    Every figure is 1 - observed / expected disagreement. What is expected is taken as known; of what is observed there
+    is so little that its own interval (`grouped_share_interval`) is all that counts. One disagreement in 200 pairs,
+    left out, would move Fisher's z by more than the whole scale is worth. Wilson's lower end of a share is too high
+    where one event was seen (Brown, Cai and DasGupta 2001, section 4.1): it is that of Jeffreys at most.
+    """
+    distances_CC = _distances(figure, together_CC)
+    distances_CC = distances_CC / distances_CC.max()
+    totals_C = together_CC.sum(1)
+    chance_CC = np.outer(totals_C, totals_C) / totals_C.sum()
+    by_chance = figure(chance_CC)
+    place = {rating: number for number, rating in enumerate(sorted({rating for item in items for rating in item}))}
+    apart, of = [], []
+    for item, group in zip(items, groups, strict=True):
+        pairs = [float(distances_CC[place[one], place[other]]) for one, other in combinations(item, 2)]
+        if pairs:
+            apart.append(sum(pairs) / len(pairs))
+            of.append(group)
+    share = grouped_share_interval(apart, of, confidence)
+    if share is None or by_chance is None:
+        return None
+    expected = float((chance_CC * distances_CC).sum() / totals_C.sum()) / (1.0 - by_chance)
+    seen = sum(apart)
+    least = float(beta.ppf((1.0 - confidence) / 2.0, seen + 0.5, len(apart) - seen + 0.5)) if seen else 0.0
+    low, high = 1.0 - share[1] / expected, 1.0 - min(share[0], least) / expected
+    return max(-1.0, min(low, estimate)), max(high, estimate)
 
 
 def why_no_interval(groups: Sequence[Hashable]) -> str | None:

@@ -15,6 +15,7 @@ from scipy.special import expit, ndtr
 from rlhf_core.evaluation.intervals import (
     MIN_GROUPS,
     bounds,
+    finite,
     group_index,
     grouped_share_interval,
     student_quantile,
@@ -79,24 +80,28 @@ def calibration_error(
     errors at which the reading would lie t standard deviations above or below what is expected, t Student's with one
     degree of freedom less than groups.
 
-    Raises ValueError for margins that are not finite.
+    With `ece_plugin` 0 the gaps that were seen have no direction; then those of all bins are taken to be of one size.
+
+    Raises ValueError for margins, or a scale, that are not finite.
     """
     values = finite("margins", margins)
     if not len(values):
         return {"ece": None, "ece_plugin": None} | bounds("ece", None)
     names = np.arange(len(values)) if groups is None else group_index(groups)
     predicted, right, place = _placed(values, margin_scale, num_bins)
-    plugin, reading = _readings(predicted, right, place, names)
+    plugin, unit, reading = _readings(predicted, right, place, names)
     num_groups = int(names.max()) + 1
     interval = None
     if num_groups >= MIN_GROUPS:
         t = student_quantile(confidence, num_groups - 1)
-        interval = _solve(plugin, reading, t), min(1.0, _solve(plugin, reading, -t))
-    return {"ece": _solve(plugin, reading, 0.0), "ece_plugin": plugin} | bounds("ece", interval)
+        interval = _solve(plugin, unit, reading, t), _solve(plugin, unit, reading, -t)
+    return {"ece": _solve(plugin, unit, reading, 0.0), "ece_plugin": plugin} | bounds("ece", interval)
 
 
 def _placed(margins: np.ndarray, margin_scale: float, num_bins: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Confidence, rightness and bin of each pair."""
+    if not math.isfinite(margin_scale):
+        raise ValueError(f"margin_scale is {margin_scale}; it must be finite")
     predicted = expit(margin_scale * np.abs(margins))
     right = (np.sign(margins) + 1.0) / 2.0
     place = np.clip(((predicted - 0.5) * 2.0 * num_bins).astype(np.int64), 0, num_bins - 1)
@@ -105,8 +110,8 @@ def _placed(margins: np.ndarray, margin_scale: float, num_bins: int) -> tuple[np
 
 def _readings(
     predicted: np.ndarray, right: np.ndarray, place: np.ndarray, groups: np.ndarray
-) -> tuple[float, Callable[[float], tuple[float, float]]]:
-    """The plug-in error, and what it is expected to be, with its variance, where gaps are a multiple of those seen."""
+) -> tuple[float, float, Callable[[float], tuple[float, float]]]:
+    """The plug-in error, that of a scale of 1, and what is expected to be read, with its variance, at any scale."""
     _, bins, counts = np.unique(place, return_inverse=True, return_counts=True)
     total = len(predicted)
     claimed = np.bincount(bins, weights=predicted) / counts
@@ -116,13 +121,15 @@ def _readings(
     alone = float((residuals**2).sum())
     design = max(1.0, float((cells**2).sum()) / alone) if alone else 1.0
     weights, least = counts / total, 0.5 / (counts + 1.0)
+    plugin = float((weights * np.abs(gaps)).sum())
+    true_gaps = gaps if plugin > 0.0 else np.ones_like(gaps)
 
     def expected(scale: float) -> tuple[float, float]:
-        share = np.clip(claimed - scale * gaps, least, 1.0 - least)
-        means, variances = _folded_normal(scale * np.abs(gaps), np.sqrt(share * (1.0 - share) / counts * design))
+        share = np.clip(claimed - scale * true_gaps, least, 1.0 - least)
+        means, variances = _folded_normal(scale * np.abs(true_gaps), np.sqrt(share * (1.0 - share) / counts * design))
         return float((weights * means).sum()), float((weights**2 * variances).sum())
 
-    return float((weights * np.abs(gaps)).sum()), expected
+    return plugin, plugin or 1.0, expected
 
 
 def _folded_normal(means: np.ndarray, deviations: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -132,25 +139,17 @@ def _folded_normal(means: np.ndarray, deviations: np.ndarray) -> tuple[np.ndarra
     return folded, means**2 + deviations**2 - folded**2
 
 
-def _solve(plugin: float, expected: Callable[[float], tuple[float, float]], t: float) -> float:
+def _solve(plugin: float, unit: float, expected: Callable[[float], tuple[float, float]], t: float) -> float:
     """The error whose expected reading, plus t of its standard deviations, is the one that was made."""
 
     def excess(scale: float) -> float:
         mean, variance = expected(scale)
         return mean + t * math.sqrt(variance) - plugin
 
-    if plugin == 0.0 or excess(0.0) >= 0.0:
+    if excess(0.0) >= 0.0:
         return 0.0
     most = 1.0
-    while excess(most) < 0.0 and most * plugin < 1.0:
+    while excess(most) < 0.0 and most * unit < 1.0:
         most *= 2.0
-    return float(brentq(excess, 0.0, most, xtol=1e-9)) * plugin if excess(most) > 0.0 else 1.0
-
-
-def finite(name: str, values: Values) -> np.ndarray:
-    """Return the values as float64; one NaN would otherwise turn every figure after it into a silent lie."""
-    array = np.asarray(values, dtype=np.float64)
-    bad = np.flatnonzero(~np.isfinite(array))
-    if len(bad):
-        raise ValueError(f"{name}[{bad[0]}] is {array[bad[0]]}; scores must be finite")
-    return array
+    # where gaps drown the noise, the reading is just what is expected: excess is 0 at a scale of 1
+    return min(1.0, float(brentq(excess, 0.0, most, xtol=1e-9)) * unit) if excess(most) >= 0.0 else 1.0

@@ -87,7 +87,7 @@ def grouped_share_interval(
     Returns:
         The interval; None with fewer than `MIN_GROUPS` groups.
     """
-    values = np.asarray(outcomes, dtype=np.float64)
+    values = finite("outcomes", outcomes)
     if len(values) != len(groups):
         raise ValueError(f"{len(values)} outcomes for {len(groups)} groups")
     index = group_index(groups)
@@ -115,7 +115,7 @@ def mean_interval(values: Sequence[float] | np.ndarray, confidence: float = 0.95
     Returns:
         The interval; None for fewer than `MIN_GROUPS` values.
     """
-    sample = np.asarray(values, dtype=np.float64)
+    sample = finite("values", values)
     count = len(sample)
     if count < MIN_GROUPS:
         return None
@@ -174,6 +174,15 @@ def _tango_statistic(wins: int, losses: int, count: int, difference: float) -> f
 def sign_test(wins: int, losses: int) -> float:
     """Return the exact two-sided p-value of "wins and losses are equally likely"; ties take no part."""
     return float(binomtest(wins, wins + losses, 0.5).pvalue) if wins + losses else 1.0
+
+
+def finite(name: str, values: Sequence[float] | np.ndarray) -> np.ndarray:
+    """Return the values as float64; one NaN would otherwise turn every figure after it into a silent lie."""
+    array = np.asarray(values, dtype=np.float64)
+    bad = np.flatnonzero(~np.isfinite(array))
+    if len(bad):
+        raise ValueError(f"{name}[{bad[0]}] is {array[bad[0]]}; it must be finite")
+    return array
 
 
 def group_index(groups: Sequence[Hashable]) -> np.ndarray:

@@ -4,7 +4,7 @@ from collections.abc import Hashable, Sequence
 
 import numpy as np
 
-from rlhf_core.evaluation.intervals import group_index
+from rlhf_core.evaluation.intervals import finite, group_index
 
 Values = Sequence[float] | np.ndarray
 
@@ -12,9 +12,11 @@ Values = Sequence[float] | np.ndarray
 def spearman(first: Values, second: Values) -> float | None:
     """Return Spearman's rho, equal values sharing their mean rank; `None` when either side is constant."""
     ranks = [_midranks(rank_levels(side)) for side in (first, second)]
+    if not len(ranks[0]):
+        return None
     one, other = (side - side.mean() for side in ranks)
     # Midranks are multiples of one half, so a constant side leaves rounding noise far below one quarter.
-    if not len(one) or min(one @ one, other @ other) < 0.25 / len(one):
+    if min(one @ one, other @ other) < 0.25 / len(one):
         return None
     return float(np.clip(one @ other / np.sqrt((one @ one) * (other @ other)), -1.0, 1.0))
 
@@ -25,8 +27,11 @@ def _midranks(levels: np.ndarray) -> np.ndarray:
 
 
 def rank_levels(values: Values) -> np.ndarray:
-    """Return each value's level: 0 for the smallest distinct value, 1 for the next."""
-    return np.unique(np.asarray(values, dtype=np.float64), return_inverse=True)[1]
+    """Return each value's level: 0 for the smallest distinct value, 1 for the next.
+
+    Raises ValueError for NaN, which sorting takes for the largest, and for infinity.
+    """
+    return np.unique(finite("values", values), return_inverse=True)[1]
 
 
 def spearman_within(groups: Sequence[Hashable], grades: Values, scores: Values) -> list[float | None]:

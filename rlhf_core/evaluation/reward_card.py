@@ -24,8 +24,8 @@ from typing import Any
 import numpy as np
 from scipy.stats import kendalltau
 
-from rlhf_core.evaluation.calibration import calibration_error, finite
-from rlhf_core.evaluation.intervals import bounds, grouped_share_interval, mean_interval, too_few, why_no_bounds
+from rlhf_core.evaluation.calibration import calibration_error
+from rlhf_core.evaluation.intervals import bounds, finite, grouped_share_interval, mean_interval, too_few, why_no_bounds
 from rlhf_core.evaluation.rank_intervals import rank_intervals
 from rlhf_core.evaluation.ranks import spearman, spearman_within
 

@@ -8,7 +8,7 @@ Groups must be whole: all responses to a prompt in one call, wherever they were 
 import torch
 from torch import Tensor
 
-from rlhf_core.objectives.masked import zero_masked
+from rlhf_core.objectives.masked import rounding_variance, zero_masked
 
 GROUP_STD_EPS = 1e-4
 """Stands beside a group's standard deviation, as in TRL's GRPO: responses that all earn the same give 0, not 0/0."""
@@ -41,15 +41,18 @@ def leave_one_out_advantages(totals_B: Tensor, group_B: Tensor) -> Tensor:
 def group_relative_advantages(totals_B: Tensor, group_B: Tensor, eps: float = GROUP_STD_EPS) -> Tensor:
     """Standard score of a response among those to its prompt (GRPO; Shao et al. 2024, section 4.1.2).
 
-    A_i = (r_i - mean) / (std + eps), the deviation taken with n - 1 as TRL does. Dividing makes prompts on which
-    responses hardly differ weigh as much as others (Liu et al. 2025); `leave_one_out_advantages` does not divide.
+    A_i = (r_i - mean) / (std + eps), the deviation taken with n - 1 as TRL does, with the variance of rounding beside
+    its square: totals that are equal but for their last digits give (nearly) 0, however large they are. Dividing makes
+    prompts on which responses hardly differ weigh as much as others (Liu et al. 2025); `leave_one_out_advantages`
+    does not divide.
     Raises ValueError for a prompt with one response, whose deviation does not exist.
     """
     size_B, mean_B = _group_size_and_mean(totals_B, group_B)
     centred_B = totals_B - mean_B
     _, places_B = torch.unique(group_B, return_inverse=True)
     squares_G = totals_B.new_zeros(int(places_B.max()) + 1).index_add(0, places_B, centred_B.square())
-    return centred_B / ((squares_G[places_B] / (size_B - 1)).sqrt() + eps)
+    rounding_B = rounding_variance(mean_B, totals_B.dtype)
+    return centred_B / ((squares_G[places_B] / (size_B - 1) + rounding_B).sqrt() + eps)
 
 
 def _group_size_and_mean(totals_B: Tensor, group_B: Tensor) -> tuple[Tensor, Tensor]:

@@ -26,10 +26,12 @@ def token_importance_weights(logprobs_BR: Tensor, behaviour_logprobs_BR: Tensor,
 def priority_probabilities(priorities_M: Tensor, exponent: float) -> Tensor:
     """priority^exponent / sum, the chance of each stored row (Schaul et al. 2016, eq. 1); exponent 0 is uniform.
 
-    Raises ValueError for a priority that is not positive: its row could never be drawn, nor its weight be computed.
+    Raises ValueError for a priority that is not positive: its row could never be drawn, nor its weight be computed; and
+    for one that is not finite, beside which no other could.
     """
-    if not bool((priorities_M > 0).all()):
-        raise ValueError(f"priorities must be positive, the smallest is {priorities_M.min().item()}")
+    if not bool(((priorities_M > 0) & priorities_M.isfinite()).all()):
+        least, most = priorities_M.min().item(), priorities_M.max().item()
+        raise ValueError(f"priorities must be positive and finite, they lie between {least} and {most}")
     # softmax of the logarithms is the same quotient and cannot overflow
     return torch.softmax(exponent * priorities_M.log(), dim=0)
 
@@ -38,7 +40,7 @@ def inclusion_probabilities(probabilities_M: Tensor, count: int) -> Tensor:
     """The chance of each row to be among `count` that are drawn without replacement, inclusion_M; they sum to `count`.
 
     In proportion to `probabilities_M`; a row whose share would pass 1 is drawn for sure, and the others share what is
-    left (Särndal, Swensson and Wretman 1992, section 3.6).
+    left (Särndal, Swensson and Wretman 1992, section 3.6). Probabilities so small that they are 0 share it evenly.
     Raises ValueError for more rows than there are.
     """
     if count > len(probabilities_M):
@@ -47,6 +49,8 @@ def inclusion_probabilities(probabilities_M: Tensor, count: int) -> Tensor:
     while True:
         left = count - int(sure_M.sum())
         shares_M = probabilities_M.masked_fill(sure_M, 0.0)
+        if shares_M.sum() < torch.finfo(shares_M.dtype).tiny:
+            shares_M = (~sure_M).to(shares_M.dtype)
         inclusion_M = left * shares_M / shares_M.sum().clamp_min(torch.finfo(shares_M.dtype).tiny)
         over_M = inclusion_M >= 1.0 - ROUNDING
         if not over_M.any():

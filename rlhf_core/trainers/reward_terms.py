@@ -80,7 +80,7 @@ def checked_rates(name: str, rates: Sequence[float], count: int) -> list[float]:
     """
     try:
         numbers = [float(rate) for rate in rates]
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise DataError(f"{name}: it returned {rates!r:.80}. Fix: one number a response ({error})") from error
     if len(numbers) != count:
         raise DataError(f"{name}: {len(numbers)} numbers for {count} responses. Fix: one number a response, in order")

@@ -4,6 +4,7 @@ import random
 
 import numpy as np
 import pytest
+from statsmodels.stats.proportion import proportion_confint
 
 from rlhf_core.data.agreement import fleiss_kappa, krippendorff_alpha, ordinal_alpha
 from rlhf_core.evaluation.agreement_intervals import (
@@ -18,12 +19,14 @@ from rlhf_core.evaluation.agreement_intervals import (
 FIGURES = {"kappa": kappa_of, "alpha": alpha_of, "ordinal": ordinal_alpha_of}
 
 
-def ratings(seed: int, prompts: int, each: int, raters: int, right: float) -> tuple[list[int], list[list[int]]]:
+def ratings(
+    seed: int, prompts: int, each: int, raters: int, right: float, spread: float = 0.1
+) -> tuple[list[int], list[list[int]]]:
     """Votes of raters who are right with a chance that depends on the prompt."""
     rng = random.Random(seed)
     groups, items = [], []
     for prompt in range(prompts):
-        chance = right + rng.uniform(-0.1, 0.1)
+        chance = right + rng.uniform(-spread, spread)
         for _ in range(each):
             truth = rng.choice((0, 2))
             groups.append(prompt)
@@ -64,6 +67,36 @@ def test_intervals_hold_the_truth_as_often_as_they_say(prompts: int, each: int):
     assert all(0.925 <= hit / 500 <= 0.985 for hit in hits.values()), hits
 
 
+@pytest.mark.parametrize(("prompts", "each"), [(5, 4), (20, 1), (60, 1)])
+def test_near_full_agreement_intervals_hold_the_truth_too(prompts: int, each: int):
+    """Two raters who err in 0.5 to 5 of 100 pairs, so that many rounds show no disagreement, or one.
+
+    The mean over the truths, since counts are few and whole (as in `benchmarks.coverage`).
+    """
+    hits, runs = dict.fromkeys(FIGURES, 0), 0
+    for right in (0.95, 0.97, 0.985, 0.995):
+        _, many = ratings(0, 6_000, each, 2, right, 0.004)
+        matrix = coincidences(many, np.zeros(len(many), dtype=int)).sum(0)
+        truth = {name: figure(matrix) for name, figure in FIGURES.items()}
+        for seed in range(1, 101):
+            runs += 1
+            found = agreement_intervals(*ratings(seed, prompts, each, 2, right, 0.004), FIGURES)
+            for name, interval in found.items():
+                hits[name] += interval is not None and interval[0] <= truth[name] <= interval[1]
+    assert all(hit / runs >= 0.93 for hit in hits.values()), hits
+
+
+def test_one_disagreement_in_two_hundred_pairs_is_told_by_its_share():
+    """Kappa .99, and Fisher's z without that pair infinite. By hand: shares of 1 in 200 over chance's one half."""
+    items = [[0, 0], [2, 2]] * 99 + [[0, 0], [0, 2]]
+    found = agreement_intervals(range(200), items, FIGURES)
+    rarest = proportion_confint(1, 200, method="jeffreys")[0]
+    commonest = proportion_confint(1, 200, method="wilson")[1]
+    for name in FIGURES:
+        low, high = found[name]
+        assert (low, high) == pytest.approx((1 - commonest / 0.5, 1 - rarest / 0.5), abs=0.001), name
+
+
 def test_too_few_prompts_or_pairs_give_none_and_say_so():
     groups, items = ratings(1, 4, 8, 3, 0.8)
     assert agreement_intervals(groups, items, FIGURES) == dict.fromkeys(FIGURES)
@@ -76,5 +109,5 @@ def test_full_agreement_ends_at_one_and_a_single_answer_is_undefined():
     items = [[0, 0, 0], [2, 2, 2]] * 15
     (low, high) = agreement_intervals(range(30), items, {"alpha": alpha_of})["alpha"]
     assert high == 1.0
-    assert low > 0.9
+    assert low == pytest.approx(1 - 2 * proportion_confint(0, 30, method="wilson")[1], abs=0.01)
     assert agreement_intervals(range(30), [[1, 1, 1]] * 30, FIGURES) == dict.fromkeys(FIGURES)

@@ -82,6 +82,33 @@ def test_error_of_a_model_that_is_too_sure_or_not_sure_enough(prompts: int, each
     assert np.mean([one["ece_low"] <= truth <= one["ece_high"] for one in found]) > 0.91
 
 
+def test_a_model_that_is_always_too_sure_or_too_little_reads_its_gap():
+    """A gap beside which chance is nothing: by hand 1 - sigmoid(1), and not an error of 1."""
+    found = calibration_error([1.0] * 50)
+    gap = 1 - 1 / (1 + math.exp(-1))
+    assert found["ece"] == pytest.approx(gap) == found["ece_plugin"]
+    assert found["ece_low"] < gap < found["ece_high"] < 0.35
+    assert calibration_error([-30.0] * 10)["ece"] == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("margins", [[1e-17, -1e-17] * 3, [1e30] * 6])
+def test_bins_that_happen_to_be_exact_prove_no_perfect_model(margins: list[float]):
+    """Six pairs: three of six right at 1/2, and six of six at 1; a rate of .2 less gives the second in .26 of runs."""
+    found = calibration_error(margins)
+    assert (found["ece"], found["ece_plugin"], found["ece_low"]) == (0.0, 0.0, 0.0)
+    assert found["ece_high"] > 0.3
+
+
+def test_the_bounds_hold_the_error_whatever_the_pairs():
+    generator = np.random.default_rng(3)
+    for _ in range(300):
+        count, prompts = int(generator.integers(5, 40)), int(generator.integers(5, 12))
+        margins = np.round(generator.normal(generator.normal(), 10 ** generator.uniform(-2, 2), count), 2)
+        groups = [*range(5), *generator.integers(0, prompts, count - 5).tolist()]
+        found = calibration_error(margins, groups, margin_scale=float(generator.choice([0.0, 1e-3, 1.0, 1e3])))
+        assert 0.0 <= found["ece_low"] <= found["ece"] <= found["ece_high"] <= 1.0, (margins, groups)
+
+
 def test_without_margins_there_is_no_error():
     assert calibration_error([]) == dict.fromkeys(("ece", "ece_plugin", "ece_low", "ece_high"))
     assert calibration_bins([]) == []
@@ -90,3 +117,5 @@ def test_without_margins_there_is_no_error():
 def test_margins_that_are_not_finite_are_refused():
     with pytest.raises(ValueError, match=r"margins\[1\] is nan"):
         calibration_error([1.0, math.nan])
+    with pytest.raises(ValueError, match="margin_scale is inf"):
+        calibration_error([1.0, 2.0], margin_scale=math.inf)

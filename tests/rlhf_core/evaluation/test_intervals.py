@@ -158,3 +158,11 @@ def test_mean_interval_takes_the_skewness_out_as_hall_says():
         w = (values.mean() - end) / spread
         hall = w + a * w**2 / 3 + a**2 * w**3 / 27 + a / (6 * count)
         assert math.sqrt(count) * hall == pytest.approx(sign * student.ppf(0.975, 11))
+
+
+@pytest.mark.parametrize("wrong", [math.nan, math.inf, -math.inf])
+def test_what_is_no_number_has_no_interval(wrong: float):
+    with pytest.raises(ValueError, match=r"values\[4\] is"):
+        mean_interval([1.0, 2.0, 3.0, 4.0, wrong])
+    with pytest.raises(ValueError, match=r"outcomes\[4\] is"):
+        grouped_share_interval([1.0, 0.0, 1.0, 0.0, wrong], range(5))

@@ -34,3 +34,10 @@ def test_within_speaks_of_prompts_that_have_two_grades():
 def test_a_prompt_on_which_the_model_is_silent_has_no_rho():
     assert spearman_within(["a", "a", "b", "b"], [1, 2, 1, 2], [1, 2, 7, 7]) == [pytest.approx(1.0), None]
     assert spearman_within(["a", "a"], [1, 1], [1, 2]) == []
+
+
+def test_nan_is_no_rank():
+    """Sorting takes NaN for the largest: [1, 2, NaN] against [1, 2, 3] would be in perfect order."""
+    with pytest.raises(ValueError, match=r"values\[2\] is nan"):
+        spearman([1.0, 2.0, float("nan")], [1.0, 2.0, 3.0])
+    assert spearman([], []) is None

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from rlhf_core.data.agreement import krippendorff_alpha
+from rlhf_core.evaluation.agreement_bounds import agreement_bounds
 from rlhf_core.feedback.ballots import Ballot, Pair, Vote
 from rlhf_core.feedback.labelling import aggregate, annotator_table, summary
 from rlhf_core.feedback.rater_agreement import agreement_figures, cohen_table
@@ -17,7 +18,7 @@ REAL = Path(__file__).parents[4] / "shared/data"
 
 def ballot(number: int, signed: list[int], *, shown: bool = True, names: str = "xyz") -> Ballot:
     pair = Pair(
-        pair_id=str(number), prompt_id="p", prompt="?", task="", split="train",
+        pair_id=str(number), prompt_id=f"p{number // 2}", prompt="?", task="", split="train",
         response_a=f"better {number}", response_b=f"worse {number}",
     )  # fmt: skip
     votes = tuple(Vote.from_signed(name, value) for name, value in zip(names, signed, strict=False))
@@ -81,3 +82,14 @@ def test_the_unnamed_are_no_annotator_to_agree_with_and_a_second_vote_replaces_t
         (["x", "y"], 1, 1.0, None)
     ]
     assert agreement_figures([one, ballot(2, [1])])["num_pairs_voted_again"] == 0
+
+
+@pytest.mark.parametrize("shown", [True, False])
+def test_bounds_are_those_of_the_published_figures(shown: bool) -> None:
+    """Comparisons name the better response first: bounds of the votes as they stand would be around chance."""
+    rng = random.Random(4)
+    ballots = [ballot(n, [-1 if rng.random() < 0.15 else 1 for _ in range(3)], shown=shown) for n in range(60)]
+    figures, found = agreement_figures(ballots), agreement_bounds(ballots)
+    assert figures["fleiss_kappa"] == pytest.approx(-0.0 if shown else 0.5, abs=0.2)
+    for name in ("fleiss_kappa", "krippendorff_alpha", "strength_alpha"):
+        assert found[f"{name}_low"] < figures[name] < found[f"{name}_high"], name

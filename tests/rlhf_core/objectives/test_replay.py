@@ -56,6 +56,20 @@ def test_chances_of_taking_part_worked_by_hand() -> None:
         inclusion_probabilities(shares, 5)
 
 
+def test_rows_beside_which_others_have_no_chance_leave_the_rest_to_all_others_alike() -> None:
+    """Priorities 1e33 apart to the power of 20: the chance of 14 is 0, and still eight of 16 are drawn."""
+    priorities = torch.tensor([1e30, 1e30, *[1e-3] * 14], dtype=torch.float64)
+    inclusion = inclusion_probabilities(priority_probabilities(priorities, 20.0), 8)
+    assert inclusion.tolist() == pytest.approx([1.0, 1.0, *[6 / 14] * 14])
+    assert len(draw_systematically(inclusion, torch.Generator().manual_seed(0))) == 8
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf"), 0.0])
+def test_priorities_that_give_no_chances_are_refused(wrong: float) -> None:
+    with pytest.raises(ValueError, match="priorities must be positive and finite"):
+        priority_probabilities(torch.tensor([1.0, wrong]), 0.6)
+
+
 @pytest.mark.parametrize("count", [1, 3, 7, 11])
 def test_rows_are_drawn_as_often_as_said_and_weights_give_back_the_plain_mean(count: int) -> None:
     """20,000 draws of 12 rows of very different priorities; chances within 4.5 standard errors, never one twice.
