@@ -8,6 +8,7 @@ divided among processes. Frozen weights (a base under adapters) are not written;
 
 import hashlib
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,6 +35,7 @@ from rlhf_core.state.world import ALONE, World
 
 SCHEMA = 3
 MANIFEST = "manifest.json"
+_NAME = re.compile(r"step-[0-9]{9,}")
 
 
 class Checkpointer:
@@ -126,7 +128,8 @@ class Checkpointer:
         return None
 
     def _steps(self) -> list[Path]:
-        return sorted(self.folder.glob("step-*"))
+        """The checkpoints, oldest first; copies under names of one's own (`step-000000004.bak`) are none."""
+        return sorted(path for path in self.folder.glob("step-*") if _NAME.fullmatch(path.name))
 
     def _damage(self, folder: Path) -> str | None:
         """What keeps a checkpoint from being read as it was written; None where it is whole."""
@@ -136,11 +139,13 @@ class Checkpointer:
                 return "the manifest does not have the content that it was written with"
             if manifest["schema"] != SCHEMA:
                 return f"schema {manifest['schema']} instead of {SCHEMA}"
+            recorded = manifest["files"]
+            if not isinstance(recorded, dict) or not isinstance(manifest["identity"], dict):
+                return "the manifest is of another form"
             there = tree_digest(folder)
-        except (OSError, ValueError, AttributeError, TypeError) as error:
-            return f"unreadable ({error})"
+        except (OSError, ValueError, AttributeError, TypeError, KeyError, RecursionError) as error:
+            return f"unreadable ({type(error).__name__}: {error})"
         there.pop(MANIFEST)
-        recorded = manifest["files"]
         if there.keys() != recorded.keys():
             return f"files differ from the manifest: {sorted(there.keys() ^ recorded.keys())}"
         changed = [name for name, digest in recorded.items() if there[name] != digest]

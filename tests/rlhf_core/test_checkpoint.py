@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from rlhf_core.errors import EnvironmentProblem
-from rlhf_core.state.atomic import tree_digest
+from rlhf_core.state.atomic import digest_of, tree_digest
 from rlhf_core.state.checkpoint import Checkpointer
 from rlhf_core.state.rng import StepRng
 from rlhf_core.state.train_state import TrainState
@@ -111,7 +112,7 @@ def test_a_damaged_newest_one_is_set_aside(tmp_path: Path, damage: str, capsys: 
 
 
 @pytest.mark.parametrize("victim", ["state.json", "manifest.json"])
-@pytest.mark.parametrize("content", ["{}", "[]", "null", "", "\ufffd{", '{"schema": 3, "files": []}'])
+@pytest.mark.parametrize("content", ["{}", "[]", "null", "", "\ufffd{", '{"schema": 3, "files": []}', "[" * 100_000])
 def test_where_all_are_damaged_training_begins_again_and_says_so(
     tmp_path: Path, victim: str, content: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -128,6 +129,30 @@ def test_where_all_are_damaged_training_begins_again_and_says_so(
     train(state, 1)
     checkpointer.save(state)
     assert checkpointer.restore(new_state()), "and what it then keeps is found"
+
+
+@pytest.mark.parametrize("change", [{"files": []}, {"files": None}, {"identity": []}, {"identity": None}])
+def test_a_manifest_of_another_form_is_damage_also_where_its_digest_is_right(tmp_path: Path, change: dict) -> None:
+    checkpointer = saved_at(tmp_path, [1])
+    (path,) = tmp_path.glob("step-*/manifest.json")
+    manifest = {name: value for name, value in json.loads(path.read_text()).items() if name != "digest"} | change
+    manifest = {name: value for name, value in manifest.items() if value is not None}
+    path.write_text(json.dumps(manifest | {"digest": digest_of(manifest)}))
+    assert not checkpointer.restore(new_state())
+
+
+def test_copies_of_checkpoints_under_names_of_ones_own_are_left_alone(tmp_path: Path) -> None:
+    """Neither read, nor counted among those to keep, nor removed."""
+    checkpointer = saved_at(tmp_path, [1, 2])
+    copies = ["step-000000002.bak", "step-000000009 (copy)", "step-best"]
+    for name in copies:
+        shutil.copytree(tmp_path / "step-000000001", tmp_path / name)
+    state = new_state()
+    assert checkpointer.restore(state)
+    assert state.step == 2
+    train(state, 3)
+    checkpointer.save(state)
+    assert {path.name for path in tmp_path.glob("step-*")} == {"step-000000002", "step-000000003", *copies}
 
 
 def test_a_digit_of_the_identity_that_was_changed_on_disk_is_damage_and_no_other_identity(tmp_path: Path) -> None:
