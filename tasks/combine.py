@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_core.data.pairs import PreferencePair
-from rlhf_core.errors import ConfigError, DataError
+from rlhf_core.errors import ConfigError, DataError, check_finite
 from rlhf_core.evaluation.drift import summed_logprobs, token_logprobs
 from rlhf_core.evaluation.judges import reward_scores
 from rlhf_core.evaluation.response_set import sample_response_set
@@ -67,6 +67,7 @@ def run(stage: Stage) -> dict[str, Any]:
     def named(values: Sequence[Any]) -> dict[str, Any]:
         return dict(zip(cfg.members, values, strict=True))
 
+    check_finite([figures["value"] for figures in alone], "combine: the value of member")
     best = max(range(len(alone)), key=lambda place: alone[place]["value"])
     shares, chosen = candidates[best_parts(lattice, [figures["value"] for _, figures in candidates])]
     policy = combine(shares)

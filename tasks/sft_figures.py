@@ -1,6 +1,5 @@
 """What the SFT stage publishes of a trained model beside its weights: a few responses, and its headline figures."""
 
-import math
 from collections.abc import Mapping, Sequence
 from itertools import chain
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_core.data.examples import Example
-from rlhf_core.evaluation.intervals import bounds, too_few, why_no_bounds
+from rlhf_core.evaluation.intervals import bounds, perplexity, too_few, why_no_bounds
 from rlhf_core.evaluation.jackknife import ratio_interval
 from rlhf_core.models.adapters import parameter_counts
 from rlhf_core.models.policy import eos_token_ids
@@ -73,7 +72,7 @@ def figures(
         "train_loss": sum(losses) / len(losses) if losses else None,
         "heldout_loss": loss,
         **loss_bounds,
-        "heldout_perplexity": None if loss is None else math.exp(loss),
+        "heldout_perplexity": None if loss is None else perplexity(loss),
         "best_step": state.extra.get("best_step", state.step),
         "num_heldout": len(heldout),
         "vocab_size": len(tokenizer),

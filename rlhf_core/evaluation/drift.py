@@ -3,7 +3,6 @@
 Shape suffixes: B = rows of a batch, R = response tokens.
 """
 
-import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -14,7 +13,7 @@ from transformers import PreTrainedModel
 
 from rlhf_core.data.batches import collate
 from rlhf_core.errors import check_finite
-from rlhf_core.evaluation.intervals import bounds, mean_interval
+from rlhf_core.evaluation.intervals import bounds, mean_interval, perplexity
 from rlhf_core.models.mixture import PolicyMixture
 from rlhf_core.rollout.logprobs import response_logprobs
 
@@ -47,7 +46,7 @@ def drift_figures(
         "kl_to_sft": float(difference.mean()),
         **bounds("kl_to_sft", mean_interval(difference, confidence)),
         "kl_per_token": float(difference.sum()) / tokens,
-        "perplexity_under_sft": math.exp(-float(np.sum(reference_logprobs)) / tokens),
+        "perplexity_under_sft": perplexity(-float(np.sum(reference_logprobs)) / tokens),
     }
 
 

@@ -6,6 +6,7 @@ much prompts differ. How often each interval holds the truth is measured by `pyt
 """
 
 import math
+import sys
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
@@ -18,6 +19,14 @@ Interval = tuple[float, float]
 
 MIN_GROUPS = 5
 """Fewest prompts that an interval may rest on."""
+
+MOST_NATS = math.log(sys.float_info.max)
+"""Where `exp` ends."""
+
+
+def perplexity(nats: float) -> float | None:
+    """exp of a loss in nats a token; None where no float is as large."""
+    return math.exp(nats) if nats < MOST_NATS else None
 
 
 def too_few(count: int, what: str = "prompts", least: int = MIN_GROUPS) -> str | None:

@@ -11,7 +11,14 @@ from collections.abc import Callable, Hashable, Sequence
 
 import numpy as np
 
-from rlhf_core.evaluation.intervals import MIN_GROUPS, Interval, group_index, normal_quantile, student_quantile
+from rlhf_core.evaluation.intervals import (
+    MIN_GROUPS,
+    MOST_NATS,
+    Interval,
+    group_index,
+    normal_quantile,
+    student_quantile,
+)
 
 MAX_BLOCKS = 200
 """Groups beyond so many are left out several at a time: t is then as good as normal, and the time stays bounded."""
@@ -93,7 +100,7 @@ def ratio_interval(
     spread_K = np.log(left_K / (weighed_K.sum() - weighed_K)) - centre
     freedom = max(1.0, float(weighed_K.sum() ** 2 / (weighed_K**2).sum()) - 1.0)
     half = student_quantile(confidence, freedom) * math.sqrt((count - 1) / count * float((spread_K**2).sum()))
-    return math.exp(centre - half), math.exp(centre + half)
+    return math.exp(centre - half), math.exp(min(centre + half, MOST_NATS))
 
 
 def _z(value: float, step: float) -> float:

@@ -40,7 +40,7 @@ def read_responses(
     """Read every response; rows of like length share a batch, the very ones of `judges.reward_scores`.
 
     Raises:
-        Diverged: the score of a response is no finite number.
+        Diverged: the score of a response, its deviation or that of a member is no finite number.
     """
     device = model.shift.device
     order = sorted(range(len(prompts)), key=lambda row: (len(prompts[row]) + len(responses[row]), row))
@@ -49,8 +49,13 @@ def read_responses(
         rows = order[start : start + batch_size]
         batch = collate([prompts[row] for row in rows], [responses[row] for row in rows], pad_id).to(device)
         readings |= dict(zip(rows, _rows(model.details(batch)), strict=True))
-    check_finite([readings[row].score for row in range(len(prompts))], "reward model: the score of response")
-    return [readings[row] for row in range(len(prompts))]
+    found = [readings[row] for row in range(len(prompts))]
+    check_finite([one.score for one in found], "reward model: the score of response")
+    check_finite([one.deviation or 0.0 for one in found], "reward model: the deviation of the score of response")
+    # a median and ranks are numbers although a member's score is infinite
+    for number, scores in enumerate(zip(*(one.members for one in found), strict=True)):
+        check_finite(scores, f"reward model: member {number}: the score of response")
+    return found
 
 
 def _rows(details: Details) -> list[Reading]:

@@ -35,7 +35,7 @@ def leave_one_out_advantages(totals_B: Tensor, group_B: Tensor) -> Tensor:
     """
     size_B, mean_B = _group_size_and_mean(totals_B, group_B)
     # r - (K mean - r) / (K - 1) = (r - mean) K / (K - 1), in which a large common level cancels first
-    return (totals_B - mean_B) * size_B / (size_B - 1)
+    return ((totals_B - mean_B) * size_B / (size_B - 1)).to(totals_B.dtype)
 
 
 def group_relative_advantages(totals_B: Tensor, group_B: Tensor, eps: float = GROUP_STD_EPS) -> Tensor:
@@ -50,16 +50,18 @@ def group_relative_advantages(totals_B: Tensor, group_B: Tensor, eps: float = GR
     size_B, mean_B = _group_size_and_mean(totals_B, group_B)
     centred_B = totals_B - mean_B
     _, places_B = torch.unique(group_B, return_inverse=True)
-    squares_G = totals_B.new_zeros(int(places_B.max()) + 1).index_add(0, places_B, centred_B.square())
+    squares_G = centred_B.new_zeros(int(places_B.max()) + 1).index_add(0, places_B, centred_B.square())
     rounding_B = rounding_variance(mean_B, totals_B.dtype)
-    return centred_B / ((squares_G[places_B] / (size_B - 1) + rounding_B).sqrt() + eps)
+    return (centred_B / ((squares_G[places_B] / (size_B - 1) + rounding_B).sqrt() + eps)).to(totals_B.dtype)
 
 
 def _group_size_and_mean(totals_B: Tensor, group_B: Tensor) -> tuple[Tensor, Tensor]:
+    """In float64: a mean rounded to float32 lies off equal totals, by a distance that whitening would make a signal."""
     names, places_B, sizes_G = torch.unique(group_B, return_inverse=True, return_counts=True)
     if bool((sizes_G < 2).any()):
         alone = names[sizes_G < 2].tolist()
         raise ValueError(f"prompts {alone[:5]} have one response each; comparing within a prompt needs two or more")
-    sums_G = totals_B.new_zeros(len(names)).index_add(0, places_B, totals_B)
-    size_B = sizes_G[places_B].to(totals_B.dtype)
+    wide_B = totals_B.double()
+    sums_G = wide_B.new_zeros(len(names)).index_add(0, places_B, wide_B)
+    size_B = sizes_G[places_B].to(wide_B.dtype)
     return size_B, sums_G[places_B] / size_B

@@ -140,8 +140,9 @@ def response_advantages(cfg: PPOConfig, totals_N: Tensor, counts_N: Tensor) -> T
         case "grpo":
             advantages_K = group_relative_advantages(totals_K, groups_K)
         case _:
-            others_K = (totals_K.sum() - totals_K) / (len(totals_K) - 1)
-            advantages_K = reinforce_advantages(totals_K, others_K)
+            wide_K = totals_K.double()  # rounded to float32 the mean lies off equal totals
+            others_K = (wide_K.sum() - wide_K) / (len(wide_K) - 1)
+            advantages_K = reinforce_advantages(wide_K, others_K).to(totals_K.dtype)
     return torch.zeros_like(totals_N).masked_scatter(counts_N, advantages_K)
 
 

@@ -3,7 +3,6 @@
 Built in are `length` and `diversity`; anything else is a function from outside that takes responses and gives numbers.
 """
 
-import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,6 +11,9 @@ from itertools import pairwise
 from rlhf_core.errors import DataError
 from rlhf_core.state.world import World
 from rlhf_core.trainers.replay import Written
+
+LARGEST = 3.4e38
+"""Rewards are float32 numbers: larger ones would be infinite there, and their means in float64 too."""
 
 Rate = Callable[[Sequence[Written]], Sequence[float]]
 """Gives each response a number."""
@@ -84,9 +86,11 @@ def checked_rates(name: str, rates: Sequence[float], count: int) -> list[float]:
         raise DataError(f"{name}: it returned {rates!r:.80}. Fix: one number a response ({error})") from error
     if len(numbers) != count:
         raise DataError(f"{name}: {len(numbers)} numbers for {count} responses. Fix: one number a response, in order")
-    if not all(math.isfinite(number) for number in numbers):
-        place = next(i for i, number in enumerate(numbers) if not math.isfinite(number))
-        raise DataError(f"{name}: {numbers[place]} for response {place} of {count}. Fix: finite numbers only")
+    for place, number in enumerate(numbers):
+        if not abs(number) <= LARGEST:  # NaN is at most nothing
+            raise DataError(
+                f"{name}: {number} for response {place} of {count}. Fix: finite numbers only, of {LARGEST:.1e} at most"
+            )
     return numbers
 
 

@@ -11,6 +11,7 @@ from ppo_support import CFG, EOS, PAD, PROMPTS, changed, make_state, run, share_
 from preference_support import toy_groups
 from torch import Tensor
 
+from rlhf_core.data.batches import collate
 from rlhf_core.errors import Diverged, GateRefused, check_finite
 from rlhf_core.evaluation.drift import drift_figures
 from rlhf_core.evaluation.judges import reward_scores, score_judge
@@ -116,6 +117,20 @@ def test_a_reward_model_that_gives_no_number_is_an_error_that_names_the_response
         assert len(read(model, prompts[:1], responses[:1], pad_id=PAD, batch_size=2)) == 1
         with pytest.raises(Diverged, match="the score of response 1 is nan"):
             read(model, prompts, responses, pad_id=PAD, batch_size=2)
+
+
+@pytest.mark.parametrize("aggregate", ["median", "vote"])
+def test_a_members_infinite_score_does_not_hide_behind_the_others(aggregate: Any) -> None:
+    """The median of three, and a rank, are numbers although one of them is infinite; their deviation is not."""
+    spoilt = RewardModel.from_policy(tiny_policy(), "last", seed=1)
+    with torch.no_grad():
+        spoilt.head.scalar.bias.fill_(math.inf)
+    members = [RewardModel.from_policy(tiny_policy(), "last", seed=seed) for seed in (2, 3)]
+    ensemble = RewardEnsemble([*members, spoilt], aggregate)
+    ensemble.reference_MQ = torch.arange(4.0).repeat(3, 1)
+    assert ensemble.eval()(collate([[7]], [[5, EOS]], PAD)).isfinite().all()
+    with pytest.raises(Diverged, match=r"of the score of response 0 is|member 2: the score of response 0 is"):
+        read_responses(ensemble, [[7]], [[5, EOS]], pad_id=PAD, batch_size=2)
 
 
 @pytest.mark.parametrize("bad", BAD)

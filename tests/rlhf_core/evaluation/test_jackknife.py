@@ -4,6 +4,7 @@ import math
 
 import pytest
 
+from rlhf_core.evaluation.intervals import perplexity
 from rlhf_core.evaluation.jackknife import ratio_interval
 
 
@@ -34,3 +35,11 @@ def test_a_prompt_that_weighs_more_than_the_others_together_leaves_less_to_go_by
 @pytest.mark.parametrize("parts", [[1, 2, 3, 4], [0, 0, 0, 0, 1], []])
 def test_too_few_prompts_or_nothing_left_without_one_give_none(parts: list[float]) -> None:
     assert ratio_interval(parts, [1.0] * len(parts), range(len(parts))) is None
+
+
+def test_losses_that_are_as_large_as_numbers_get_have_ends_too():
+    """An end beyond the largest float ends there; it was an OverflowError."""
+    found = ratio_interval([1e299, 1e299, 1e299, 1e299, 1e306], [1.0] * 5, range(5))
+    assert found is not None
+    assert 0.0 < found[0] < 2e305 < found[1] == pytest.approx(1.797e308, rel=1e-3)
+    assert (perplexity(0.0), perplexity(709.0), perplexity(710.0)) == (1.0, math.exp(709.0), None)

@@ -61,6 +61,15 @@ def test_every_token_carries_its_responses_advantage() -> None:
     assert spread.tolist() == [[2.0, 2.0, 0.0], [-1.0, 0.0, 0.0]]
 
 
+def test_totals_that_are_equal_teach_exactly_nothing_whatever_their_size() -> None:
+    """Seven times 1000.1 in float32 over seven is another number: .14 under GRPO, and after whitening all of it."""
+    for level in (0.1, 1000.1, 123456.7):
+        totals, group = torch.full((7,), level), torch.zeros(7)
+        assert group_relative_advantages(totals, group).tolist() == [0.0] * 7
+        assert leave_one_out_advantages(totals, group).tolist() == [0.0] * 7
+        assert leave_one_out_advantages(totals, group).dtype == torch.float32
+
+
 def test_what_rounding_does_to_large_equal_totals_is_no_difference() -> None:
     """Float32 numbers near 1e6 lie 1/16 apart: one of nine that is the next number earned the same."""
     totals = torch.tensor([1e6, 1e6 + 0.0625, 1e6] * 3)

@@ -206,6 +206,7 @@ def test_each_process_asks_a_function_of_its_own_responses_and_diversity_of_all(
     [
         ([1.0], r"m:f: 1 numbers for 2 responses. Fix:"),
         ([1.0, math.nan], r"m:f: nan for response 1 of 2. Fix: finite"),
+        ([1e308, 1e308], r"m:f: 1e\+308 for response 0 of 2. Fix: finite"),
         ([1.0, "much"], r"m:f: it returned \[1.0, 'much'\]. Fix: one number a response"),
         ([1.0, 10**400], r"m:f: it returned \[1.0, 1000.* Fix: one number a response"),
         (None, r"m:f: it returned None. Fix:"),
