@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 
 from flows.summary import LIVE_FILE, read_summary
 from rlhf_core.errors import EnvironmentProblem
-from rlhf_core.state.atomic import sweep_temporary
+from rlhf_core.state.atomic import abandoned_folders, sweep_temporary
 from tasks import paths
 from tasks.locks import RunLock, read_owner
 
@@ -48,7 +48,8 @@ def leftovers(home: Path, *, keep: int, unfinished: bool = False) -> list[Leftov
     Args:
         home: main checkout.
         keep: how many finished runs keep their worktree, the newest first.
-        unfinished: whether runs that failed or were interrupted go too, though they could be gone on with.
+        unfinished: whether runs that failed, were interrupted or were asked for in part go too, though they could be
+            gone on with.
     """
     old = list(_old_runs(home, keep, unfinished))
     gone = {entry.path for entry in old}
@@ -56,8 +57,11 @@ def leftovers(home: Path, *, keep: int, unfinished: bool = False) -> list[Leftov
     return [*old, *(entry for folder in staying if read_owner(folder) is None for entry in _of_folder(folder))]
 
 
-def clean(home: Path, found: Sequence[Leftover]) -> None:
+def clean(home: Path, found: Sequence[Leftover]) -> list[Leftover]:
     """Remove what `leftovers` found. What a run has taken up in the meantime stays.
+
+    Returns:
+        What is gone now.
 
     Raises:
         EnvironmentProblem: git or the file system refuses.
@@ -67,12 +71,14 @@ def clean(home: Path, found: Sequence[Leftover]) -> None:
     for entry in found:
         match entry.kind:
             case "run":
-                with RunLock(entry.path, "cleaning"):
-                    remove_run_worktree(home, entry.path.name)
+                if read_owner(entry.path) is None:
+                    with RunLock(entry.path, "cleaning"):
+                        remove_run_worktree(home, entry.path.name)
             case "half-made outputs":
                 sweep_temporary(entry.path.parent)
             case _:
                 _remove_unless_used(entry.path)
+    return [entry for entry in found if not entry.path.exists()]
 
 
 def clean_cache(home: Path, data_files: Sequence[str]) -> str:
@@ -105,10 +111,12 @@ def _old_runs(home: Path, keep: int, unfinished: bool) -> Iterator[Leftover]:
         summary = read_summary(folder / LIVE_FILE)
         if read_owner(folder) is not None or summary is None:
             continue
-        if summary.status == "done":
+        in_part = any(stage.status == "left out" for stage in summary.stages)
+        if summary.status == "done" and not in_part:
             finished.append((summary.started, folder))
         elif unfinished:
-            yield Leftover(kind="run", path=folder, size=_size(folder), why=f"unfinished ({summary.status})")
+            how = f"{summary.status} in part" if in_part else summary.status
+            yield Leftover(kind="run", path=folder, size=_size(folder), why=f"unfinished ({how})")
     for _, folder in sorted(finished, reverse=True)[keep:]:
         yield Leftover(kind="run", path=folder, size=_size(folder), why=f"finished, and not among the newest {keep}")
 
@@ -124,7 +132,7 @@ def _of_folder(root: Path) -> Iterator[Leftover]:
             if folder.name not in needed:
                 why = "the stage is up to date"
                 yield Leftover(kind="checkpoints", path=folder, size=_size(folder), why=why)
-    for folder in sorted((root / paths.STAGING).glob(".tmp-*")):
+    for folder in abandoned_folders(root / paths.STAGING):
         yield Leftover(kind="half-made outputs", path=folder, size=_size(folder), why="its process is gone")
     if (cache := root / paths.REFERENCE_CACHE).is_dir():
         why = "computed again where a stage needs them"

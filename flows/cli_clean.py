@@ -35,7 +35,7 @@ def clean(
     keep:
         Finished runs whose worktree stays, the newest first.
     unfinished:
-        Let runs go too that failed or were interrupted, though rlhf resume could go on with them.
+        Let runs go too that failed, were interrupted or were asked for in part; rlhf resume could go on with them.
     cache:
         Have DVC drop what neither the checkout, nor a run that stays, nor a registered version's data needs.
     dry_run:
@@ -47,16 +47,20 @@ def clean(
         raise ConfigError(f"--keep {keep}: fewer than none. Fix: 0 or more")
     home = paths.home(find_root(Path.cwd()))
     found = leftovers(home, keep=keep, unfinished=unfinished)
-    if not dry_run:
-        remove(home, found)
+    gone = found if dry_run else remove(home, found)
+    stayed = [one for one in found if one not in gone]
     said = ""
     if cache and not dry_run:
         said = clean_cache(home, _data_of_versions(home))
     if json:
-        rows = [{"kind": one.kind, "path": str(one.path), "bytes": one.size, "why": one.why} for one in found]
-        print(json_format.dumps({"removed": not dry_run, "leftovers": rows, "cache": said}, indent=2))
+        rows = [{"kind": one.kind, "path": str(one.path), "bytes": one.size, "why": one.why} for one in gone]
+        in_use = [str(one.path) for one in stayed]
+        answer = {"removed": not dry_run, "leftovers": rows, "stayed": in_use, "cache": said}
+        print(json_format.dumps(answer, indent=2))
         return 0
-    _print(home, found, dry_run=dry_run)
+    _print(home, gone, dry_run=dry_run)
+    for one in stayed:
+        print(f"stays, since a run or a stage has taken it up: {one.path.relative_to(home)}")
     if said:
         print(said)
     return 0

@@ -145,6 +145,8 @@ def read_request(
         kind, separator, path = entry.partition("=")
         if not separator or not kind or not path:
             raise ConfigError(f"--data {entry}: not of the form kind=path. Fix: e.g. --data votes=my-votes.jsonl")
+        if kind in files:
+            raise ConfigError(f"--data {entry}: {kind} is given twice, as {files[kind]} too. Fix: one file of them all")
         files[kind] = path
     given = {"profile": profile, "overrides": overrides, "data": files, "name": name, **limits}
     try:

@@ -38,6 +38,7 @@ FORMS = {
 RECORD_KINDS = tuple(SPECS)
 LEAST_FREE_MIB = 500
 MOST_RETRIES = 10
+Minutes = Annotated[int, Field(ge=1, le=366 * 24 * 60)]
 REQUEST_FILE = paths.STATE / "request.json"  # of a worktree; there from the moment when it is whole
 
 
@@ -74,14 +75,14 @@ class RunRequest(BaseModel):
     name: Name | None = Field(
         default=None, description="name of the run and of its folder under runs/; made up when empty"
     )
-    stage_timeout_minutes: Annotated[int, Field(ge=1)] | None = Field(
+    stage_timeout_minutes: Minutes | None = Field(
         default=None, description="a stage that takes longer is ended; the run can be resumed"
     )
     from_stage: StageName | None = Field(
         default=None, description="begin at this stage (align means all of them); those before it must be up to date"
     )
     until_stage: StageName | None = Field(default=None, description="end with this stage; what follows is left out")
-    run_timeout_minutes: Annotated[int, Field(ge=1)] | None = Field(
+    run_timeout_minutes: Minutes | None = Field(
         default=None, description="a run that takes longer is ended as a whole; it can be resumed"
     )
     retries: Annotated[int, Field(ge=0, le=MOST_RETRIES)] = Field(

@@ -8,13 +8,18 @@ from rlhf_core.config.base import Section
 from rlhf_core.config.lora import AdaptedStage, LoraConfig
 from rlhf_core.config.watched import PLACEHOLDER
 
+MOST_WORKERS = 1024
+"""Threads or processes: more than any one machine has cores, and soon more than its kernel gives."""
+
 
 class ComputeConfig(Section):
     """Where and how tensors are computed; part of what decides the bytes of a result."""
 
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto takes the GPU where there is one")
-    threads: PositiveInt = Field(
+    threads: int = Field(
         1,
+        ge=1,
+        le=MOST_WORKERS,
         description="CPU threads of a stage; another number gives other last bits. Several wait for each other, and on "
         "cores that others use too a stage then takes up to ten times as long",
     )
@@ -26,7 +31,9 @@ class ComputeConfig(Section):
     activation_checkpointing: bool = Field(
         False, description="compute each layer again in the backward pass: less memory, about a third more work"
     )
-    processes: PositiveInt = Field(1, description="processes of a stage that trains; they share its CPU threads")
+    processes: int = Field(
+        1, ge=1, le=MOST_WORKERS, description="processes of a stage that trains; they share its CPU threads"
+    )
     sharding: Literal["none", "fsdp"] = Field(
         "none", description="fsdp divides weights, gradients and moments among the processes; none copies them"
     )

@@ -112,7 +112,11 @@ def temporary_folder(parent: Path, label: str) -> Iterator[Path]:
 
 def sweep_temporary(parent: Path) -> None:
     """Remove `.tmp-*` folders below `parent` whose owning process no longer runs."""
-    for folder in parent.glob(".tmp-*"):
-        owner = folder.name.rsplit("-", 2)[-2]
-        if not (owner.isdigit() and Path(f"/proc/{owner}").exists()):
-            shutil.rmtree(folder, ignore_errors=True)
+    for folder in abandoned_folders(parent):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def abandoned_folders(parent: Path) -> list[Path]:
+    """The folders that `temporary_folder` made below `parent` for processes that no longer run."""
+    owners = {folder: folder.name.rsplit("-", 2)[-2] for folder in sorted(parent.glob(".tmp-*"))}
+    return [folder for folder, pid in owners.items() if not (pid.isdigit() and Path(f"/proc/{pid}").exists())]

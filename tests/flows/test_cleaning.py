@@ -7,9 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from flows.cleaning import clean, clean_cache, leftovers
-from flows.summary import RunSummary, StageSummary, write_live
+from flows.summary import LIVE_FILE, RunSummary, StageSummary, read_summary, write_live
 from rlhf_core.errors import EnvironmentProblem
 from tasks import paths
 from tasks.locks import RunLock
@@ -49,11 +50,46 @@ def test_finished_runs_go_but_for_the_newest(counting_project: Path) -> None:
 
 
 def test_a_run_that_starts_in_the_meantime_stays(counting_project: Path) -> None:
+    """And neither keeps the others from going nor is said to be gone."""
     root = run_of(counting_project, "one", "done", 1.0)
+    other = run_of(counting_project, "two", "done", 0.5)
     found = leftovers(counting_project, keep=0)
-    with RunLock(root, "one"), pytest.raises(EnvironmentProblem, match="'one'"):
-        clean(counting_project, found)
+    assert {entry.path for entry in found} == {root, other}
+    with RunLock(root, "one"):
+        assert [entry.path for entry in clean(counting_project, found)] == [other]
     assert root.exists()
+    assert not other.exists()
+
+
+def test_a_run_in_part_can_be_gone_on_with_and_stays(counting_project: Path) -> None:
+    root = run_of(counting_project, "one", "done", 1.0)
+    summary = read_summary(root / LIVE_FILE)
+    left_out = summary.stages[0].model_copy(update={"name": "second@ppo", "status": "left out"})
+    write_live(root, summary.model_copy(update={"stages": [*summary.stages, left_out]}))
+    assert gone(counting_project, keep=0) == []
+    (found,) = leftovers(counting_project, keep=0, unfinished=True)
+    assert (found.path, found.why) == (root, "unfinished (done in part)")
+
+
+def test_what_a_process_at_work_is_making_is_no_leftover(counting_project: Path) -> None:
+    staging = counting_project / paths.STAGING
+    mine, dead = staging / f".tmp-model-{os.getpid()}-ab12cd34", staging / ".tmp-model-99999999-ab12cd34"
+    for folder in (mine, dead):
+        folder.mkdir(parents=True)
+    assert gone(counting_project, keep=0) == [dead.relative_to(counting_project).as_posix()]
+
+
+def test_what_a_stage_holds_is_not_said_to_be_removed(counting_project: Path) -> None:
+    cache = counting_project / paths.REFERENCE_CACHE
+    cache.mkdir(parents=True)
+    found = leftovers(counting_project, keep=0)
+    assert [entry.path for entry in found] == [cache]
+    lock = counting_project / paths.LOCKS / "align-dpo.lock"
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(lock):
+        assert clean(counting_project, found) == []
+    assert cache.exists()
+    assert clean(counting_project, found) == found
 
 
 def test_checkpoints_go_where_the_stage_is_up_to_date(counting_project: Path) -> None:

@@ -200,10 +200,15 @@ def test_options_become_the_form_of_the_ui() -> None:
     assert not request.in_place
     assert read_request(None, (), (), None, stage_timeout_minutes=5).in_place
     wrong = {
-        "stage_timeout_minutes": ("timeout", 0),
+        "stage_timeout_minutes": ("timeout", 10**9),
         "run_timeout_minutes": ("run-timeout", 0),
         "retries": ("retries", 11),
     }
     for field, (option, value) in wrong.items():
         with pytest.raises(ConfigError, match=f"--{option} {value}: "):
             read_request(None, (), (), None, **{field: value})
+
+
+def test_a_kind_of_data_that_is_given_twice_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"^--data votes=b: votes is given twice, as a too\. Fix: "):
+        read_request(None, (), ("votes=a", "rankings=c", "votes=b"), None)

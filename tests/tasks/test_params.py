@@ -91,3 +91,19 @@ def test_overriding_one_data_file_keeps_the_others(tmp_path: Path) -> None:
     text = resolve_params(tmp_path / "params.yaml", None, ["data.prompts=data/c.jsonl", "data.heldout_share=0.25"])
     data = check_params(parse_yaml(text, "p"), "p").data
     assert (data.demonstrations, data.prompts, data.heldout_share) == ("data/a.jsonl", "data/c.jsonl", 0.25)
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        (f"seed={2**63}", "seed: more than 9,223,372,036,854,775,807"),
+        (f"sft.max_steps={10**30}", "sft.max_steps: more than 9,223,372,036,854,775,807"),
+        (f"reward.learning_rate={10**30}", "reward.learning_rate: more than"),
+        ("compute.threads=1025", "compute.threads: input should be less than or equal to 1024"),
+        ("compute.processes=1025", "compute.processes: input should be less than or equal to 1024"),
+    ],
+)
+def test_numbers_that_no_library_has_room_for_are_refused_before_the_run(override: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=rf"^--set {override}: {words}.*Fix: "):
+        resolve_params(ROOT / "params.yaml", None, [override])
+    assert f"seed: {2**63 - 1}" in resolve_params(ROOT / "params.yaml", None, [f"seed={2**63 - 1}"])
