@@ -140,7 +140,7 @@ def read_request(
     Raises:
         ConfigError: one of them is not of its form.
     """
-    files = {}
+    files: dict[str, str] = {}
     for entry in data:
         kind, separator, path = entry.partition("=")
         if not separator or not kind or not path:

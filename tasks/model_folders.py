@@ -119,7 +119,7 @@ def _files(folder: Path) -> Iterator[Path]:
 
 
 def _check(folder: ModelFolder, path: Path, values: Mapping[str, Any]) -> None:
-    if not path.is_dir():
+    if not path.exists():
         raise EnvironmentProblem(f"{path}: there is no such folder. Fix: a copy of the folder, or its absolute path")
     from rlhf_core.models.checks import check_policy_folder, check_reward_folder  # torch: seconds
 

@@ -4,7 +4,7 @@ The names and shapes stand at the head of each safetensors file. transformers' o
 numbers (torch's meta device), so that renamed, tied and obsolete tensors count as they do when the model is loaded.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -55,11 +55,12 @@ def outline(folder: Path, auto_class: Any, config: PretrainedConfig) -> PreTrain
         config: the folder's.
 
     Raises:
-        ConfigError: a weight file is cut or damaged, a tensor is missing, not part of the architecture, of another
-            shape or quantised; all such tensors are named (the first few, where they are many).
+        ConfigError: a weight file is cut or damaged, a tensor is there under two names, missing, not part of the
+            architecture, of another shape or quantised; all such are named (the first few, where they are many).
     """
     tensors = tensor_heads(folder)
     architecture = _class_of(folder, auto_class, config)
+    _refuse_two_names(folder, tensors, architecture.base_model_prefix)
     with _quiet():
         try:
             model, info = architecture.from_pretrained(
@@ -88,6 +89,13 @@ def outline(folder: Path, auto_class: Any, config: PretrainedConfig) -> PreTrain
     if found:
         raise ConfigError(f"{folder}: tensors of {architecture.__name__}: {'; '.join(found)}. {AGAIN}")
     return model
+
+
+def _refuse_two_names(folder: Path, names: Collection[str], prefix: str) -> None:
+    """One tensor as `model.norm.weight` and as `norm.weight`: transformers would take one of the two in silence."""
+    twice = sorted(name for name in names if f"{prefix}.{name}" in names)
+    if twice:
+        raise ConfigError(f"{folder}: {some(twice)}: there with {prefix}. before the name, too. {AGAIN}")
 
 
 def tensor_heads(folder: Path) -> dict[str, Tensor]:

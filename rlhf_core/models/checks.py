@@ -5,7 +5,7 @@ from pathlib import Path
 from transformers import AutoModel, AutoModelForCausalLM, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_core.errors import ConfigError, RlhfError
-from rlhf_core.models.architecture import outline, read_config
+from rlhf_core.models.architecture import first_line, outline, read_config
 from rlhf_core.models.direction import check_direction, check_direction_of
 from rlhf_core.models.folder import weight_files
 from rlhf_core.models.policy import check_room, check_vocabulary
@@ -62,11 +62,24 @@ def _check(folder: Path, auto_class: type, chat: ChatMode, tokens: int) -> PreTr
     model = outline(folder, auto_class, config)
     check_stored_numbers(weight_files(folder), (name for name, _ in model.named_parameters()))
     if (folder / "generation_config.json").is_file():
-        model.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
+        model.generation_config = _generation_config(folder)
     tokenizer = load_tokenizer(folder, chat)
     _check_sizes(model, tokenizer, tokens, str(folder))
     check_direction_of(model, auto_class, str(folder))
     return model
+
+
+def _generation_config(folder: Path) -> GenerationConfig:
+    path = folder / "generation_config.json"
+    try:
+        config = GenerationConfig.from_pretrained(folder, local_files_only=True)
+    except Exception as error:
+        raise ConfigError(f"{path}: transformers cannot use it ({first_line(error)}). Fix: copy it again") from error
+    ends = config.eos_token_id
+    ends = ends if isinstance(ends, list) else [ends]
+    if not all(end is None or (type(end) is int and end >= 0) for end in ends):
+        raise ConfigError(f"{path}: eos_token_id: {config.eos_token_id} is no number of a token. Fix: copy it again")
+    return config
 
 
 def _check_sizes(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tokens: int, place: str) -> None:

@@ -32,13 +32,18 @@ def check_direction(model: PreTrainedModel, place: str) -> None:
         place: named where it is refused.
 
     Raises:
-        ConfigError: they do.
+        ConfigError: they do, or there are numbers that are not finite.
     """
     outputs_2SV = _outputs(model, _two_rows(model))
     first_half_2SV = outputs_2SV[:, : LENGTH // 2]
+    if not outputs_2SV.isfinite().all() or not _angles_are_finite(model):
+        raise ConfigError(
+            f"{place}: {type(model).__name__}: its configuration makes numbers that are not finite (epsilons, rotary "
+            "positions). Fix: copy config.json again"
+        )
     change = (first_half_2SV[0] - first_half_2SV[1]).abs().max()
     spread = outputs_2SV.std()
-    if not change <= LEAST_CHANGE * spread:  # NaN is no pass
+    if change > LEAST_CHANGE * spread:
         raise ConfigError(
             f"{place}: {type(model).__name__}: what it says of a text's first tokens changes with the tokens after "
             f"them (by {change / spread:.1e} of its spread): it reads in both directions. Fix: a decoder; where this "
@@ -90,6 +95,11 @@ def _two_rows(model: PreTrainedModel) -> Tensor:
     first = [free[place % len(free)] for place in range(LENGTH)]
     second = first[: LENGTH // 2] + [free[(place + LENGTH) % len(free)] for place in range(LENGTH // 2)]
     return torch.tensor([first, second], device=model.device)
+
+
+def _angles_are_finite(model: PreTrainedModel) -> bool:
+    """Whether rotary positions are; attention kernels may hide where they are not."""
+    return all(angles.isfinite().all() for name, angles in model.named_buffers() if name.endswith("inv_freq"))
 
 
 @torch.no_grad()

@@ -29,6 +29,8 @@ def check_model_folder(folder: Path | str) -> None:
             configuration cannot be read, asks for code, or is that of a quantised model.
     """
     folder = Path(folder)
+    if folder.is_file():
+        raise EnvironmentProblem(f"{folder}: a file and no folder. Fix: a folder written by `save_pretrained`")
     if not folder.is_dir():
         raise EnvironmentProblem(f"{folder}: there is no such folder. Fix: a folder written by `save_pretrained`")
     _refuse_pointers(folder)

@@ -217,6 +217,38 @@ def test_a_configuration_that_is_of_another_model_is_refused(folder: Path, chang
     assert words in refusal(folder)
 
 
+def test_a_tensor_under_two_names_is_refused(folder: Path) -> None:
+    """transformers takes either, with its prefix or without, and one of two in silence."""
+    with_tensors(folder, lambda t: t.update({"norm.weight": t["model.norm.weight"] + 1}))
+    assert "FOLDER: norm.weight: there with model. before the name, too. Fix: copy" in refusal(folder)
+    assert "FOLDER: norm.weight: there with model. before the name, too" in refusal(folder, load_policy)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"rms_norm_eps": float("nan")},
+        {"rope_parameters": {"rope_type": "default", "rope_theta": 0.0}},
+        {"rope_parameters": {"rope_type": "linear", "factor": 0.0, "rope_theta": 10000.0}},
+    ],
+)
+def test_a_configuration_that_makes_numbers_which_are_none_is_refused_as_that(folder: Path, change: dict) -> None:
+    with_json(folder, "config.json", lambda c: c.update(change))
+    assert "LlamaForCausalLM: its configuration makes numbers that are not finite" in refusal(folder)
+
+
+@pytest.mark.parametrize("end", ["x", [2, "x"], [-1], True, 1.5])
+def test_an_end_token_that_is_no_number_is_refused_before_the_run(folder: Path, end: object) -> None:
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": end}))
+    assert "FOLDER/generation_config.json: eos_token_id: " in refusal(folder)
+
+
+def test_a_file_in_place_of_a_folder_is_called_one(tmp_path: Path) -> None:
+    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    with pytest.raises(EnvironmentProblem, match=r"model\.gguf: a file and no folder\. Fix: "):
+        check(tmp_path / "model.gguf")
+
+
 def test_a_hole_in_the_vocabulary_is_found_by_its_largest_number(folder: Path) -> None:
     """As many tokens as before, one of them with a number that has no embedding."""
 
