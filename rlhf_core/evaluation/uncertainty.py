@@ -10,11 +10,12 @@ A figure that is undefined is None.
 """
 
 from collections.abc import Hashable, Sequence
+from typing import Any
 
 import numpy as np
 from scipy.stats import pearsonr, spearmanr
 
-from rlhf_core.evaluation.intervals import bounds, grouped_share_interval
+from rlhf_core.evaluation.intervals import bounds, grouped_share_interval, too_few, why_no_bounds
 from rlhf_core.evaluation.readings import Reading
 
 
@@ -74,10 +75,16 @@ def right_share(margins: Sequence[float]) -> float | None:
     return float(((np.sign(margins) + 1.0) / 2.0).mean()) if len(margins) else None
 
 
-def accuracy_figures(figure: str, margins: Sequence[float], prompts: Sequence[Hashable]) -> dict[str, float | None]:
-    """`figure`, the `right_share` of the margins, and its bounds over the prompts that the pairs are of."""
+def accuracy_figures(figure: str, margins: Sequence[float], prompts: Sequence[Hashable]) -> dict[str, Any]:
+    """`figure`, the `right_share` of the margins, and its bounds over the prompts that the pairs are of.
+
+    `undefined`, only where something is, says why.
+    """
     right = (np.sign(margins) + 1.0) / 2.0
-    return {figure: right_share(margins), **bounds(figure, grouped_share_interval(right, prompts))}
+    found: dict[str, Any] = {figure: right_share(margins), **bounds(figure, grouped_share_interval(right, prompts))}
+    reason = too_few(len(set(prompts))) if len(margins) else "no held-out pairs"
+    undefined = why_no_bounds(found, figure, reason) | ({} if len(margins) else {figure: "no held-out pairs"})
+    return found | ({"undefined": undefined} if undefined else {})
 
 
 def member_margins(chosen: Sequence[Reading], rejected: Sequence[Reading]) -> list[list[float]]:

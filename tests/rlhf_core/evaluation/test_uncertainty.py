@@ -97,4 +97,11 @@ def test_accuracies_have_bounds_over_prompts_from_five_prompts_up() -> None:
     }  # fmt: skip
     assert accuracy_figures("pairwise_accuracy", margins, list("abcdda")) == {
         "pairwise_accuracy": 0.75, "pairwise_accuracy_low": None, "pairwise_accuracy_high": None,
+        "undefined": dict.fromkeys(
+            ("pairwise_accuracy_low", "pairwise_accuracy_high"), "too few prompts: 4, an interval needs 5"
+        ),
     }  # fmt: skip
+    nothing = accuracy_figures("pairwise_accuracy", [], [])
+    assert nothing["undefined"] == dict.fromkeys(
+        ("pairwise_accuracy_low", "pairwise_accuracy_high", "pairwise_accuracy"), "no held-out pairs"
+    )
