@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -41,7 +42,7 @@ def stage_definition(root: Path, stage: str) -> StageDefinition:
     Raises:
         ConfigError: `dvc.yaml` has no such stage.
     """
-    stages = YAML(typ="safe").load((root / DVC_FILE).read_text())["stages"]
+    stages = _parsed((root / DVC_FILE).read_text())["stages"]
     name, _, item = stage.partition("@")
     body = stages.get(name)
     if body is None or bool(item) != ("matrix" in body):
@@ -80,25 +81,22 @@ def stage_reads(root: Path, stages: Sequence[str]) -> dict[str, frozenset[str]]:
     """
     definitions = {stage: stage_definition(root, stage) for stage in stages}
 
-    def reads(one: StageDefinition, other: StageDefinition) -> bool:
-        return any(_overlap(PurePosixPath(dep), PurePosixPath(out)) for dep in one.deps for out in other.outs)
+    read = {stage: [f"{PurePosixPath(dep)}/" for dep in one.deps] for stage, one in definitions.items()}
+    written = {stage: [f"{PurePosixPath(out)}/" for out in one.outs] for stage, one in definitions.items()}
+
+    def reads(one: str, other: str) -> bool:
+        """Whether something that one reads is, holds, or lies in something that the other writes."""
+        return any(dep.startswith(out) or out.startswith(dep) for dep in read[one] for out in written[other])
 
     return {
-        stage: frozenset(
-            name for name, other in definitions.items() if name != stage and reads(definitions[stage], other)
-        )
-        for stage in stages
+        stage: frozenset(other for other in definitions if other != stage and reads(stage, other)) for stage in stages
     }
-
-
-def _overlap(one: PurePosixPath, other: PurePosixPath) -> bool:
-    return one.is_relative_to(other) or other.is_relative_to(one)
 
 
 def parameter(root: Path, key: str) -> Any:
     """A parameter as `params.yaml` has it, or its default: unchecked, as the frame of a stage has checked them all."""
     path = root / paths.PARAMS
-    given = YAML(typ="safe").load(path.read_text()) if path.is_file() else None
+    given = _parsed(path.read_text()) if path.is_file() else None
     found: Any = given or {}
     default: Any = Params().model_dump(mode="json", by_alias=True)
     for part in re.findall(r"-?\w+", key):  # `combine.members[0]`: names and places, -1 the last
@@ -107,6 +105,12 @@ def parameter(root: Path, key: str) -> Any:
         default = default[part]
         found = found.get(part, default) if isinstance(found, dict) else default
     return found
+
+
+@lru_cache(maxsize=8)
+def _parsed(text: str) -> Any:
+    """The content of a YAML file, to be read only: each stage asks for the same two."""
+    return YAML(typ="safe").load(text)
 
 
 def _path(out: Any) -> str:
