@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -39,7 +40,8 @@ def type_in(checkout, told):
     environment = {key: value for key, value in os.environ.items() if not key.startswith("MLFLOW_")}
     environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment["PATH"]])
     before = sorted(path.name for path in checkout.iterdir())
-    done = subprocess.run(command, shell=True, cwd=checkout, env=environment, capture_output=True, text=True)
+    typed = ["env", *shlex.split(command)]  # which takes `NAME=value` in front of a command as a shell does
+    done = subprocess.run(typed, cwd=checkout, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert sorted(path.name for path in checkout.iterdir()) == before, "and leaves nothing behind"
 
