@@ -18,6 +18,8 @@ from flows.servers import answers, healthy, known_servers
 from flows.settings import users_server
 from rlhf_core.errors import RlhfError
 from tasks import paths
+from tasks.lock_file import readable
+from tasks.manifest import LOCK
 from tasks.model_folders import check_model_folders
 from tasks.params import load_params
 
@@ -181,6 +183,10 @@ def _own_server(root: Path, name: str, what: str, when_off: str) -> Iterator[Fin
 
 
 def _dvc(root: Path) -> Iterator[Finding]:
+    lock = root / LOCK
+    if lock.exists() and not readable(lock.read_text(encoding="utf-8", errors="replace")):
+        cure = "rlhf run --dry-run takes up the last copy; settle a merge conflict by git first"
+        yield Finding(level="fail", what=LOCK.name, found="cut off, or otherwise none of DVC's", cure=cure)
     remotes = subprocess.run(
         [sys.executable, "-m", "dvc", "remote", "list"], cwd=root, capture_output=True, text=True, check=False
     )

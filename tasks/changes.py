@@ -2,6 +2,7 @@
 
 import os
 import re
+import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from rlhf_core.errors import ConfigError, EnvironmentProblem
 from tasks import paths
 from tasks.definition import DVC_FILE, parameter
+from tasks.lock_file import mended
 from tasks.versioning import first_line
 
 _NOT_NAMED = re.compile(r"Could not find '([\w.]+)'")
@@ -27,35 +29,50 @@ def changed_stages(root: Path) -> set[str]:
 def stage_changes(root: Path) -> dict[str, tuple[str, ...]]:
     """Stages that have to run, each with what has changed in words: `sft.max_steps`, `tasks/sft.py`, `after sft`.
 
+    A `dvc.lock` that a kill cut off is mended first, with a line to standard error.
+
     Raises:
-        ConfigError: `dvc.yaml` is wrong.
+        ConfigError: `dvc.yaml` is wrong, or `dvc.lock` holds a merge conflict.
         EnvironmentProblem: `root` is no DVC repository, or another dvc command holds its lock.
     """
     from dvc.exceptions import DvcException
     from dvc.lock import LockError
-    from dvc.repo import Repo
-    from dvc.stage import PipelineStage
 
     try:
-        with Repo(str(root)) as repo:
-            graph = repo.index.graph
-            # DVC's own names depend on the current folder: dvc.yaml:sft is ../runs/x/dvc.yaml:sft from elsewhere
-            names = {stage.addressing: stage.name for stage in graph if isinstance(stage, PipelineStage)}
-            reads = {stage.addressing: {before.addressing for before in graph.successors(stage)} for stage in graph}
-            told = repo.status()
-            changed = _downstream(set(told), reads)
-            return {
-                names[address]: (
-                    *_reasons(told.get(address, [])),
-                    *sorted(f"after {names[other]}" for other in reads[address] & changed if other in names),
-                )
-                for address in changed
-                if address in names
-            }
+        try:
+            return _ask(root)
+        except DvcException:
+            note = mended(root)
+            if not note:
+                raise
+            print(f"warning: {note}", file=sys.stderr, flush=True)
+            return _ask(root)
     except LockError as error:
         raise EnvironmentProblem(f"{root}: another dvc command is at work here ({error}). Fix: wait for it") from error
     except DvcException as error:
         raise ConfigError(f"{root / DVC_FILE}: {first_line(error)}. Fix: {_cure(root, first_line(error))}") from error
+
+
+def _ask(root: Path) -> dict[str, tuple[str, ...]]:
+    """What `stage_changes` returns; raises what DVC does."""
+    from dvc.repo import Repo
+    from dvc.stage import PipelineStage
+
+    with Repo(str(root)) as repo:
+        graph = repo.index.graph
+        # DVC's own names depend on the current folder: dvc.yaml:sft is ../runs/x/dvc.yaml:sft from elsewhere
+        names = {stage.addressing: stage.name for stage in graph if isinstance(stage, PipelineStage)}
+        reads = {stage.addressing: {before.addressing for before in graph.successors(stage)} for stage in graph}
+        told = repo.status()
+        changed = _downstream(set(told), reads)
+        return {
+            names[address]: (
+                *_reasons(told.get(address, [])),
+                *sorted(f"after {names[other]}" for other in reads[address] & changed if other in names),
+            )
+            for address in changed
+            if address in names
+        }
 
 
 def _cure(root: Path, told: str) -> str:

@@ -29,6 +29,7 @@ from typing import Any
 from tasks.launch import die_with_parent
 from tasks.leave import leave
 from tasks.libraries import set_library_environment
+from tasks.lock_file import write_whole_files
 
 LENGTH_BYTES = 8
 DVC_MODULES = (
@@ -129,6 +130,7 @@ def run_dvc(request: Mapping[str, Any], output: int, reply: socket.socket) -> in
     _take_over_command(stage, tell, request["command"])
     from dvc.cli import main
 
+    write_whole_files()
     sys.argv = ["dvc", *request["dvc"]]
     try:
         return int(main(request["dvc"]))

@@ -25,6 +25,7 @@ from rlhf_core.state.atomic import sweep_temporary, temporary_folder
 from rlhf_core.state.faults import faultpoint
 from tasks import paths
 from tasks.definition import StageDefinition, stage_definition
+from tasks.lock_file import keep
 from tasks.stage import HelperDone, Place, Progress, Stage, publish
 from tasks.watchdog import insist_on_sigterm
 
@@ -52,6 +53,8 @@ def run_stage(name: str, body: Body, params: Params, root: Path) -> int:
             insist_on_sigterm(GRACE_SECONDS)
         definition = stage_definition(root, name)
         with _lock(root, name, place), _progress(root, name, place) as progress:
+            if place.rank == 0:
+                keep(root)
             try:
                 _run_and_publish(definition, body, params, root, progress, place)
             except (Exception, KeyboardInterrupt, Terminated) as error:

@@ -102,7 +102,9 @@ def _dvc_runs(owner: Mapping[str, Any]) -> bool:
         command = Path(f"/proc/{pid}/cmdline").read_bytes()
     except OSError:
         return False
-    return process_start(pid) is not None and (b"dvc" in command or b"tasks.forkserver" in command)
+    return process_start(pid) is not None and any(
+        word in command for word in (b"dvc", b"tasks.lock_file", b"tasks.forkserver")
+    )
 
 
 class RunLock:

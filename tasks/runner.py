@@ -23,6 +23,7 @@ from typing import IO, Any
 from tasks import paths
 from tasks.forked import ForkedProcess, Forks
 from tasks.launch import tied
+from tasks.lock_file import dvc_command
 from tasks.watchdog import named
 
 Event = Mapping[str, Any]
@@ -173,7 +174,7 @@ def _start(
     if forked is not None:
         return forked
     return subprocess.Popen(
-        tied([sys.executable, "-m", "dvc", *dvc]),
+        tied([*dvc_command(root), *dvc]),
         cwd=root,
         env=stage_environment(),
         stdin=subprocess.DEVNULL,

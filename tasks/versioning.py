@@ -22,6 +22,7 @@ from rlhf_core.errors import ConfigError, EnvironmentProblem
 from rlhf_core.state.atomic import write_text
 from tasks import paths
 from tasks.launch import tied
+from tasks.lock_file import dvc_command
 from tasks.manifest import DATA_FILE, LOCK, data_hash, git_state
 from tasks.model_folders import copy_model_folders
 
@@ -205,7 +206,7 @@ def _share_cache(home: Path, worktree: Path) -> None:
 
 
 def _dvc(root: Path, *arguments: str) -> str:
-    return _run(root, sys.executable, "-m", "dvc", *arguments)
+    return _run(root, *dvc_command(root), *arguments)
 
 
 def _run(root: Path, *command: str) -> str:
@@ -215,7 +216,7 @@ def _run(root: Path, *command: str) -> str:
     if done.returncode:
         said = [line for line in (done.stderr or done.stdout).splitlines() if line.strip()]
         errors = [line for line in said if line.startswith(("ERROR:", "fatal:"))] or said or ["no message"]
-        shown = " ".join(word for word in command if word != sys.executable)
+        shown = " ".join(("dvc", *command[3:]) if command[0] == sys.executable else command)
         raise EnvironmentProblem(f"{root}: {shown}: {errors[-1]}. Fix: run it by hand there; dvc doctor shows more")
     return done.stdout
 

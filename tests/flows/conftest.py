@@ -2,6 +2,8 @@
 
 import os
 import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,6 +12,10 @@ import pytest
 from timing_support import patience
 
 from benchmarks.scratch import commit_start
+from flows.servers import known_servers
+from flows.settings import prefect_settings
+
+ROOT = Path(__file__).parents[2]
 
 PARAMS = """\
 seed: 0
@@ -85,6 +91,21 @@ def plain_environment(**more: str) -> dict[str, str]:
     return {**kept, "OMP_NUM_THREADS": "1", **more}
 
 
+def on_server(project: Path, code: str, *arguments: str) -> str:
+    """What `code` prints that asks the project's Prefect server; it may import from `tests`."""
+    settings = prefect_settings(project, known_servers(project)["prefect"].port)
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        cwd=project,
+        env=plain_environment(**settings, PYTHONPATH=f"{ROOT}:{ROOT / 'tests'}"),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 def make_counting_project(folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "data").mkdir()
@@ -114,7 +135,7 @@ def processes_in(folder: Path) -> list[int]:
         except OSError:
             continue
         inside = where.is_relative_to(folder) and not where.is_relative_to(folder / "runs")
-        if inside and (b"counting.py" in command or b" dvc " in command):
+        if inside and (b"counting.py" in command or any(name in command for name in (b" dvc ", b" tasks.lock_file "))):
             found.append(int(entry.name))
     return found
 

@@ -3,14 +3,11 @@
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from flows.servers import known_servers
-from flows.settings import prefect_settings
-from tests.flows.conftest import plain_environment
+from tests.flows.conftest import on_server
 from tests.flows.test_deployments import rlhf
 
 pytestmark = pytest.mark.integration
@@ -71,9 +68,12 @@ class Later(datetime):
 flows.leftovers.datetime = flows.flow_runs.datetime = Later
 lost = client.create_flow_run_from_deployment(key)
 client.set_flow_run_state(lost.id, Running(), force=True)
-due = sorted(client.read_flow_runs(), key=lambda run: run.expected_start_time)
-soon = datetime.now(UTC) + timedelta(minutes=1)
-waiting = [run for run in due if run.auto_scheduled and run.state.is_scheduled() and run.expected_start_time > soon]
+def to_come():
+    due = sorted(client.read_flow_runs(), key=lambda run: run.expected_start_time)
+    soon = datetime.now(UTC) + timedelta(minutes=1)
+    return [run for run in due if run.auto_scheduled and run.state.is_scheduled() and run.expected_start_time > soon]
+wait_for(lambda: len(to_come()) >= 3, 60, "the server's scheduler, a loop of its own, has been here")
+waiting = to_come()
 first = waiting.pop(0)
 Later.at = first.expected_start_time + timedelta(minutes=1)
 flows.flow_runs.flow_run, flows.flow_runs.deployment = SimpleNamespace(id=str(lost.id)), SimpleNamespace(id=str(key))
@@ -97,20 +97,6 @@ print(json.dumps({
 )
 
 
-def on_server(project: Path, code: str, key: str) -> dict:
-    settings = prefect_settings(project, known_servers(project)["prefect"].port)
-    done = subprocess.run(
-        [sys.executable, "-c", code, key],
-        cwd=project,
-        env=plain_environment(**settings, PYTHONPATH=f"{ROOT}:{ROOT / 'tests'}"),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
-
-
 def test_a_deployment_is_cared_for(counting_project: Path) -> None:
     """One server for all of it: starting one takes longer than what is seen here."""
     project = counting_project
@@ -120,7 +106,7 @@ def test_a_deployment_is_cared_for(counting_project: Path) -> None:
         subprocess.run(("git", *command), cwd=project, check=True, env=os.environ | {"GIT_CONFIG_GLOBAL": "/dev/null"})
     try:
         key = json.loads(rlhf(project, "deploy", "--name", "hand", "--profile", "small", "--json"))["id"]
-        seen = on_server(project, RETRY, key)
+        seen = json.loads(on_server(project, RETRY, key))
         assert (seen["first"], seen["second"], seen["message"][:8]) == ("CANCELLED", "COMPLETED", "3 stages")
         assert seen["folders"] == [seen["name"]]
         assert seen["name"].startswith("small-2")
@@ -129,7 +115,7 @@ def test_a_deployment_is_cared_for(counting_project: Path) -> None:
 
         nightly = ("deploy", "--name", "nightly", "--interval", "3600", "--timezone", "Europe/Berlin", "--json")
         late = json.loads(rlhf(project, *nightly))["id"]
-        left = on_server(project, LEFT, late)
+        left = json.loads(on_server(project, LEFT, late))
         assert left["skipped"] == ["Scheduled", "Skipped"], "what came due while a run was at work, by its rule"
         *missed, newest = left["due"]
         assert set(missed) == {"Missed"}

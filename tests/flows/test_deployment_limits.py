@@ -11,8 +11,7 @@ from browser_support import browser, needs_browser
 from front_support import busy_front
 
 from flows.servers import known_servers
-from flows.settings import prefect_settings
-from tests.flows.conftest import plain_environment, wait_for
+from tests.flows.conftest import on_server, plain_environment, wait_for
 from tests.flows.test_deployments import rlhf
 
 pytestmark = pytest.mark.integration
@@ -78,17 +77,7 @@ def seen(served_project: Path) -> dict[str, Any]:
             ("faulty", "--retries", "2", "--set", "seed=13"),
         )
     ]
-    settings = prefect_settings(served_project, known_servers(served_project)["prefect"].port)
-    done = subprocess.run(
-        [sys.executable, "-c", PLAY, *keys],
-        cwd=served_project,
-        env=plain_environment(**settings, PYTHONPATH=f"{ROOT}:{ROOT / 'tests'}"),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    return json.loads(on_server(served_project, PLAY, *keys))
 
 
 def test_a_run_that_takes_too_long_is_ended_and_goes_on_when_it_is_retried(seen: dict[str, Any]) -> None:
@@ -153,14 +142,6 @@ with get_client(sync_client=True) as client:
 """
 
 
-def on_server(project: Path, code: str, *arguments: str) -> dict[str, Any]:
-    settings = prefect_settings(project, known_servers(project)["prefect"].port)
-    command = [sys.executable, "-c", code, *arguments]
-    done = subprocess.run(command, env=plain_environment(**settings), capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
-
-
 def run_behind(front_url: str, project: Path, name: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "flows.cli", "run", "--name", name, "--set", "sft.max_steps=2", "--json"]
     environment = plain_environment(PREFECT_API_URL=f"{front_url}/api")
@@ -180,7 +161,7 @@ def test_nothing_is_lost_behind_a_front_that_is_busy_now_and_then(served_project
     refused = {kind: number for kind, number in front.refused.items() if number}
     assert {"POST /api/flow_runs/", "POST /api/flow_runs/ID/set_state", "POST /api/logs/"} <= set(refused)
     assert refused["POST /api/artifacts/"] == 8
-    seen = on_server(served_project, ASK, "busy-front")
+    seen = json.loads(on_server(served_project, ASK, "busy-front"))
     assert seen["states"] == ["Completed"]
     assert seen["tasks"] == dict.fromkeys(("first", "second@ppo", "second@dpo"), "Completed")
     stages = [f"{stage}-{what}" for stage in ("first", "second-dpo", "second-ppo") for what in ("metrics", "stage")]
@@ -239,7 +220,7 @@ def test_what_the_form_cannot_see_fails_the_run_with_one_line(served_project: Pa
     on_server(served_project, BEGIN_WRONG, key)
 
     def ended() -> dict[str, Any] | None:
-        seen = on_server(served_project, ASK, "wrong-key")
+        seen = json.loads(on_server(served_project, ASK, "wrong-key"))
         return seen if seen["states"] == ["Failed"] and 40 in seen["levels"] else None  # its log comes a moment later
 
     wait_for(ended, 60, "the run ends and says why")

@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 from flows.servers import known_servers
-from flows.settings import prefect_settings
-from tests.flows.conftest import plain_environment, set_steps, wait_for
+from tests.flows.conftest import on_server, plain_environment, set_steps, wait_for
 
 pytestmark = pytest.mark.integration
 
@@ -60,15 +59,6 @@ def rlhf(project: Path, *arguments: str) -> str:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-def on_server(project: Path, code: str, key: str) -> str:
-    settings = prefect_settings(project, known_servers(project)["prefect"].port)
-    environment = plain_environment(**settings)
-    done = subprocess.run(
-        [sys.executable, "-c", code, key], env=environment, capture_output=True, text=True, check=True
-    )
     return done.stdout
 
 
@@ -129,13 +119,7 @@ with get_client(sync_client=True) as client:
 
 def test_cancelling_a_run_of_the_worker_ends_its_stage(served_project: Path) -> None:
     key = json.loads(rlhf(served_project, "deploy", "--name", "by-hand", "--json"))["id"]
-    environment = plain_environment(
-        **prefect_settings(served_project, known_servers(served_project)["prefect"].port),
-        PYTHONPATH=f"{ROOT}:{ROOT / 'tests'}",
-    )
-    command = [sys.executable, "-c", CANCEL_A_RUN, key]
-    done = subprocess.run(command, cwd=served_project, env=environment, capture_output=True, text=True, check=False)
-    assert done.stdout == "cancelled\n", done.stderr
+    assert on_server(served_project, CANCEL_A_RUN, key) == "cancelled\n"
     (worktree,) = (served_project / "runs").glob("long-*")
     assert json.loads((worktree / ".rlhf/run.json").read_text())["status"] == "interrupted"
     assert not (worktree / "artifacts/first").exists()

@@ -97,6 +97,8 @@ def test_every_failure_has_a_cure_and_counts(counting_project: Path) -> None:
     assert all(finding["cure"] for finding in findings.values() if finding["level"] != "ok")
     assert {"Python", "fastapi", "sqlalchemy", "disk", "port 4200", "port 5000", "MLflow store", "GPU"} <= set(findings)
     (counting_project / "params.yaml").write_text("sft: {max_stepz: 3}\n")
+    (counting_project / "dvc.lock").write_text("")
     broken = run_doctor(counting_project)
     assert broken.returncode == 7
     assert "max_steps" in broken.stdout
+    assert "rlhf run --dry-run takes up the last copy" in broken.stdout

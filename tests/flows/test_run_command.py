@@ -14,9 +14,7 @@ from pathlib import Path
 import pytest
 from timing_support import costs_at_most, patience
 
-from flows.servers import known_servers
-from flows.settings import prefect_settings
-from tests.flows.conftest import plain_environment, processes_in, set_steps, wait_for
+from tests.flows.conftest import on_server, plain_environment, processes_in, set_steps, wait_for
 
 pytestmark = pytest.mark.integration
 
@@ -63,19 +61,6 @@ def rlhf(project: Path, *arguments: str) -> subprocess.Popen[str]:
 def finish(process: subprocess.Popen[str], timeout_s: float = 120) -> tuple[int, str, str]:
     out, err = process.communicate(timeout=timeout_s)
     return process.returncode, out, err
-
-
-def on_server(project: Path, code: str, key: str) -> str:
-    server = known_servers(project)["prefect"]
-    done = subprocess.run(
-        [sys.executable, "-c", code, key],
-        env=plain_environment(**prefect_settings(project, server.port)),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 def state_of(project: Path, run: dict) -> dict:
