@@ -46,13 +46,13 @@ from flows.settings import GPU_TAG
 from flows.stage_lines import own_lines
 from flows.summary import RunStatus, StageSummary
 from rlhf_core.errors import ConfigError, RlhfError
+from tasks.catalogue import stage_row
 from tasks.locks import RunLock
 from tasks.runner import Stop, start_forks
 
 FLOW_NAME = "rlhf-pipeline"
 CANCEL_POLL_SECONDS = 1.0
 MOST_AT_ONCE = 64  # threads that wait for stages; how many stages run is decided by `flows.plan`
-GPU_STAGES = ("sft", "generate", "reward", "align", "combine", "evaluate")
 
 CURRENT: ContextVar[PipelineRun | None] = ContextVar("current_run", default=None)
 
@@ -213,7 +213,8 @@ def _settle_stages(current: PipelineRun) -> Iterator[StageSummary]:
 
 
 def _start(current: PipelineRun, name: str, ended: "SimpleQueue[str]") -> "PrefectFuture[State]":
-    wants_gpu = current.prepared.params.compute.device != "cpu" and name.partition("@")[0] in GPU_STAGES
+    row = stage_row(name)
+    wants_gpu = current.prepared.params.compute.device != "cpu" and row is not None and row.on_gpu
     named = run_stage.with_options(
         name=name,
         task_run_name=name,

@@ -10,14 +10,12 @@ from typing import Any
 from flows.runs import PreparedRun
 from flows.summary import RunSummary, StageSummary
 from tasks import paths
+from tasks.catalogue import models_name, stage_row
 from tasks.definition import stage_definition, stage_settings
 from tasks.headline import run_figures
 from tasks.manifest import LOCK, commit_of, stage_inputs
 
-CONTEXTS = {"sft": "training", "reward": "training", "align": "training", "combine": "training"}
 ENDED = ("finished_share", "finished_share_low", "finished_share_high")
-EVALUATED_KINDS = ("sft", "align", "combine")
-MODEL_STAGES = (*EVALUATED_KINDS, "reward")
 
 
 class RunRecord:
@@ -56,7 +54,7 @@ class RunRecord:
         for extra in (paths.metrics_file(name), paths.plots_file(name), paths.stage_output(name) / "samples.json"):
             if (self.root / extra).is_file():
                 self.recorder.artifact(name, extra)
-        self.recorder.inputs(name, self._data(name, CONTEXTS.get(name.partition("@")[0], "evaluation")))
+        self.recorder.inputs(name, self._data(name, "training" if makes_model(name) else "evaluation"))
         if makes_model(name):
             stage.outputs_hash = self.recorder.register(
                 name, paths.stage_output(name) / "model", figures, params=self._params(name)
@@ -95,15 +93,15 @@ class RunRecord:
         told = {key: verdict.get(key) for key in ("judge", "simulated", "temperature", "confidence", "num_prompts")}
         best: dict[str, str] = {}
         for stage in self.summary.stages:
-            kind, _, algorithm = stage.name.partition("@")
-            if stage.outputs_hash is None or kind not in MODEL_STAGES:
+            row = stage_row(stage.name)
+            if stage.outputs_hash is None or row is None or not row.role:
                 continue
-            of = algorithm or kind
-            if kind in ("sft", "reward") or of == verdict.get("best"):
+            of = stage.name.partition("@")[2] or row.name
+            if row.role != "policy" or of == verdict.get("best"):
                 best[stage.name] = stage.outputs_hash
-            figures = _evaluated(metrics.get(of), verdict.get("temperature")) if kind in EVALUATED_KINDS else {}
+            figures = _evaluated(metrics.get(of), verdict.get("temperature")) if row.role != "judge" else {}
             if figures:
-                compared = told if algorithm else None
+                compared = told if row.role == "policy" else None
                 self.recorder.attach(stage.name, stage.outputs_hash, figures, verdict=compared)
                 answers = paths.EVALUATE / "responses.parquet"
                 self.recorder.attach_responses(stage.name, stage.outputs_hash, answers, rows_of=of)
@@ -140,7 +138,7 @@ class RunRecord:
 
 def makes_model(stage: str) -> bool:
     """Whether a stage's output is a registered model."""
-    return stage.partition("@")[0] in MODEL_STAGES
+    return models_name(stage) is not None
 
 
 def numbers(metrics: Mapping[str, Any]) -> dict[str, float | None]:

@@ -18,6 +18,7 @@ from rlhf_core.config import Params
 from rlhf_core.errors import EnvironmentProblem
 from rlhf_core.state.atomic import write_text
 from tasks import paths
+from tasks.catalogue import policy_stage
 from tasks.manifest import bars_promotion, commit_of, git_state
 from tasks.report_html.words import visible
 from tasks.tracking import Standing, standing_of
@@ -40,7 +41,7 @@ def write_run_page(root: Path, summary: RunSummary, params: Params, standing: St
 def best_policy(root: Path) -> str | None:
     """The stage that made the policy with the highest win rate; None where none was compared."""
     best = (read_metrics(root, "evaluate").get("verdict") or {}).get("best")
-    return paths.candidate_stage(best) if best else None
+    return policy_stage(best) if best else None
 
 
 def best_standing(root: Path, summary: RunSummary, params: Params) -> Standing | Unknown:

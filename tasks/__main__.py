@@ -9,7 +9,7 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
-STAGES = ("validate", "sft", "generate", "label", "preferences", "reward", "align", "combine", "evaluate", "report")
+from tasks.catalogue import STAGES
 
 
 def main(arguments: list[str]) -> int:

@@ -3,19 +3,8 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-# Per stage: dotted keys of its metrics file that stand on the run as a whole, in MLflow and in `reports/headline.json`,
-# under the same names; those of `align`, `combine` and models that `evaluate` compared begin with the policy's name.
-RUN_FIGURES: Mapping[str, tuple[str, ...]] = {
-    "sft": ("heldout_loss", "heldout_perplexity"),
-    "label": ("mean_agreement", "krippendorff_alpha"),
-    "preferences": ("pairs_train", "pairs_heldout"),
-    "reward": (
-        "pairwise_accuracy", "pairwise_accuracy_low", "pairwise_accuracy_high", "spearman", "spearman_within", "ece",
-    ),
-    "align": ("train_score", "train_kl_to_sft"),
-    "combine": ("value", "gain_over_best_member"),
-    "evaluate": ("verdict.win_rate", "verdict.win_rate_low", "verdict.win_rate_high", "verdict.kl_to_sft"),
-}  # fmt: skip
+from tasks.catalogue import stage_row
+
 POLICY_FIGURES = (
     "win_rate",
     "win_rate_low",
@@ -29,10 +18,10 @@ POLICY_FIGURES = (
 
 def run_figures(stage: str, metrics: Mapping[str, Any]) -> dict[str, float]:
     """What of a stage's metrics stands on the run as a whole; what is undefined is left out."""
-    kind, _, policy = stage.partition("@")
+    row, policy = stage_row(stage), stage.partition("@")[2]
     prefix = f"{policy}." if policy else ""
-    found = {f"{prefix}{key}": find_figure(metrics, key) for key in RUN_FIGURES.get(kind, ())}
-    if kind == "evaluate":
+    found = {f"{prefix}{key}": find_figure(metrics, key) for key in (row.run_figures if row else ())}
+    if row and row.name == "evaluate":
         found |= {
             f"{name}.{key}": figures[key]
             for name, figures in metrics.items()

@@ -51,11 +51,6 @@ def stage_output(stage: str) -> Path:
     return Path("artifacts") / name / item if item else Path("artifacts") / name
 
 
-def candidate_stage(name: str) -> str:
-    """The stage that makes a candidate: `ppo` comes from `align@ppo`, `weights` from `combine@weights`."""
-    return f"{'combine' if name in ('weights', 'probabilities') else 'align'}@{name}"
-
-
 def metrics_file(stage: str) -> Path:
     """Figures of a stage; those of the report are the few of the whole run that `dvc metrics` and `dvc exp` show."""
     return HEADLINE if stage == "report" else METRICS / f"{slug(stage)}.json"

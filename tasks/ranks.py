@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from rlhf_core.config import Params
 from tasks import paths
+from tasks.catalogue import stage_row
 from tasks.frame import FOLLOWED, GRACE_SECONDS, LAUNCHED
 from tasks.stage import Place
 from tasks.watchdog import named
@@ -26,7 +27,6 @@ from tasks.watchdog import named
 if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
-TRAINING = ("sft", "reward", "align")
 SPOKEN_CODES = (2, 3, 4, 5, 6, 7)
 FOLLOWED_WEIGHT = 3
 END_MESSAGE = "{}; `rlhf resume` goes on from the last checkpoint"
@@ -34,12 +34,17 @@ END_MESSAGE = "{}; `rlhf resume` goes on from the last checkpoint"
 
 def wants_processes(stage: str, params: Params) -> bool:
     """Whether this process is to start the stage's processes, and is not one of them itself."""
-    return stage.partition("@")[0] in TRAINING and params.compute.processes > 1 and Place.of(os.environ) == Place()
+    return _trains(stage) and params.compute.processes > 1 and Place.of(os.environ) == Place()
+
+
+def _trains(stage: str) -> bool:
+    row = stage_row(stage)
+    return row is not None and row.trains
 
 
 def only_watches(stage: str) -> bool:
     """Whether this is a further process of a torchrun by hand over a stage that one process does alone."""
-    return stage.partition("@")[0] not in TRAINING and Place.of(os.environ).rank > 0
+    return not _trains(stage) and Place.of(os.environ).rank > 0
 
 
 def run_in_processes(stage: str, params: Params, root: Path) -> int:

@@ -13,15 +13,13 @@ from ruamel.yaml import YAML
 
 from rlhf_core.config import Params
 from tasks import paths
+from tasks.catalogue import CATALOGUE
 from tasks.definition import stage_definition
 from tasks.params import load_params
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("rlhf_core", "tasks", "flows")
-ITEMS = {
-    "align": ("align@ppo", "align@dpo", "align@chain"),
-    "combine": ("combine@weights", "combine@probabilities"),
-}
+ITEMS = {row.name: tuple(f"{row.name}@{item}" for item in row.items) for row in CATALOGUE if row.items}
 STAGES = list(YAML(typ="safe").load((ROOT / "dvc.yaml").read_text())["stages"])
 
 # Frame modules that decide how a stage is started, not what it writes; the other code of a stage is a DVC input.

@@ -17,7 +17,8 @@ from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from unittest import mock
 
-from tasks.__main__ import STAGES, main
+from tasks.__main__ import main
+from tasks.catalogue import STAGES
 
 ROOT = Path(__file__).parents[1]
 PATIENCE_SECONDS = 300

@@ -18,7 +18,7 @@ def between_candidates(
     groups: dict[str, list[WinRate]] = {}
     for pair, judges in evaluation.get("head_to_head", {}).items():
         a, _, b = pair.partition("_against_")
-        name = f"{words.ALGORITHMS[a]} against {words.ALGORITHMS[b]}"
+        name = f"{words.POLICIES[a]} against {words.POLICIES[b]}"
         for judge in settings.judges:
             for temperature in settings.temperatures:
                 title = f"{words.JUDGES[judge]}, {words.sampling(temperature)}"
@@ -62,7 +62,7 @@ def _task_cells(name: str, figures: Mapping[str, Any]) -> tuple[str, ...]:
     few = " (too few for an interval)" if figures["win_rate_low"] is None else ""
     rate = words.interval_text(figures, "win_rate") + few
     prompts = f"{figures['num_prompts']:,}"
-    return words.ALGORITHMS[name], prompts, rate, _counts(figures), words.p_text(figures["p_value"])
+    return words.POLICIES[name], prompts, rate, _counts(figures), words.p_text(figures["p_value"])
 
 
 def _counts(figures: Mapping[str, Any]) -> str:

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from rlhf_core.state.atomic import digest_of, tree_digest
 from tasks import paths
 from tasks.definition import stage_definition
-from tasks.report_html.sources import STAGES
+from tasks.report_html.sources import stages_of
 from tasks.report_html.words import flattened
 
 
@@ -34,21 +34,20 @@ def lineage(root: Path, candidates: tuple[str, ...]) -> list[Link]:
         return digests[name]
 
     links = []
-    for stage in STAGES:
-        for name in [paths.candidate_stage(one) for one in candidates] if stage == "align" else [stage]:
-            output = paths.stage_output(name).as_posix()
-            if not (root / output).is_dir():
-                continue
-            inputs = [dep for dep in stage_definition(root, name).deps if _is_data(root, dep)]
-            links.append(
-                Link(
-                    stage=name,
-                    inputs=[(dep, digest_of(files_of(dep))) for dep in inputs],
-                    output=output,
-                    digest=digest_of(files_of(output)),
-                    files=list(files_of(output).items()),
-                )
+    for name in stages_of(candidates):
+        output = paths.stage_output(name).as_posix()
+        if not (root / output).is_dir():
+            continue
+        inputs = [dep for dep in stage_definition(root, name).deps if _is_data(root, dep)]
+        links.append(
+            Link(
+                stage=name,
+                inputs=[(dep, digest_of(files_of(dep))) for dep in inputs],
+                output=output,
+                digest=digest_of(files_of(output)),
+                files=list(files_of(output).items()),
             )
+        )
     return links
 
 

@@ -8,6 +8,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from rlhf_core.config import EvaluateConfig, Params
+from tasks.catalogue import stage_title
 from tasks.report_html import words
 from tasks.report_html.between import between_candidates, task_table, win_rate_row
 from tasks.report_html.comparisons import WinRate, dot_plot, forest_plot, share_bar
@@ -17,22 +18,8 @@ from tasks.report_html.sources import RunFiles
 from tasks.text_lines import texts_line
 
 FOLDER = Path(__file__).parent
-COLORS = {name: f"c-{name}" for name in ("sft", "ppo", "dpo", "chain", "weights", "probabilities")}
+COLORS = {name: f"c-{name}" for name in words.POLICIES}
 CRITERIA = ("gold", "truthful_share", "helpful", "truthful", "harmless", "concise")
-TITLES = {
-    "validate": "Validation",
-    "sft": "Supervised fine-tuning",
-    "generate": "Generation",
-    "label": "Labelling",
-    "preferences": "Preferences",
-    "reward": "Reward model",
-    "align@ppo": "PPO",
-    "align@dpo": "DPO",
-    "align@chain": "Chain",
-    "combine@weights": "Averaged weights",
-    "combine@probabilities": "Mixed probabilities",
-    "evaluate": "Evaluation",
-}
 # Curves that tell whether training went well; the rest of them are a click away.
 OPEN_NAMESPACES = ("loss", "reward", "implicit_reward", "rollout", "eval")
 OPEN_CURVES = ("policy/entropy",)
@@ -56,7 +43,7 @@ def render(run: RunFiles, params: Params, root: Path) -> str:
         simulated=simulated_parts(params),
         verdict=words.verdict_sentence(evaluation["verdict"]) if evaluation else None,
         verdict_terms=words.verdict_terms(evaluation["verdict"]) if evaluation else None,
-        warnings=[(TITLES[stage], line) for stage, figures in run.metrics.items() if (line := texts_line(figures))],
+        warnings=[(stage_title(name), line) for name, figures in run.metrics.items() if (line := texts_line(figures))],
         tiles=list(_tiles(run, algorithms)),
         changes=list(words.changes(evaluation, algorithms)) if evaluation else [],
         between=between_candidates(evaluation, params.evaluate, COLORS) if evaluation else None,
@@ -70,15 +57,15 @@ def render(run: RunFiles, params: Params, root: Path) -> str:
         label_figures=run.metrics.get("label", {}),
         reward=run.metrics.get("reward"),
         reward_figures=list(_reward_figures(run)),
-        curves=[(TITLES[stage], *_curves(rows)) for stage, rows in run.curves.items()],
+        curves=[(stage_title(stage), *_curves(rows)) for stage, rows in run.curves.items()],
         samples=run.samples,
         models=("sft", *algorithms),
-        names=words.ALGORITHMS,
+        names=words.POLICIES,
         judges=words.JUDGES,
         simulated_labels=params.label.source == "simulated",
         lineage=lineage(root, algorithms),
         parameters=parameter_rows(params),
-        metrics=[(TITLES[stage], words.flattened(figures)) for stage, figures in run.metrics.items()],
+        metrics=[(stage_title(stage), words.flattened(figures)) for stage, figures in run.metrics.items()],
     )
 
 
@@ -98,7 +85,7 @@ def _tiles(run: RunFiles, algorithms: Sequence[str]) -> Iterator[tuple[str, str,
     compared = {name: evaluation[name] for name in algorithms} if evaluation else {}
     for name, figures in compared.items():
         note = f"{words.bounds_text(figures, 'win_rate')}, p = {words.p_text(figures['p_value'])}".replace("= <", "< ")
-        yield f"{words.ALGORITHMS[name]} win rate against SFT", f"{figures['win_rate']:.1%}", note
+        yield f"{words.POLICIES[name]} win rate against SFT", f"{figures['win_rate']:.1%}", note
     if reward and reward.get("pairwise_accuracy") is not None:
         note = f"{words.bounds_text(reward, 'pairwise_accuracy')}; always longer {reward['longer_accuracy']:.1%}"
         yield "Reward model, held-out pairs right", f"{reward['pairwise_accuracy']:.1%}", note
@@ -110,9 +97,9 @@ def _tiles(run: RunFiles, algorithms: Sequence[str]) -> Iterator[tuple[str, str,
         gain = figures.get("truthful_share_gain")
         kl = f"KL to SFT {figures['kl_to_sft']:.2f} nats a response"
         if gain is not None:
-            yield f"{words.ALGORITHMS[name]} truthful replies", f"{100 * gain:+.1f} points", kl
+            yield f"{words.POLICIES[name]} truthful replies", f"{100 * gain:+.1f} points", kl
         else:
-            yield f"{words.ALGORITHMS[name]} drift", f"{figures['kl_to_sft']:.2f} nats", "KL to SFT a response"
+            yield f"{words.POLICIES[name]} drift", f"{figures['kl_to_sft']:.2f} nats", "KL to SFT a response"
 
 
 def _forest(evaluation: Mapping[str, Any], settings: EvaluateConfig, algorithms: Sequence[str]) -> Markup:
@@ -121,7 +108,7 @@ def _forest(evaluation: Mapping[str, Any], settings: EvaluateConfig, algorithms:
         for temperature in settings.temperatures:
             label = f"T={temperature:g}"
             rows = [
-                win_rate_row(words.ALGORITHMS[name], COLORS[name], evaluation[name]["judges"][judge][label])
+                win_rate_row(words.POLICIES[name], COLORS[name], evaluation[name]["judges"][judge][label])
                 for name in algorithms
             ]
             groups[f"{words.JUDGES[judge]}, {words.sampling(temperature)}"] = rows
@@ -134,11 +121,11 @@ def _criteria(evaluation: Mapping[str, Any], settings: EvaluateConfig, algorithm
         label = f"T={temperature:g}"
         rows = {
             criterion.replace("_share", " replies").replace("gold", "gold score"): {
-                words.ALGORITHMS[name]: evaluation[name]["gold"][label][criterion] for name in models
+                words.POLICIES[name]: evaluation[name]["gold"][label][criterion] for name in models
             }
             for criterion in CRITERIA
         }
-        colors = {words.ALGORITHMS[name]: COLORS[name] for name in models}
+        colors = {words.POLICIES[name]: COLORS[name] for name in models}
         yield dot_plot(f"Gold scorer (simulated), {words.sampling(temperature)}", rows, colors)
 
 
@@ -149,7 +136,7 @@ def _writing(
         for name in ("sft", *algorithms):
             label = f"T={temperature:g}"
             score = evaluation[name]["reward_model_score"][label]
-            row = {"model": words.ALGORITHMS[name], "sampling": words.sampling(temperature), "score": score}
+            row = {"model": words.POLICIES[name], "sampling": words.sampling(temperature), "score": score}
             yield row | evaluation[name]["lengths"][label]
 
 

@@ -2,7 +2,7 @@
 
 import csv
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,8 +10,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from tasks import paths
-
-STAGES = ("validate", "sft", "generate", "label", "preferences", "reward", "align", "evaluate")
+from tasks.catalogue import CATALOGUE, policy_stage, stage_row
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,8 +35,7 @@ class RunFiles:
 
 def read_run(root: Path, candidates: tuple[str, ...]) -> RunFiles:
     """Read the small files of the run at `root`; `candidates` are its aligned and combined policies."""
-    names = [paths.candidate_stage(name) for name in candidates]
-    stages = [name for stage in STAGES for name in (names if stage == "align" else [stage])]
+    stages = stages_of(candidates)
     metrics = {stage: _json(root / paths.metrics_file(stage)) for stage in stages}
     curves = {stage: _curves(root / paths.plots_file(stage)) for stage in stages}
     return RunFiles(
@@ -50,6 +48,15 @@ def read_run(root: Path, candidates: tuple[str, ...]) -> RunFiles:
         graded_scores=_columns(root / paths.REWARD / "graded_scores.parquet", ("score", "model_score")),
         samples=_json(root / paths.EVALUATE / "samples.json") or [],
     )
+
+
+def stages_of(candidates: Iterable[str]) -> list[str]:
+    """The stages of a run before its report, in their order, with one of each of its policies."""
+    made = [policy_stage(name) for name in candidates]
+    names = []
+    for row in CATALOGUE:
+        names += [name for name in made if stage_row(name) == row] if row.items else [row.name]
+    return [name for name in names if name != "report"]
 
 
 def _json(path: Path) -> Any:

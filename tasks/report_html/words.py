@@ -4,19 +4,14 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from tasks.catalogue import POLICIES as POLICY_TITLES
+
 # Control characters, bidirectional overrides and zero-width marks: they would hide or reorder what a model wrote.
 _INVISIBLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b\u200e\u200f\u202a-\u202e\u2060-\u2069\ufeff\ud800-\udfff]")
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 JUDGES = {"gold": "gold scorer (simulated)", "reward_model": "reward model"}
-ALGORITHMS = {
-    "sft": "SFT",
-    "ppo": "PPO",
-    "dpo": "DPO",
-    "chain": "Chain",
-    "weights": "Averaged weights",
-    "probabilities": "Mixed probabilities",
-}
+POLICIES = {"sft": "SFT", **POLICY_TITLES}
 
 
 def visible(text: str) -> str:
@@ -79,7 +74,7 @@ def sampling(temperature: float) -> str:
 
 def verdict_sentence(verdict: Mapping[str, Any]) -> str:
     """Return what the comparison with the SFT model says, in one sentence that claims no more than its interval."""
-    name = ALGORITHMS.get(verdict["best"], verdict["best"])
+    name = POLICIES.get(verdict["best"], verdict["best"])
     low, high = verdict["win_rate_low"], verdict["win_rate_high"]
     if low is None or high is None:
         finding = f"Too few prompts to tell {name} from the SFT model"
@@ -108,7 +103,7 @@ def verdict_terms(verdict: Mapping[str, Any]) -> str:
 def changes(evaluation: Mapping[str, Any], algorithms: Sequence[str]) -> Iterator[str]:
     """Yield, for each policy, how the length of its replies and its over-refusal changed from SFT's."""
     for name in algorithms:
-        figures, policy = evaluation[name], ALGORITHMS[name]
+        figures, policy = evaluation[name], POLICIES[name]
         ratio, low, high = (figures.get(key) for key in ("tokens_ratio", "tokens_gain_low", "tokens_gain_high"))
         if ratio is not None and figures.get("tokens_gain") is not None:
             by = f"{figures['tokens_gain']:+.1f} tokens a reply"

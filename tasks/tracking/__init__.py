@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from tasks.tracking.audit import AuditRow, read_audit
     from tasks.tracking.compare import Comparison, compare_versions, read_manifest
     from tasks.tracking.delivery import Delivery, flush, pending
-    from tasks.tracking.names import MODEL_NAMES, ModelVersion, model_name
+    from tasks.tracking.names import ModelVersion
     from tasks.tracking.promotion import Promotion, promote, rollback
     from tasks.tracking.recorder import Recorder
     from tasks.tracking.registry import download_version, list_versions, resolve_version
@@ -45,7 +45,6 @@ if TYPE_CHECKING:
     from tasks.tracking.system import SystemWatch
 
 __all__ = [
-    "MODEL_NAMES",
     "AuditRow",
     "Comparison",
     "Delivery",
@@ -59,7 +58,6 @@ __all__ = [
     "download_version",
     "flush",
     "list_versions",
-    "model_name",
     "open_store",
     "pending",
     "promote",
@@ -76,7 +74,6 @@ _MODULES = {
     "AuditRow": "audit",
     "Comparison": "compare",
     "Delivery": "delivery",
-    "MODEL_NAMES": "names",
     "ModelVersion": "names",
     "Promotion": "promotion",
     "Recorder": "recorder",
@@ -87,7 +84,6 @@ _MODULES = {
     "download_version": "registry",
     "flush": "delivery",
     "list_versions": "registry",
-    "model_name": "names",
     "open_store": "store",
     "pending": "delivery",
     "promote": "promotion",

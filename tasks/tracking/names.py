@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from rlhf_core.errors import ConfigError
+from tasks.catalogue import MODEL_NAMES
 
 EXPERIMENT = "rlhf"
-MODEL_NAMES = ("rlhf-sft", "rlhf-reward", "rlhf-policy")
 CANDIDATE, CHAMPION, PREVIOUS = "candidate", "champion", "previous"
 
 RUN_KEY = "rlhf.run_key"
@@ -48,12 +48,6 @@ class ModelVersion:
 
     def __str__(self) -> str:
         return f"{self.name}/{self.version}"
-
-
-def model_name(stage: str) -> str | None:
-    """Registered model that a stage's output belongs to: `align@ppo` gives `rlhf-policy`; None for other stages."""
-    kinds = {"sft": "rlhf-sft", "reward": "rlhf-reward", "align": "rlhf-policy", "combine": "rlhf-policy"}
-    return kinds.get(stage.partition("@")[0])
 
 
 def parse_reference(reference: str) -> tuple[str, str | int]:

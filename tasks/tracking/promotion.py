@@ -12,10 +12,11 @@ from pathlib import Path
 from rlhf_core.config import Params
 from rlhf_core.errors import EnvironmentProblem, GateRefused
 from rlhf_core.state.faults import faultpoint
+from tasks.catalogue import MODEL_NAMES
 from tasks.tracking.attempts import Attempts, attempts_so_far
 from tasks.tracking.audit import AuditRow, append_audit, open_attempt, read_audit, standing_promotion
 from tasks.tracking.gates import Gate, refusal
-from tasks.tracking.names import CHAMPION, MODEL_NAMES, PREVIOUS, ModelVersion
+from tasks.tracking.names import CHAMPION, PREVIOUS, ModelVersion
 from tasks.tracking.registry import GONE, aliases_of, answering, exists, resolve
 from tasks.tracking.standing import Standing, stand
 from tasks.tracking.store import Store, lock, open_store

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rlhf_core.errors import ConfigError, EnvironmentProblem
+from tasks.catalogue import MODEL_NAMES
 from tasks.tracking import logged_model
-from tasks.tracking.names import MODEL_NAMES, OUTPUTS_HASH, STAGE, UNDEFINED, ModelVersion, parse_reference
+from tasks.tracking.names import OUTPUTS_HASH, STAGE, UNDEFINED, ModelVersion, parse_reference
 from tasks.tracking.sqlite_list import versions_in_file
 from tasks.tracking.store import Store, first_line, open_store, tracking_uri
 

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_core.errors import ConfigError
+from tasks.catalogue import models_name
 from tasks.manifest import build_manifest, lineage_tags
 from tasks.tracking.flat import dotted, numbers
-from tasks.tracking.names import model_name
 from tasks.tracking.registration import outputs_hash
 
 EXAMPLE = {"prompt": "Please write one sentence that thanks a colleague.", "response": "Thank you for your help today."}
@@ -56,7 +56,7 @@ def registered_name(stage: str) -> str:
     Raises:
         ConfigError: the stage makes no model.
     """
-    name = model_name(stage)
+    name = models_name(stage)
     if name is None:
         raise ConfigError(f"stage {stage}: makes no model. Fix: register sft, reward or align@<algorithm>")
     return name

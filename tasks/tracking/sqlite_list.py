@@ -8,7 +8,8 @@ from collections import defaultdict
 from contextlib import closing
 from pathlib import Path
 
-from tasks.tracking.names import MODEL_NAMES, OUTPUTS_HASH, STAGE, UNDEFINED, ModelVersion
+from tasks.catalogue import MODEL_NAMES
+from tasks.tracking.names import OUTPUTS_HASH, STAGE, UNDEFINED, ModelVersion
 
 KNOWN_SCHEMA = "dc11669786a5"  # of MLflow 3.17; its table alembic_version
 SQLITE = "sqlite:///"

@@ -5,8 +5,8 @@ import sqlite3
 
 from tracking_support import record_policy
 
+from tasks.catalogue import MODEL_NAMES
 from tasks.tracking import list_versions, promote
-from tasks.tracking.names import MODEL_NAMES
 from tasks.tracking.registry import versions_of
 from tasks.tracking.sqlite_list import KNOWN_SCHEMA, versions_in_file
 from tasks.tracking.store import tracking_uri
