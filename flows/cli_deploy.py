@@ -148,9 +148,11 @@ def _look_after(home: Path, unwanted: str | None, *, list_all: bool, as_json: bo
         raise ConfigError("--list and --delete: both given. Fix: give one of them")
     base = _reach(home)
     from flows.deployments import delete, listed
+    from flows.leftovers import cancel_without_deployment
 
     if unwanted is not None:
         delete(unwanted)
+        cancel_without_deployment()
         print(json_format.dumps({"deleted": unwanted}) if as_json else f"deleted: {unwanted}")
         return 0
     found = listed()

@@ -95,12 +95,13 @@ def use(home: Path, server: Server | None) -> None:
 def start_worker(home: Path) -> Server:
     """Start the worker where it is not there, after tidying up what the time without it left in Prefect.
 
-    This process must have been pointed at the server.
+    Runs of deployments that somebody deleted go in either case. This process must have been pointed at the server.
     """
     from flows.deployments import ensure_pool
-    from flows.leftovers import tidy
+    from flows.leftovers import cancel_without_deployment, tidy
 
     ensure_pool()
+    cancel_without_deployment()
     if "worker" not in known_servers(home):
         tidy(print_line=lambda line: print(line, file=sys.stderr))
     return start(home, "worker", ensure_worker)

@@ -16,7 +16,8 @@ from prefect.client.schemas.filters import (
     WorkPoolFilterName,
 )
 from prefect.client.schemas.objects import FlowRun, StateType
-from prefect.states import Crashed
+from prefect.exceptions import ObjectNotFound
+from prefect.states import Cancelled, Crashed
 
 from flows.deployments import pipeline_deployments
 from flows.flow_runs import cancel_missed, newest_of, server_answers
@@ -48,6 +49,31 @@ def tidy(print_line: Callable[[str], None]) -> None:
                 due[run.deployment_id].append(run)
         for runs in due.values():
             _leave_newest(client, runs, print_line)
+
+
+def cancel_without_deployment() -> None:
+    """Cancel the runs that wait and whose deployment was deleted, here or in the Prefect page.
+
+    Prefect deletes those that only wait. One that the worker has taken up cannot begin without its deployment either,
+    but would stay so, and keep its place among the runs at a time, until the worker is started anew.
+
+    Raises:
+        EnvironmentProblem: the server does not answer.
+    """
+    with server_answers(), get_client(sync_client=True) as client:
+        waiting = [run for run in _runs(client, (StateType.SCHEDULED, StateType.PENDING)) if run.deployment_id]
+        gone = {key for key in {run.deployment_id for run in waiting} if not _is_there(client, key)}
+        for run in waiting:
+            if run.deployment_id in gone:
+                why = "its deployment was deleted before it began"
+                client.set_flow_run_state(run.id, Cancelled(message=why), force=True)
+
+
+def _is_there(client: SyncPrefectClient, deployment_id: UUID | None) -> bool:
+    try:
+        return deployment_id is not None and bool(client.read_deployment(deployment_id))
+    except ObjectNotFound:
+        return False
 
 
 def _leave_newest(client: SyncPrefectClient, runs: list[FlowRun], print_line: Callable[[str], None]) -> None:

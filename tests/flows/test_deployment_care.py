@@ -95,6 +95,29 @@ print(json.dumps({
 }))
 """
 )
+TAKEN_UP = """
+import json, sys
+from uuid import UUID
+from prefect.client.orchestration import get_client
+from prefect.states import Pending
+with get_client(sync_client=True) as client:
+    begin = client.create_flow_run_from_deployment
+    print(json.dumps([str(begin(UUID(key), state=Pending(name="Submitting")).id) for key in sys.argv[1:]]))
+"""
+STATES = """
+import json, sys
+from uuid import UUID
+from prefect.client.orchestration import get_client
+with get_client(sync_client=True) as client:
+    print(json.dumps([client.read_flow_run(UUID(key)).state.type.value for key in sys.argv[1:]]))
+"""
+DELETE = """
+import sys
+from uuid import UUID
+from prefect.client.orchestration import get_client
+with get_client(sync_client=True) as client:
+    client.delete_deployment(UUID(sys.argv[1]))
+"""
 
 
 def test_a_deployment_is_cared_for(counting_project: Path) -> None:
@@ -126,7 +149,12 @@ def test_a_deployment_is_cared_for(counting_project: Path) -> None:
             "hand": ("by hand", "small"),
             "nightly": ("every 3600 s", None),
         }
+        taken_up = json.loads(on_server(project, TAKEN_UP, late, key))
         assert json.loads(rlhf(project, "deploy", "--delete", "nightly", "--json")) == {"deleted": "nightly"}
+        assert json.loads(on_server(project, STATES, *taken_up)) == ["CANCELLED", "PENDING"], "a place is free again"
         assert [one["name"] for one in json.loads(rlhf(project, "deploy", "--list", "--json"))] == ["hand"]
+        on_server(project, DELETE, key)  # as the Prefect page does
+        rlhf(project, "up")
+        assert json.loads(on_server(project, STATES, *taken_up)) == ["CANCELLED", "CANCELLED"]
     finally:
         rlhf(project, "down")
