@@ -40,8 +40,10 @@ def stage_definition(root: Path, stage: str) -> StageDefinition:
     """Read one stage's definition, with `${section.key}` put in from `params.yaml` or the defaults.
 
     Raises:
-        ConfigError: `dvc.yaml` has no such stage.
+        ConfigError: `dvc.yaml` has no such stage, or is not there.
     """
+    if not (root / DVC_FILE).is_file():
+        raise ConfigError(f"{root / DVC_FILE}: no such file. Fix: run from the project's root")
     stages = _parsed((root / DVC_FILE).read_text())["stages"]
     name, _, item = stage.partition("@")
     body = stages.get(name)

@@ -5,6 +5,7 @@ from itertools import chain, combinations
 from statistics import fmean
 from typing import Any
 
+from rlhf_core.data.identity import prompt_identity
 from rlhf_core.data.kinds import OVERALL, UNNAMED
 from rlhf_core.data.normal import normal_form
 from rlhf_core.data.rankings import RANKINGS, ranked_choices
@@ -108,8 +109,8 @@ def voted(rows: Iterable[Row], split: Callable[[str], str]) -> Iterator[Ballot]:
 def _as_shown(pair: Pair, row: Row) -> Vote:
     """A row's vote in the order of `pair`."""
     vote = Vote(annotator=row["annotator"], choice=row["choice"], strength=row["strength"], seconds=row["seconds"])
-    prompt, one, other = map(normal_form, (row["prompt"], row["response_a"], row["response_b"]))
-    if prompt == normal_form(pair.prompt):
+    one, other = normal_form(row["response_a"]), normal_form(row["response_b"])
+    if prompt_identity(row["prompt"]) == prompt_identity(pair.prompt):
         here = normal_form(pair.response_a), normal_form(pair.response_b)
         if here == (one, other):
             return vote

@@ -6,13 +6,15 @@ comparison, a ranking, a grade) that stands again is one more judgement, unless 
 - of a named annotator's judgements of the same responses the last counts, in whatever order opinions changed;
 - without a name, a row that has the id of an earlier one and says the same is that row again.
 
-Of votes, `pair_id` says what was judged; of the others, the prompt, the responses and the criterion do.
+Of votes, `pair_id` says what was judged; of the others, the prompt, the responses and the criterion do. A prompt is
+the same one as text, as a transcript and as messages (`rlhf_core.data.identity`).
 """
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from rlhf_core.data.identity import prompt_identity
 from rlhf_core.data.kinds import UNNAMED, Kind
 from rlhf_core.data.normal import normal_form
 from rlhf_core.data.records import Record
@@ -74,9 +76,9 @@ def repeats(kind: Kind, records: Sequence[Record]) -> dict[int, Repeat]:
 
 def judged(kind: Kind, values: Mapping[str, Any], names: Mapping[Hashable, str]) -> Hashable:
     """What a judgement is about: its criterion, and the pair or the prompt with its responses, in any order."""
-    texts = texts_of(kind, values)
+    prompt, *responses = texts = texts_of(kind, values)
     pair = (values["pair_id"] or names.get(texts)) if kind == "votes" else None
-    return values["criterion"], pair or texts
+    return values["criterion"], pair or (prompt_identity(prompt), *responses)
 
 
 def pair_names(votes: Iterable[Mapping[str, Any]]) -> dict[Hashable, str]:
@@ -116,8 +118,8 @@ def _owner(kind: Kind, record: Record) -> Hashable:
     """What an id stands for, whoever judged it on whatever criterion; a little white space makes no other pair."""
     if kind in ITEMS:
         return tuple(record.values[name] for name in ITEMS[kind])
-    prompt, *responses = map(normal_form, texts_of(kind, record.values))
-    return prompt, *sorted(responses)
+    prompt, *responses = texts_of(kind, record.values)
+    return prompt_identity(prompt), *sorted(map(normal_form, responses))
 
 
 def _key(kind: Kind, record: Record, names: Mapping[Hashable, str]) -> Hashable | None:

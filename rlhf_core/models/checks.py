@@ -10,7 +10,7 @@ from rlhf_core.models.direction import check_direction, check_direction_of
 from rlhf_core.models.folder import weight_files
 from rlhf_core.models.policy import check_room, check_vocabulary
 from rlhf_core.models.reward import check_head, described_head
-from rlhf_core.models.reward_ensemble import member_folders
+from rlhf_core.models.reward_ensemble import ENSEMBLE_FILE, described_ensemble, member_folders
 from rlhf_core.models.stored_numbers import check_stored_numbers
 from rlhf_core.models.tokenizer import ChatMode, load_tokenizer
 
@@ -36,6 +36,8 @@ def check_reward_folder(folder: Path, tokens: int) -> None:
     Raises:
         EnvironmentProblem, ConfigError: see `load_reward_model`.
     """
+    if (folder / ENSEMBLE_FILE).is_file():
+        described_ensemble(folder)
     for member in member_folders(folder):
         spec = described_head(member)
         check_head(member, spec, _check(member, AutoModel, "auto", tokens))

@@ -3,9 +3,10 @@
 Shape suffixes: M = members, B = rows, Q = reference scores of a member.
 """
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -14,11 +15,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_core.data.batches import SequenceBatch
 from rlhf_core.errors import ConfigError, EnvironmentProblem
-from rlhf_core.models.architecture import read_heads
+from rlhf_core.models.architecture import check_same_heads, read_heads
 from rlhf_core.models.folder import read_json
 from rlhf_core.models.heads import HeadSpec
 from rlhf_core.models.reward import Details, RewardModel
 from rlhf_core.models.standardised import Standardised
+from rlhf_core.models.stored_numbers import check_stored_numbers
 from rlhf_core.state.atomic import write_json
 
 Aggregate = Literal["mean", "accuracy", "median", "vote", "pessimistic"]
@@ -113,24 +115,14 @@ class RewardEnsemble(Standardised):
         """Read what `save` wrote, in evaluation mode.
 
         Raises:
-            EnvironmentProblem: files of a member are missing.
-            ConfigError: the folder asks for code of its own, or describes an aggregation that does not exist.
+            EnvironmentProblem: files are missing.
+            ConfigError: the folder asks for code of its own; see `described_ensemble`.
         """
         folder = Path(folder)
-        described = read_json(folder / ENSEMBLE_FILE)
-        known = get_args(Aggregate)
-        if described.get("aggregate") not in known:
-            raise ConfigError(
-                f"{folder / ENSEMBLE_FILE}: aggregate: {described.get('aggregate')!r} is none. Fix: one of {known}"
-            )
+        described = described_ensemble(folder)
         members = [RewardModel.load(member) for member in member_folders(folder)]
-        model = cls(members, described["aggregate"], float(described.get("pessimism", 0.0)))
-        path, wanted = folder / ENSEMBLE_WEIGHTS, dict(model.named_buffers(recurse=False))
-        if not path.is_file():
-            raise EnvironmentProblem(f"{folder}: missing {ENSEMBLE_WEIGHTS}. Fix: copy the folder again")
-        if differs := sorted(read_heads(path).keys() ^ wanted.keys()):
-            raise ConfigError(f"{path}: {', '.join(differs)}: missing, or not part of it. Fix: copy the folder again")
-        for name, tensor in load_file(path).items():
+        model = cls(members, described["aggregate"], described["pessimism"])
+        for name, tensor in load_file(folder / ENSEMBLE_WEIGHTS).items():
             setattr(model, name, tensor)
         return model.eval()
 
@@ -199,6 +191,34 @@ def ranks_among(scores_MB: Tensor, reference_MQ: Tensor) -> Tensor:
     low_MB, high_MB = reference_MQ.gather(1, above_MB - 1), reference_MQ.gather(1, above_MB)
     part_MB = ((scores_MB - low_MB) / (high_MB - low_MB).clamp_min(torch.finfo(scores_MB.dtype).tiny)).clamp(0.0, 1.0)
     return (above_MB - 1 + part_MB) / (count - 1)
+
+
+def described_ensemble(folder: Path) -> dict[str, Any]:
+    """How an ensemble's folder says that its members' scores become one; its own tensors are checked, not read.
+
+    Raises:
+        EnvironmentProblem: the file of its tensors is missing.
+        ConfigError: the aggregation does not exist, or the tensors are not those of so many members, or hold NaN or
+            infinity.
+    """
+    described, path = read_json(folder / ENSEMBLE_FILE), folder / ENSEMBLE_WEIGHTS
+    known = get_args(Aggregate)
+    if described.get("aggregate") not in known:
+        raise ConfigError(
+            f"{folder / ENSEMBLE_FILE}: aggregate: {described.get('aggregate')!r} is none. Fix: one of {known}"
+        )
+    pessimism = described.setdefault("pessimism", 0.0)
+    if type(pessimism) not in (int, float) or not math.isfinite(pessimism):
+        raise ConfigError(f"{folder / ENSEMBLE_FILE}: pessimism: {pessimism!r} is no number. Fix: copy it again")
+    if not path.is_file():
+        raise EnvironmentProblem(f"{folder}: missing {ENSEMBLE_WEIGHTS}. Fix: copy the folder again")
+    found, count = read_heads(path), len(member_folders(folder))
+    references = found["reference_MQ"].shape[1:] if "reference_MQ" in found else (0,)
+    shapes = {"shift": (), "scale": (), "weights_M": (count,), "reference_MQ": (count, *references[:1])}
+    wanted = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+    check_same_heads(found, wanted, path)
+    check_stored_numbers([path])
+    return described
 
 
 def member_folders(folder: Path | str) -> list[Path]:

@@ -1,6 +1,7 @@
 """Combined policies as stages: shares chosen of two and of three members, compared and shown like the others."""
 
 import json
+import math
 import shutil
 from itertools import permutations
 from pathlib import Path
@@ -14,6 +15,7 @@ from dvc.repo import Repo
 from project_support import change_sections
 
 from rlhf_core.config import CombineConfig
+from rlhf_core.errors import Diverged
 from rlhf_core.evaluation.drift import summed_logprobs
 from rlhf_core.models.mixture import PolicyMixture, averaged_weights, load_any_policy
 from rlhf_core.models.policy import load_policy
@@ -158,6 +160,17 @@ def test_a_mixture_is_chosen_with_one_pass_of_each_member(project: Path, monkeyp
     assert run(project, "combine@probabilities") == 0
     assert len(asked) == 2
     assert len(figures(project, "combine@probabilities")["measured"]) == 19
+
+
+@pytest.mark.parametrize(("values", "member"), [([math.nan, -1.0], 0), ([-1.0, -math.inf], 1), ([math.inf, -1.0], 0)])
+def test_a_member_whose_value_is_no_number_is_never_the_best(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], values: list[float], member: int
+) -> None:
+    combined(project, members=["ppo", "dpo"])
+    monkeypatch.setattr(combine, "_measure", lambda *_: lambda shares: {"value": values[max(shares) == shares[1]]})
+    assert run(project, "combine@weights") == Diverged.exit_code
+    assert f"combine: the value of member {member}" in capsys.readouterr().err
+    assert not (project / "artifacts/align/weights").exists()
 
 
 def test_equal_members_count_alike(project: Path) -> None:

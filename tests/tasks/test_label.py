@@ -224,6 +224,13 @@ def test_pair_id_joins_votes_whose_texts_differ_in_white_space(project: Path) ->
     assert [(pair["label"], pair["num_votes"]) for pair in pairs] == [("a", 2)]
 
 
+def test_pair_id_joins_votes_whose_prompt_is_written_as_text_and_as_a_transcript(project: Path) -> None:
+    transcript = f"\n\nHuman: {PROMPT}\n\nAssistant:"
+    write_votes(vote("ann", "a"), vote("bob", "b", prompt=transcript, response_a=WRONG, response_b=RIGHT))
+    _, pairs, _ = run(project, source="file")
+    assert [(pair["label"], pair["num_votes"], pair["prompt"]) for pair in pairs] == [("a", 2, PROMPT)]
+
+
 def rating(response: str, score: float, annotator: str = "file") -> dict:
     return {
         "prompt_id": "id-lamp", "prompt": PROMPT, "response": response, "annotator": annotator, "score": score,

@@ -90,6 +90,16 @@ def published(project: Path) -> list[str]:
     return sorted(path.relative_to(project).as_posix() for path in found if path.is_file())
 
 
+def test_a_folder_without_the_graph_is_refused_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").write_text("seed: 1\n")
+    command = [sys.executable, "-m", "tasks", "validate"]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.count("\n") == 1
+    assert done.stderr.endswith("dvc.yaml: no such file. Fix: run from the project's root\n")
+
+
 def test_a_stage_publishes_outputs_metrics_and_curves(project: Path) -> None:
     done = run(project)
     assert done.returncode == 0, done.stderr

@@ -45,6 +45,31 @@ def test_the_last_vote_counts_also_when_the_pair_is_shown_the_other_way_round():
     assert found("votes", VOTE | {"choice": "tie"}, VOTE | {"choice": "tie", "strength": 4}) == {1: ("duplicate", 0)}
 
 
+DISGUISES = [
+    "\n\nHuman: Where is it?\n\nAssistant:",
+    "Where  is it?",
+    "Where is\u200b it?",
+    [{"role": "user", "content": "Where is it?"}],
+]
+
+
+@pytest.mark.parametrize("prompt", DISGUISES)
+@pytest.mark.parametrize(
+    ("kind", "row", "contrary"),
+    [
+        ("votes", VOTE, {"choice": "b"}),
+        ("comparisons", COMPARISON | {"annotator": "kim"}, {"chosen": "y", "rejected": "x"}),
+        ("rankings", RANKING | {"annotator": "kim"}, {"ranking": [3, 2, 1]}),
+        ("graded", GRADE | {"annotator": "kim"}, {"score": 1}),
+    ],
+)
+def test_the_last_judgement_counts_also_when_the_prompt_is_written_in_another_way(kind, row, contrary, prompt):
+    first = row | {"prompt": "Where is it?"}
+    assert found(kind, first, first | contrary | {"prompt": prompt}) == {0: ("revised", 1)}
+    assert found(kind, first | {"prompt": prompt}, first | contrary) == {0: ("revised", 1)}
+    assert found(kind, first, first | contrary | {"prompt": "Where was it?"}) == {}
+
+
 def test_other_annotators_criteria_and_pair_ids_are_other_votes():
     others = [{"annotator": "lee"}, {"criterion": "tone"}, {"response_b": "z"}, {"prompt": "q"}]
     assert found("votes", VOTE, *(VOTE | {"choice": "b"} | change for change in others)) == {}
@@ -54,7 +79,8 @@ def test_other_annotators_criteria_and_pair_ids_are_other_votes():
 def test_pair_id_joins_texts_that_differ_in_white_space_and_nothing_more():
     first = VOTE | {"pair_id": "1"}
     assert found("votes", first, first | {"prompt": " p ", "choice": "b"}) == {0: ("revised", 1)}
-    assert found("votes", first, first | {"prompt": " p ", "annotator": "lee"}) == {}
+    for disguise in (" p ", "\n\nHuman: p\n\nAssistant:"):
+        assert found("votes", first, first | {"prompt": disguise, "annotator": "lee"}) == {}
     assert found("votes", first, first | {"response_b": "z", "annotator": "lee"}) == {1: ("taken", 0)}
 
 

@@ -397,3 +397,41 @@ def test_reward_models_are_checked_member_by_member(good: Path, tmp_path: Path) 
         save_file(changed, head)
         for asked in (ask, load_reward_model):
             assert f"reward_head.safetensors: {words}" in refusal(tmp_path / "one", asked)
+
+
+def test_what_an_ensemble_says_of_its_members_is_checked_before_a_run(good: Path, tmp_path: Path) -> None:
+    members = [RewardModel.from_policy(load_policy(good), "last", seed=seed) for seed in (1, 2)]
+    RewardEnsemble(members, "mean").save(tmp_path / "whole", load_tokenizer(good))
+
+    def ask(folder: Path) -> None:
+        check_reward_folder(folder, 128)
+
+    def refused(words: str) -> None:
+        for asked in (ask, load_reward_model):
+            assert words in refusal(tmp_path / "several", asked)
+        shutil.rmtree(tmp_path / "several")
+        shutil.copytree(tmp_path / "whole", tmp_path / "several")
+
+    shutil.copytree(tmp_path / "whole", tmp_path / "several")
+    ask(tmp_path / "several")
+    path, described = tmp_path / "several/reward_ensemble.safetensors", tmp_path / "several/reward_ensemble.json"
+    tensors = load_file(path)
+    for changed, words in (
+        (tensors | {"weights_M": torch.ones(3)}, "weights_M (3,) instead of (2,)"),
+        (tensors | {"weights_M": torch.tensor([0.5, float("nan")])}, "1 tensors with NaN or infinity: weights_M."),
+        (tensors | {"reference_MQ": torch.zeros(1, 4)}, "reference_MQ (1, 4) instead of (2, 4)"),
+        ({name: tensor for name, tensor in tensors.items() if name != "shift"}, "shift missing instead of ()"),
+    ):
+        save_file(changed, path)
+        refused(f"reward_ensemble.safetensors: {words}")
+    path.unlink()
+    for asked in (ask, load_reward_model):
+        with pytest.raises(EnvironmentProblem, match=r"several: missing reward_ensemble\.safetensors\. Fix: "):
+            asked(tmp_path / "several")
+    shutil.copy(tmp_path / "whole/reward_ensemble.safetensors", path)
+    for settings, words in (
+        ({"aggregate": "best"}, "aggregate: 'best' is none"),
+        ({"aggregate": "mean", "pessimism": "high"}, "pessimism: 'high' is no number"),
+    ):
+        described.write_text(json.dumps({"members": 2} | settings))
+        refused(f"reward_ensemble.json: {words}")

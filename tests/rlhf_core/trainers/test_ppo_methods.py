@@ -219,6 +219,15 @@ def test_response_advantages_worked_by_hand() -> None:
         )
 
 
+@pytest.mark.parametrize("method", ["rloo", "grpo", "reinforce"])
+@pytest.mark.parametrize("total", [0.1, 1e-3, 4096.3, -1e6 / 3])
+def test_responses_that_earn_alike_have_no_advantage_to_whiten(method: str, total: float) -> None:
+    """Also an odd number of them, whose sum in float32 is no multiple of the total."""
+    cfg = changed(CFG, advantages={"method": method}, responses_per_prompt=33, rollout_batch=99, minibatch=33)
+    advantages_N = response_advantages(cfg, torch.full((99,), total), torch.ones(99, dtype=torch.bool))
+    assert advantages_N.tolist() == [0.0] * 99
+
+
 def test_group_advantages_stand_on_every_token_of_their_own_response() -> None:
     cfg = changed(CFG, advantages={"method": "rloo", "scaling": "none"}, responses_per_prompt=4, kl_coef=0.0,
                   missing_end_penalty=0.0)  # fmt: skip
