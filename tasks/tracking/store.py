@@ -5,6 +5,7 @@ SQLite store breaks for good when several processes create it at once, so openin
 """
 
 import json
+import logging
 import os
 import shlex
 import threading
@@ -22,10 +23,11 @@ from rlhf_core.errors import ConfigError, EnvironmentProblem
 from rlhf_core.state.atomic import write_json
 from tasks import paths
 from tasks.loopback import reach_loopback_directly
-from tasks.tracking.names import EXPERIMENT
+from tasks.tracking.names import EXPERIMENT, RUN_KEY
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import Experiment
 
 DATABASE = paths.STATE / "mlflow.db"
 ARTIFACTS = paths.STATE / "mlartifacts"
@@ -67,6 +69,8 @@ class Store:
         """MLflow's client for this store; does not touch the process-wide tracking address."""
         from mlflow import MlflowClient
 
+        # what it logs, a traceback of some fifty lines, is raised as well, and said in one line
+        logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
         return MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
 
 
@@ -96,6 +100,8 @@ def public_uri(uri: str) -> str:
 def open_store(root: Path) -> Store:
     """Open the store, creating it and its experiment when they are not there.
 
+    An experiment that somebody renamed in the MLflow page stays the one that runs belong to.
+
     Raises:
         ConfigError: the address cannot hold a registry.
         EnvironmentProblem: the store does not answer.
@@ -107,7 +113,7 @@ def open_store(root: Path) -> Store:
     with lock(home, "mlflow-store"):
         try:
             store = Store(uri, home, experiment_id="")
-            experiment = store.client.get_experiment_by_name(EXPERIMENT)
+            experiment = store.client.get_experiment_by_name(EXPERIMENT) or _renamed(store)
             if experiment is None:
                 place = str(home / ARTIFACTS) if uri.startswith("sqlite:") else None
                 number = store.client.create_experiment(EXPERIMENT, artifact_location=place, tags=OPENS_ON_RUNS)
@@ -120,6 +126,33 @@ def open_store(root: Path) -> Store:
                 f"{public_uri(uri)}: the MLflow store does not answer ({first_line(error)}). "
                 "Fix: start it (rlhf up) or correct MLFLOW_TRACKING_URI"
             ) from error
+
+
+def _renamed(store: Store) -> "Experiment | None":
+    """The experiment that had our name when the store was opened last, if runs of ours are in it; else None."""
+    from mlflow.entities import ViewType
+    from mlflow.exceptions import MlflowException
+    from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
+
+    noted = _noted(store.home, store.uri)
+    if noted is None:
+        return None
+    try:
+        ours = store.client.search_runs([noted], f"tags.`{RUN_KEY}` LIKE '%'", ViewType.ALL, max_results=1)
+        return store.client.get_experiment(noted) if ours else None
+    except MlflowException as error:
+        if error.error_code == ErrorCode.Name(RESOURCE_DOES_NOT_EXIST):
+            return None
+        raise
+
+
+def _noted(home: Path, uri: str) -> str | None:
+    """Id of the experiment that was noted when the store at this address was opened last."""
+    try:
+        noted = json.loads((home / EXPERIMENT_NOTE).read_text())
+        return str(noted["experiment_id"]) if noted["uri"] == public_uri(uri) else None
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
 
 
 @contextmanager
@@ -169,13 +202,10 @@ def runs_page(root: Path, server: str) -> str:
 
     MLflow's own front page is about traces of agents; this one is in its mode for training.
     """
-    try:
-        noted = json.loads((paths.home(root) / EXPERIMENT_NOTE).read_text())
-    except (OSError, ValueError):
+    noted = _noted(paths.home(root), tracking_uri(root))
+    if noted is None:
         return server
-    if noted.get("uri") != public_uri(tracking_uri(root)):
-        return server
-    return f"{server.rstrip('/')}/#/experiments/{noted['experiment_id']}/runs?workflowType=machine_learning"
+    return f"{server.rstrip('/')}/#/experiments/{noted}/runs?workflowType=machine_learning"
 
 
 def by_hand(store: Store, command: str) -> str:
@@ -186,6 +216,10 @@ def by_hand(store: Store, command: str) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """First line of an error, short enough for a one-line message."""
-    text = str(error).strip() or type(error).__name__
+    """First line of an error, short enough for a one-line message; of a database's, what the database itself said."""
+    told = error
+    while told.__cause__ is not None and not hasattr(told, "orig"):
+        told = told.__cause__
+    said = getattr(told, "orig", None) or error  # SQLAlchemy puts hints on its own use, and the statement, around it
+    text = str(said).strip() or type(error).__name__
     return text.splitlines()[0][:200]

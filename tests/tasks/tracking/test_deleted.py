@@ -15,6 +15,7 @@ from rlhf_core.errors import EnvironmentProblem, GateRefused
 from tasks.tracking import Recorder, compare_versions, flush, list_versions, pending, promote, read_audit, rollback
 from tasks.tracking.names import RUN_KEY
 from tasks.tracking.registry import aliases_of
+from tasks.tracking.store import open_store
 
 PARAMS = gated(min_pairwise_accuracy=0.0)
 
@@ -61,6 +62,25 @@ def test_records_wait_for_a_deleted_experiment_and_come_when_it_is_restored(chec
     assert pending(checkout) == 0
     assert run_names(store) == ["one", f"one/{STAGE}", "two", f"two/{STAGE}"]
     assert len(list_versions(checkout, "rlhf-policy")) == 2
+
+
+def test_an_experiment_that_was_renamed_stays_the_one_that_runs_belong_to(checkout, store):
+    recorder = Recorder(checkout, "run")
+    recorder.start_stage(STAGE)
+    recorder.version("none", 30.0)
+    store.client.rename_experiment(store.experiment_id, "shop assistant")
+    recorder.metrics(STAGE, [{"step": 1, "metrics": {"loss/train": 1.0}}])
+    recorder.finish_stage(STAGE)
+    assert str(recorder.close()) == ""
+    assert str(record(checkout, "two")) == ""
+    assert run_names(store) == ["run", f"run/{STAGE}", "two", f"two/{STAGE}"]
+    assert sorted(one.name for one in store.client.search_experiments()) == ["Default", "shop assistant"]
+
+
+def test_an_experiment_of_somebody_else_is_not_taken_for_ours(checkout, store):
+    """The note of a store outlives its database: the number may be another experiment's by then."""
+    store.client.rename_experiment(store.experiment_id, "theirs")
+    assert open_store(checkout).experiment_id != store.experiment_id
 
 
 def test_records_wait_for_a_run_that_was_deleted_while_it_went_on(checkout, store):
