@@ -11,7 +11,7 @@ from rlhf_core.errors import DataError
 from rlhf_core.evaluation.agreement_bounds import agreement_bounds
 from rlhf_core.feedback.annotators import gold_agreement, simulated_ballots
 from rlhf_core.feedback.ballots import AddressedRandom, Ballot, Pair, Verdict
-from rlhf_core.feedback.labelling import aggregate, annotator_table, make_pairs, summary
+from rlhf_core.feedback.labelling import aggregate, annotator_table, make_pairs, summary, why_undefined
 from rlhf_core.feedback.rater_agreement import cohen_table
 from rlhf_core.state.atomic import write_json
 from tasks import paths
@@ -49,7 +49,9 @@ def run(stage: Stage) -> dict[str, Any]:
     write_json(stage.out / "annotators.json", _annotators(ballots, config.source))
     metrics = _figures(ballots, verdicts) | left_out
     if config.source == "simulated":
-        metrics["majority_agrees_with_gold"] = gold_agreement(ballots, verdicts)
+        metrics["majority_agrees_with_gold"] = agrees = gold_agreement(ballots, verdicts)
+        if agrees is None:
+            metrics["undefined"]["majority_agrees_with_gold"] = "no decided pair has two different gold scores"
     return metrics
 
 
@@ -79,12 +81,19 @@ def _figures(ballots: Sequence[Ballot], verdicts: Sequence[Verdict]) -> dict[str
     by_criterion: dict[str, list[tuple[Ballot, Verdict]]] = {OVERALL: []}
     for ballot, verdict in zip(ballots, verdicts, strict=True):
         by_criterion.setdefault(ballot.pair.criterion, []).append((ballot, verdict))
-    figures = {}
+    figures: dict[str, dict[str, Any]] = {}
     for name, own in by_criterion.items():
-        counted = [ballot for ballot, _ in own]
-        figures[name] = summary(counted, [verdict for _, verdict in own]) | agreement_bounds(counted)
-    headline: dict[str, Any] = dict(figures.pop(OVERALL))
+        figures[name] = _of_criterion([ballot for ballot, _ in own], [verdict for _, verdict in own])
+    headline = figures.pop(OVERALL)
     return headline | ({"criteria": dict(sorted(figures.items()))} if figures else {})
+
+
+def _of_criterion(ballots: Sequence[Ballot], verdicts: Sequence[Verdict]) -> dict[str, Any]:
+    """The figures of one criterion with their bounds; `undefined` says why one is None."""
+    found, ends = summary(ballots, verdicts), agreement_bounds(ballots)
+    why = why_undefined(found, ballots)
+    of_ends = {end: reason for name, reason in why.items() for end in (f"{name}_low", f"{name}_high") if end in ends}
+    return found | ends | {"undefined": ends["undefined"] | of_ends | why}
 
 
 def simulated(stage: Stage) -> Iterator[Ballot]:

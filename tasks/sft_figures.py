@@ -54,7 +54,7 @@ def figures(
     heldout: Sequence[Sequence[Example]],
     groups: Sequence[str],
 ) -> dict[str, Any]:
-    """Headline figures; null is what was not measured, `undefined` says why bounds are.
+    """Headline figures; null is what was not measured, `undefined` says why.
 
     `train_loss` is the mean of the last `eval_every` steps.
 
@@ -68,7 +68,7 @@ def figures(
     loss_bounds, undefined = _heldout_bounds(
         model, heldout, groups, stage.params.sft.batch_size, int(tokenizer.pad_token_id)
     )
-    return {
+    found = {
         "train_loss": sum(losses) / len(losses) if losses else None,
         "heldout_loss": loss,
         **loss_bounds,
@@ -81,8 +81,14 @@ def figures(
         "steps": state.step,
         "refused_steps": refused_steps(state),
         "stopped_early": bool(state.extra.get("stopped_early", False)),
-        "undefined": undefined,
     }
+    kept = "no demonstration is kept for it" if not any(heldout) else "no finite loss was measured"
+    why = {
+        "train_loss": "no step was taken",
+        "heldout_loss": kept,
+        "heldout_perplexity": kept if loss is None else "beyond the largest float",
+    }
+    return found | {"undefined": undefined | {name: why[name] for name in why if found[name] is None}}
 
 
 def _heldout_bounds(

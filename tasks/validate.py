@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_core.data.identity import prompt_group
-from rlhf_core.data.judgements import responses_of
+from rlhf_core.data.judgements import RESPONSES, responses_of
 from rlhf_core.data.kinds import SPECS, Kind
 from rlhf_core.data.normal import normal_form, visible
 from rlhf_core.data.readers import Refused, Row, read_rows
@@ -152,6 +152,8 @@ def _refuse_bad(verdict: Verdict, max_bad_share: float) -> None:
         consequence, cure = f", more than validate.max_bad_share {max_bad_share:g} allows", ", or raise the share"
     else:
         consequence, cure = ", so that none is left", ""
+    if any(f"{name}.empty" in verdict.reasons for name in RESPONSES.get(verdict.kind, ())):
+        cure += ", or keep empty replies that people judged (validate.keep_empty_responses: true)"
     raise DataError(
         f"{verdict.file}:{first['line']}: {item}{first['reason']}; {found}{consequence}. "
         f"Fix: mend the rows listed in {REFUSED}/quarantine.jsonl{cure}"

@@ -2,13 +2,13 @@
 
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
 from rlhf_core.data.kinds import UNNAMED
 from rlhf_core.feedback.ballots import AddressedRandom, Ballot, Choice, Pair, Verdict, Vote, mean_or_none
-from rlhf_core.feedback.rater_agreement import agreement_figures
+from rlhf_core.feedback.rater_agreement import agreement_figures, cohen_table
 
 
 def pair_id(prompt_id: str, response_a: str, response_b: str) -> str:
@@ -109,3 +109,19 @@ def summary(ballots: Sequence[Ballot], verdicts: Sequence[Verdict]) -> dict[str,
         "first_share": mean_or_none([verdict.label == "a" for verdict in shown if verdict.label != "tie"]),
         **agreement_figures(ballots),
     }
+
+
+def why_undefined(figures: Mapping[str, Any], ballots: Sequence[Ballot]) -> dict[str, str]:
+    """The reason under each figure of `summary` that is None for these ballots: entries of `undefined`."""
+    shown = any(ballot.shown for ballot in ballots)
+    agreement = "every answer is the same" if figures["num_pairs_voted_again"] else "no pair has two votes"
+    met = bool(cohen_table(ballots))
+    reasons = {
+        "tie_share": "no pair is labelled",
+        "mean_agreement": "no pair is labelled",
+        "mean_vote_margin": "no pair is decided",
+        "first_share": "no pair that was shown in an order is decided" if shown else "no order was shown",
+        **dict.fromkeys(("fleiss_kappa", "krippendorff_alpha", "strength_alpha"), agreement),
+        "mean_cohen_kappa": "every two annotators gave one answer only" if met else "no two annotators share a pair",
+    }
+    return {name: reason for name, reason in reasons.items() if figures[name] is None}

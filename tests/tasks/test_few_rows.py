@@ -46,6 +46,22 @@ def test_of_one_prompt_nothing_is_kept(stage: Stage) -> None:
     assert len(sft._demonstrations(stage)[0]) == 2
 
 
+def test_a_held_out_loss_of_nothing_says_why_it_is_null(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_demonstrations("Ask?", "ask?")
+    write_table(paths.VALIDATE / "heldout_replies.parquet", [], SCHEMAS["heldout_replies"])
+    tiny = {"hidden_size": 16, "heads": 2, "intermediate_size": 16, "layers": 1, "vocab_size": 300}
+    params = Params.model_validate({"model": tiny, "sft": {"max_steps": 2, "warmup_steps": 1}})
+    definition = StageDefinition(name="sft", deps=(), params=(), outs=())
+    stage = Stage(definition, params, tmp_path, tmp_path / "out", Progress(tmp_path / "progress.jsonl"))
+    found = sft.run(stage)
+    assert found["heldout_loss"] is found["heldout_perplexity"] is None
+    assert found["train_loss"] > 0
+    nothing = "no demonstration is kept for it"
+    assert (found["undefined"]["heldout_loss"], found["undefined"]["heldout_perplexity"]) == (nothing, nothing)
+    assert {name for name, value in found.items() if value is None} == set(found["undefined"])
+
+
 def test_the_group_kept_is_the_first_that_a_growing_share_would_hold_out() -> None:
     groups = [prompt_group(f"Ask {number}?") for number in range(20)]
     share = next(step / 1000 for step in range(1001) if any(is_heldout(group, step / 1000) for group in groups))

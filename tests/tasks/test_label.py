@@ -436,3 +436,35 @@ def test_votes_take_precedence_on_their_own_criterion_only(project: Path) -> Non
         (RIGHT, WRONG, "harmless", "a"),
         (RIGHT, RUDE, "tone", "b"),
     ]
+
+
+def nameless(metrics: dict) -> list[str]:
+    """Figures that are null without a reason, and reasons for figures that are there."""
+    parts = [metrics, *metrics.get("criteria", {}).values()]
+    return [name for part in parts for name in {n for n, v in part.items() if v is None} ^ set(part["undefined"])]
+
+
+def test_what_is_null_says_why(project: Path) -> None:
+    write_comparisons(comparison(RIGHT, WRONG))
+    metrics, _, _ = run(project, source="file")
+    assert nameless(metrics) == []
+    once = "no pair has two votes"
+    assert metrics["undefined"]["fleiss_kappa"] == metrics["undefined"]["krippendorff_alpha_high"] == once
+    assert metrics["undefined"]["first_share"] == "no order was shown"
+    assert metrics["undefined"]["mean_cohen_kappa"] == "no two annotators share a pair"
+    write_comparisons()
+    write_votes(*(vote(name, "tie", criterion="tone") for name in ("ann", "bob")))
+    metrics, _, _ = run(project, "again", source="file")
+    assert nameless(metrics) == []
+    assert metrics["undefined"]["tie_share"] == "no pair is labelled"
+    tone = metrics["criteria"]["tone"]["undefined"]
+    assert (tone["mean_vote_margin"], tone["strength_alpha"]) == ("no pair is decided", "every answer is the same")
+    assert tone["first_share"] == "no pair that was shown in an order is decided"
+    assert tone["mean_cohen_kappa"] == "every two annotators gave one answer only"
+
+
+def test_a_simulation_without_a_better_response_says_so(project: Path) -> None:
+    write_responses({PROMPT: [RIGHT, f"{RIGHT} "]})
+    metrics, _, _ = run(project, source="simulated")
+    assert metrics["majority_agrees_with_gold"] is None
+    assert nameless(metrics) == []

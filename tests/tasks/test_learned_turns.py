@@ -5,7 +5,12 @@ from pathlib import Path
 import pytest
 from validate_support import DataProject, dialogue
 
+from rlhf_core.config import Params
+from rlhf_core.errors import DataError
+from tasks import sft
+from tasks.definition import StageDefinition
 from tasks.learned_turns import LearnedTurns
+from tasks.stage import Progress, Stage
 
 PROMPT = dialogue("Good day.", "Yes?", "Thank you.", "My pleasure.", "And why?")
 
@@ -78,3 +83,16 @@ def test_the_held_out_loss_keeps_a_long_question_with_any_reply_but_a_short_one_
     project.write("demonstrations", [{"prompt": prompt, "response": "Because."}])
     kept = {"prompt": "Tell me at last why.", "response": "No."}
     assert learned(project, kept, {"prompt": "Why?", "response": "Because."}) == (["Here."], 1)
+
+
+def test_demonstrations_of_held_out_replies_alone_are_refused(project: DataProject) -> None:
+    """Both rows end in the held-out reply; were the turns before it learned too, there would be some left."""
+    again = dialogue("Good evening.", "Yes?", "And why?")
+    project.write("demonstrations", [{"prompt": prompt, "response": "Because."} for prompt in (PROMPT, again)])
+    judge(project, "And why?", "Because.")
+    project.run(out="artifacts/validate")
+    params = Params.model_validate({"sft": {"turns": "last", "heldout_share": 0.0}})
+    definition = StageDefinition(name="sft", deps=(), params=(), outs=())
+    stage = Stage(definition, params, project.root, project.root / "out", Progress(project.root / "progress.jsonl"))
+    with pytest.raises(DataError, match=r"^sft: all 2 turns are held-out replies\. Fix: give other demonstrations"):
+        sft.run(stage)

@@ -41,15 +41,16 @@ def test_ties_are_handed_on_only_where_they_are_kept(run, tmp_path):
 
 
 def test_pairs_of_several_raters_carry_the_share_that_agrees(run, tmp_path):
-    """By hand. x and y: ann, bob find x better, cem y: 2/3. x and z: only ann graded both. y and z: nobody did. Of the
-    unnamed 5, 1 for u and 4 for v the means are 3 and 4."""
+    """By hand. x and y: ann, bob find x better, cem y: 2/3. z: only ann graded it and the others. p and q: nobody
+    graded both. Of the unnamed 5, 1 for u and 4 for v the means are 3 and 4."""
     grades = {
         "x": {"ann": (5,), "bob": (4,), "cem": (1,)}, "y": {"ann": (2,), "bob": (2,), "cem": (3,)}, "z": {"ann": (6,)},
     }  # fmt: skip
     unnamed = {"u": {"file": (5, 1)}, "v": {"file": (4,)}}
+    apart = {"p": {"ann": (3,)}, "q": {"bob": (1,)}}
     rows = [
         {"prompt": prompt, "response": text, "criterion": "harmless", "annotator": name, "score": float(score)}
-        for prompt, given in (("Plain?", grades), ("Other?", unnamed))
+        for prompt, given in (("Plain?", grades), ("Other?", unnamed), ("Apart?", apart))
         for text, by_name in given.items()
         for name, scores in by_name.items()
         for score in scores
@@ -57,13 +58,14 @@ def test_pairs_of_several_raters_carry_the_share_that_agrees(run, tmp_path):
     run([pair("Plain?", "good", "bad"), pair("Held?", "good", "bad")], grades=rows)
     found = {(row["chosen"], row["rejected"]): row for row in read(tmp_path, "other_pairs")}
     assert {key: round(row["agreement"], 4) for key, row in found.items()} == {
-        ("x", "y"): 0.6667, ("z", "x"): 1.0, ("z", "y"): 1.0, ("v", "u"): 1.0,
+        ("x", "y"): 0.6667, ("z", "x"): 1.0, ("z", "y"): 1.0, ("v", "u"): 1.0, ("p", "q"): 1.0,
     }  # fmt: skip
     assert found["x", "y"]["margin"] == pytest.approx(10 / 3 - 7 / 3)
     run([pair("Plain?", "good", "bad"), pair("Held?", "good", "bad")], grades=rows, min_grade_gap=1.5, keep_ties=True)
     found = {(row["chosen"], row["rejected"]): row for row in read(tmp_path, "other_pairs")}
     assert found["x", "y"]["tie"]
     assert found["x", "y"]["agreement"] == 0, "nobody finds them within 1.5 of each other, though their means are"
+    assert found["z", "x"]["agreement"] == 0, "ann finds z better by 1 only, the means by more than 1.5"
 
 
 def test_grades_on_a_criterion_become_pairs(run, tmp_path):

@@ -441,6 +441,15 @@ def test_empty_replies_that_people_judged_are_kept_where_that_is_asked_for(proje
     assert (project.table("votes")[0]["response_b"], project.table("graded")[0]["response"]) == ("", "")
 
 
+def test_too_many_empty_replies_are_refused_with_the_setting_that_keeps_them(project):
+    project.write("rankings", [{"prompt": "Q?", "responses": ["x", ""], "ranking": [1, 2]}])
+    with pytest.raises(DataError, match=r"none is left\. Fix: mend .*, or keep .*validate\.keep_empty_responses: true"):
+        project.run()
+    project.write("demonstrations", [{"prompt": "Q?", "response": ""}])
+    with pytest.raises(DataError, match=r"quarantine\.jsonl$"):
+        project.run(out="again")
+
+
 def test_an_empty_reply_that_people_preferred_is_no_demonstration(project):
     project.data = {}
     rows = [COMPARISON | {"prompt": f"Ask {i}?"} for i in range(20)]
