@@ -67,6 +67,26 @@ def test_on_paper_folded_parts_are_open(chromium, page_file: Path) -> None:
     page.close()
 
 
+PAPER = 718  # pixels of an A4 page between the margins that browsers leave unless told
+
+
+@pytest.mark.parametrize(("width", "media"), [(PAPER, "print"), (1200, "screen"), (360, "screen")])
+def test_nothing_that_was_folded_goes_over_the_edge(chromium, page_file: Path, width: int, media: str) -> None:
+    page = chromium.new_page(viewport={"width": width, "height": 1000})
+    page.goto(page_file.as_uri())
+    page.emulate_media(media=media)
+    page.evaluate("document.querySelectorAll('details').forEach(one => { one.open = true })")
+    over = page.evaluate(
+        """width => [...document.querySelectorAll("body *")]
+            .filter(one => one.getClientRects().length && one.getBoundingClientRect().right > width + 1)
+            .filter(one => matchMedia("print").matches || !one.closest(".wide"))  // which scrolls, but not on paper
+            .map(one => `${one.tagName} ${one.className} ${one.textContent.trim().slice(0, 40)}`)""",
+        width,
+    )
+    assert over == []
+    page.close()
+
+
 def test_headings_go_down_one_level_at_a_time_and_headers_say_what_they_head(chromium, page_file: Path) -> None:
     page = chromium.new_page()
     page.goto(page_file.as_uri())
