@@ -3,7 +3,6 @@
 import getpass
 import json
 import os
-import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -129,7 +128,7 @@ class RunRecord:
             "data": ", ".join(f"{kind}={path}" for kind, path in sorted(request.data.items())),
             "mlflow.user": _user(),
             "mlflow.source.type": "LOCAL",
-            "mlflow.source.name": os.path.basename(sys.argv[0]) or "rlhf",
+            "mlflow.source.name": "rlhf",
             "mlflow.source.git.commit": commit,
             "mlflow.source.git.branch": branch,
         }

@@ -223,6 +223,7 @@ def test_settings_stand_on_the_child_and_headline_figures_on_the_parent(
     assert told.tags["kind"] == "in place"
     assert told.tags["run"] == "run" or told.tags["run"].startswith("run-2")
     assert told.tags["mlflow.user"]
+    assert told.tags["mlflow.source.name"] == "rlhf", "also where an engine of Prefect's began it"
     (sft,) = [entry for entry in told.of("attach") if entry[1] == "sft"]
     assert sft[3] == {"kl_to_sft": 0.0, "finished_share": 0.97}
     order = [entry[:2] for entry in told.told if entry[0] in ("start", "watched", "seen", "finish")]
