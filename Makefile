@@ -20,7 +20,7 @@ check: $(STAMP)
 	$(VENV)/bin/lint-imports
 
 golden: $(STAMP) ## record the trainers' curves again, after a change that is meant to move them
-	OMP_NUM_THREADS=1 PYTHONPATH=tests $(VENV)/bin/python -m golden_support
+	OMP_NUM_THREADS=1 PYTHONPATH=tests $(VENV)/bin/python -m support.golden
 
 env: $(STAMP)
 

@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from rlhf_core.data.demo.write import write_demo_data
+from rlhf_core.demo.write import write_demo_data
 from rlhf_core.state.atomic import write_text
 from tasks import paths
 from tasks.params import resolve_params

@@ -23,15 +23,15 @@ from pathlib import Path
 import psutil
 
 from benchmarks import scratch
-from tasks.lock_file import readable
-from tasks.manifest import LOCK
+from tasks.frame.lock_file import readable
+from tasks.paths import LOCK
 
-COMMANDS = {"dvc repro": ("dvc", "repro"), "rlhf run": ("flows.cli", "run")}
+COMMANDS = {"dvc repro": ("dvc", "repro"), "rlhf run": ("flows.cli.app", "run")}
 SERVERS = ("prefect", "uvicorn", "mlflow", "gunicorn", "multiprocessing.")
 DIE_WITHIN_S = 1.0
 STARTING_S = 8.0
-LOCK_FILE = "tasks.lock_file"
-MEND = ("flows.cli", "run", "--dry-run")
+LOCK_FILE = "tasks.frame.lock_file"
+MEND = ("flows.cli.app", "run", "--dry-run")
 PATIENCE_S = 600.0
 
 
@@ -92,8 +92,8 @@ def _role(process: psutil.Process, command: int) -> str:
             return "the command"
         if words[:1] == ["/bin/sh"]:
             return "shell"
-        if "tasks.forkserver" in words:
-            generation = sum("tasks.forkserver" in parent.cmdline() for parent in process.parents()[:-2])
+        if "tasks.frame.forkserver" in words:
+            generation = sum("tasks.frame.forkserver" in parent.cmdline() for parent in process.parents()[:-2])
             return ("fork server", "dvc (forked)", "stage (forked)", "worker")[min(generation, 3)]
         return next(
             (name for name in ("tasks.launch", "launch.py", "dvc", LOCK_FILE, "tasks", "git") if name in words), "other"
@@ -182,7 +182,7 @@ def main() -> int:
                     print(f"{name}: files that differ: {other}", flush=True)
                 scratch.forget(folder)
         subprocess.run(
-            [sys.executable, "-m", "flows.cli", "down"], cwd=folder, env=scratch.environment(folder), check=False
+            [sys.executable, "-m", "flows.cli.app", "down"], cwd=folder, env=scratch.environment(folder), check=False
         )
     except KeyboardInterrupt:
         print("interrupted; so far:", flush=True)

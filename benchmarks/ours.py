@@ -10,15 +10,15 @@ from benchmarks.rates import matmul_rate
 from benchmarks.worker import Setting
 from benchmarks.workload import PAD, SIZES, make_pairs, model_folder
 from rlhf_core.config import DPOConfig, RewardConfig, SFTConfig
-from rlhf_core.data.examples import Example
-from rlhf_core.data.pairs import PreferencePair, group_pairs
+from rlhf_core.data.batching.examples import Example
+from rlhf_core.data.batching.pairs import PreferencePair, group_pairs
 from rlhf_core.models.policy import load_policy
-from rlhf_core.models.reward import RewardModel
+from rlhf_core.models.scoring.reward_model import RewardModel
 from rlhf_core.state.compute_mode import ComputeMode, set_compute_mode
 from rlhf_core.state.train_state import TrainState
 from rlhf_core.trainers.optimisation import make_optimizer
-from rlhf_core.trainers.preference import train_dpo
-from rlhf_core.trainers.reward import train_reward
+from rlhf_core.trainers.preference.trainer import train_dpo
+from rlhf_core.trainers.reward.trainer import train_reward
 from rlhf_core.trainers.sft import train_sft
 
 RATE = 1e-4

@@ -14,12 +14,12 @@ from benchmarks.rollouts import EPOCHS, MINIBATCH, NEW_TOKENS, RATE, RESPONSES, 
 from benchmarks.worker import Setting
 from benchmarks.workload import END, PAD, SIZES
 from rlhf_core.config import PPOConfig
-from rlhf_core.models.reward import RewardModel
-from rlhf_core.models.value import ValueHead, ValueModel
+from rlhf_core.models.scoring.reward_model import RewardModel
+from rlhf_core.models.scoring.value import ValueHead, ValueModel
 from rlhf_core.rollout.sampler import sample_responses
 from rlhf_core.state.train_state import TrainState
 from rlhf_core.trainers.optimisation import make_optimizer
-from rlhf_core.trainers.ppo import Sampling, train_ppo
+from rlhf_core.trainers.ppo.trainer import Sampling, train_ppo
 
 NEVER = 10**9
 

@@ -43,7 +43,7 @@ def rlhf(folder: Path, *arguments: str) -> float:
     """Run `rlhf` in the project; the seconds it took."""
     began = time.monotonic()
     subprocess.run(
-        [sys.executable, "-m", "flows.cli", *arguments],
+        [sys.executable, "-m", "flows.cli.app", *arguments],
         cwd=folder,
         env=scratch.environment(folder),
         check=True,

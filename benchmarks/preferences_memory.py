@@ -21,13 +21,14 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_core.config import Params
-from rlhf_core.data.identity import prompt_group
-from rlhf_core.data.records import content_id, prompt_id
-from rlhf_core.data.splits import is_heldout
-from rlhf_core.data.transcripts import render_turns
-from tasks import paths, preferences
-from tasks.definition import StageDefinition
-from tasks.stage import Progress, Stage
+from rlhf_core.data.cleaning.splits import is_heldout
+from rlhf_core.data.reading.records import content_id, prompt_id
+from rlhf_core.text.identity import prompt_group
+from rlhf_core.text.transcripts import render_turns
+from tasks import paths
+from tasks.frame.definition import StageDefinition
+from tasks.frame.stage import Progress, Stage
+from tasks.stages.preferences import run as preferences
 from tasks.tables import SCHEMAS, write_table
 
 ROOT = Path(__file__).parents[1]

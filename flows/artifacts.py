@@ -7,14 +7,14 @@ from typing import Any
 
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
-from flows.execution import PipelineRun
-from flows.headlines import number, seconds
-from flows.ports import LOOPBACK, usual_ports
-from flows.run_page import page_of_run
-from flows.servers import known_servers
-from flows.summary import RunSummary, StageSummary
+from flows.local.ports import LOOPBACK, usual_ports
+from flows.local.servers import known_servers
+from flows.run.execution import PipelineRun
+from flows.run.headlines import number, seconds
+from flows.run.page import page_of_run
+from flows.run.summary import RunSummary, StageSummary
 from tasks import paths
-from tasks.text_lines import texts_line
+from tasks.stages.text_lines import texts_line
 from tasks.tracking import tracking_uri
 
 SAMPLE_ROWS = 20

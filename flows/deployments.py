@@ -18,12 +18,12 @@ from prefect.flows import Flow
 from pydantic import BaseModel
 
 from flows.flow_runs import Missed, server_answers
+from flows.local.settings import GPU_TAG, POOL, QUEUE
 from flows.pipeline import FLOW_NAME, pipeline
 from flows.promote import promote_flow, reproduce_flow, rollback_flow
-from flows.run_names import run_tags
-from flows.runs import RunRequest
+from flows.run.names import run_tags
+from flows.run.request import RunRequest
 from flows.schedules import Timing, schedule_of
-from flows.settings import GPU_TAG, POOL, QUEUE
 from rlhf_core.errors import ConfigError
 
 DESCRIPTION = """Validate, SFT, reward model, PPO and DPO, A/B evaluation, report.

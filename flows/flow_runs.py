@@ -24,13 +24,13 @@ from prefect.exceptions import ObjectNotFound, PrefectException
 from prefect.runtime import deployment, flow_run
 from prefect.states import Cancelled
 
-from flows.run_names import TAG_KINDS, folder_of, run_name
-from flows.runs import MOST_RETRIES, REQUEST_FILE, PreparedRun, RunRequest, prepare_run
-from flows.settings import api_address
-from flows.summary import StageSummary
+from flows.local.settings import api_address
+from flows.run.names import TAG_KINDS, folder_of, run_name
+from flows.run.request import MOST_RETRIES, REQUEST_FILE, PreparedRun, RunRequest, prepare_run
+from flows.run.summary import StageSummary
 from rlhf_core.errors import EnvironmentProblem
 from tasks import paths
-from tasks.runner import Stop
+from tasks.frame.runner import Stop
 
 Missed = Literal["newest", "all"]
 RETRY_SECONDS = [10.0, 30.0, 90.0, 300.0]
@@ -50,9 +50,9 @@ def prepare_flow_run(root: Path, request: RunRequest) -> PreparedRun:
     """A worktree for a run under a worker; when it has one, as after Retry in the UI, that one, to go on in.
 
     Raises:
-        RlhfError: as `flows.runs.prepare_run`.
+        RlhfError: as `flows.run.request.prepare_run`.
     """
-    from tasks.versioning import remove_run_worktree
+    from tasks.lineage.versioning import remove_run_worktree
 
     name = name_of_flow_run(root, request)
     folder = paths.home(root) / paths.RUNS / name

@@ -21,7 +21,7 @@ from prefect.states import Cancelled, Crashed
 
 from flows.deployments import pipeline_deployments
 from flows.flow_runs import cancel_missed, newest_of, server_answers
-from flows.settings import POOL
+from flows.local.settings import POOL
 
 AT_WORK = (StateType.PENDING, StateType.RUNNING, StateType.CANCELLING)
 PROC = Path("/proc")

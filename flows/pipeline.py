@@ -1,7 +1,7 @@
 """The pipeline as a Prefect flow: one task run a stage, streamed logs, artifacts, cancelling.
 
-Everything that decides what happens lies elsewhere (`dvc.yaml`, `flows/execution.py`); this file shows it to Prefect
-and listens to it. Called from the command line the run is prepared already and stands in `CURRENT`; called by a
+Everything that decides what happens lies elsewhere (`dvc.yaml`, `flows/run/execution.py`); this file shows it to
+Prefect and listens to it. Called from the command line the run is prepared already and stands in `CURRENT`; called by a
 worker, a worktree is made here.
 """
 
@@ -25,7 +25,6 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from pydantic import ValidationError
 
 from flows.artifacts import publish_stage, publish_summary
-from flows.execution import PipelineRun
 from flows.flow_log import end_in_one_line
 from flows.flow_runs import (
     Missed,
@@ -38,21 +37,22 @@ from flows.flow_runs import (
     tag_flow_run,
     tell_server,
 )
-from flows.plan import Plan
+from flows.local.settings import GPU_TAG
 from flows.root import find_root
-from flows.run_names import run_tags
-from flows.runs import RunRequest, complaint
-from flows.settings import GPU_TAG
-from flows.stage_lines import own_lines
-from flows.summary import RunStatus, StageSummary
+from flows.run.execution import PipelineRun
+from flows.run.names import run_tags
+from flows.run.plan import Plan
+from flows.run.request import RunRequest, complaint
+from flows.run.stage_lines import own_lines
+from flows.run.summary import RunStatus, StageSummary
 from rlhf_core.errors import ConfigError, RlhfError
 from tasks.catalogue import stage_row
-from tasks.locks import RunLock
-from tasks.runner import Stop, start_forks
+from tasks.frame.locks import RunLock
+from tasks.frame.runner import Stop, start_forks
 
 FLOW_NAME = "rlhf-pipeline"
 CANCEL_POLL_SECONDS = 1.0
-MOST_AT_ONCE = 64  # threads that wait for stages; how many stages run is decided by `flows.plan`
+MOST_AT_ONCE = 64  # threads that wait for stages; how many stages run is decided by `flows.run.plan`
 
 CURRENT: ContextVar[PipelineRun | None] = ContextVar("current_run", default=None)
 
@@ -100,7 +100,7 @@ def _run_in_worktree(run: object, missed: Missed) -> State:
         request = _request(run)
         prepared = prepare_flow_run(find_root(Path.cwd()), request)
         with RunLock(prepared.root, prepared.name):
-            from tasks.changes import changed_stages
+            from tasks.frame.changes import changed_stages
 
             changed = changed_stages(prepared.root)
             with start_forks(prepared.root, changed) as forks:

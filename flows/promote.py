@@ -14,8 +14,8 @@ from flows.flow_log import end_in_one_line
 from flows.root import find_root
 from rlhf_core.errors import RlhfError
 from tasks import paths
+from tasks.lineage.reproduce import reproduce
 from tasks.params import load_params
-from tasks.reproduce import reproduce
 from tasks.tracking import promote, read_manifest, rollback
 
 PROMOTION_SECONDS = 15 * 60

@@ -36,8 +36,8 @@ def _hand_over(arguments: list[str]) -> int:
 
 
 def _run(name: str, module: str) -> int:
+    from tasks.frame.watchdog import end_with_ancestors
     from tasks.libraries import set_library_environment
-    from tasks.watchdog import end_with_ancestors
 
     end_with_ancestors(os.environ)  # first of all: whoever started this may be gone before the imports are done
     set_library_environment()
@@ -45,9 +45,9 @@ def _run(name: str, module: str) -> int:
 
     from rlhf_core.errors import RlhfError
     from tasks import paths
-    from tasks.frame import run_stage
+    from tasks.frame.process import run_stage
+    from tasks.frame.several import only_watches, run_in_processes, wants_processes
     from tasks.params import load_params
-    from tasks.ranks import only_watches, run_in_processes, wants_processes
 
     root = Path.cwd()
     try:
@@ -56,7 +56,7 @@ def _run(name: str, module: str) -> int:
             return 0
         if wants_processes(name, params):
             return run_in_processes(name, params, root)
-        body = importlib.import_module(f"tasks.{module}").run
+        body = importlib.import_module(f"tasks.stages.{module}.run").run
         return run_stage(name, body, params, root)
     except RlhfError as error:
         print(error, file=sys.stderr)
@@ -64,6 +64,6 @@ def _run(name: str, module: str) -> int:
 
 
 if __name__ == "__main__":
-    from tasks.leave import leave
+    from tasks.frame.leave import leave
 
     leave(lambda: main(sys.argv[1:]))

@@ -1,7 +1,8 @@
 """What the stages are, a row each: in which order, what they train and register, and what people see of them.
 
-What a stage reads and writes stands in `dvc.yaml`, its settings in `rlhf_core/config`, its work in `tasks/<name>.py`;
-everything else that has to know of a stage asks here. A new stage is one row, one entry of `dvc.yaml` and its module.
+What a stage reads and writes stands in `dvc.yaml`, its settings in `rlhf_core/config`, its work in
+`tasks/stages/<name>`; everything else that has to know of a stage asks here. A new stage is one row, one entry of
+`dvc.yaml` and its folder.
 """
 
 from collections.abc import Mapping
@@ -17,7 +18,7 @@ class StageRow:
     """One stage of `dvc.yaml`.
 
     Attributes:
-        name: as in `dvc.yaml`, without the item of a matrix; also the name of its module in `tasks/`.
+        name: as in `dvc.yaml`, without the item of a matrix; also the name of its folder in `tasks/stages/`.
         title: what the report calls it.
         items: item of its matrix -> what the report calls that one; empty for a stage without a matrix.
         trains: it may have several processes (`compute.processes`).

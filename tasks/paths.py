@@ -5,6 +5,7 @@ from pathlib import Path
 DATA = Path("data")
 PARAMS = Path("params.yaml")
 DVC_FILE = Path("dvc.yaml")
+LOCK = Path("dvc.lock")
 PROFILES = Path("profiles")
 
 VALIDATE = Path("artifacts/validate")

@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 from filelock import FileLock
-from warm_processes import stage_environment
+from support.warm_processes import stage_environment
 
-from rlhf_core.state import faults
+from rlhf_core import faults
 
 ROOT = Path(__file__).parents[1]
 CODE = ("rlhf_core", "tasks", "flows", "mlflow", "models", "profiles")

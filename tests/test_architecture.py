@@ -14,7 +14,7 @@ from ruamel.yaml import YAML
 from rlhf_core.config import Params
 from tasks import paths
 from tasks.catalogue import CATALOGUE
-from tasks.definition import stage_definition
+from tasks.frame.definition import stage_definition
 from tasks.params import load_params
 
 ROOT = Path(__file__).parents[1]
@@ -23,9 +23,31 @@ ITEMS = {row.name: tuple(f"{row.name}@{item}" for item in row.items) for row in 
 STAGES = list(YAML(typ="safe").load((ROOT / "dvc.yaml").read_text())["stages"])
 
 # Frame modules that decide how a stage is started, not what it writes; the other code of a stage is a DVC input.
-FRAME = {"tasks/paths.py", "tasks/definition.py", "tasks/params.py", "rlhf_core/errors.py"}
+FRAME = {
+    "tasks/paths.py",
+    "tasks/frame/definition.py",
+    "tasks/params.py",
+    "rlhf_core/errors.py",
+    "rlhf_core/faults.py",
+    "rlhf_core/config/__init__.py",
+}
+
+
+def sections() -> dict[str, str]:
+    """Classes of settings that `rlhf_core.config` hands on, by the module that defines each."""
+    tree = ast.parse((ROOT / "rlhf_core/config/__init__.py").read_text())
+    return {
+        alias.name: node.module
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("rlhf_core.config.")
+        for alias in node.names
+    }
+
+
+SECTIONS = sections()
+
 # The only modules of rlhf_core that need more than torch, transformers, tokenizers, safetensors, pydantic and numpy.
-NEEDS_MORE = ("rlhf_core.evaluation", "rlhf_core.data.duplicates")
+NEEDS_MORE = ("rlhf_core.evaluation", "rlhf_core.data.cleaning.duplicates")
 
 
 def sources() -> list[Path]:
@@ -33,11 +55,13 @@ def sources() -> list[Path]:
 
 
 def imported(path: Path) -> set[str]:
-    """Dotted names that a file imports anywhere in it."""
+    """Dotted names that a file imports anywhere in it; of the configuration only the sections that it names."""
     names = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module == "rlhf_core.config":
+            names |= {SECTIONS[alias.name] for alias in node.names if alias.name in SECTIONS}
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
             names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
     return names
@@ -79,7 +103,12 @@ def test_files_and_functions_stay_small(path: Path) -> None:
 def test_dvc_names_all_code_that_a_stage_imports(stage: str) -> None:
     for item in ITEMS.get(stage, (stage,)):
         deps = stage_definition(ROOT, item).deps
-        for name in import_closure(ROOT / "tasks" / f"{stage}.py") - FRAME:
+        code = import_closure(ROOT / "tasks/stages" / stage / "run.py")
+        for key in stage_definition(ROOT, item).params:  # a section is read through `Params`, which is imported by all
+            field = Params.model_fields.get(key.split(".")[0], Params.model_fields.get(f"{key.split('.')[0]}_"))
+            if field is not None and getattr(field.annotation, "__name__", "") in SECTIONS:
+                code |= import_closure(file_of(SECTIONS[field.annotation.__name__]))
+        for name in code - FRAME:
             if name.endswith("__init__.py") and (ROOT / name).read_text().count("\n") <= 1:
                 continue
             assert any(name == dep or name.startswith(f"{dep}/") for dep in deps), f"{item} lacks {name}"
@@ -117,7 +146,7 @@ def test_the_mlflow_folder_does_not_shadow_the_library() -> None:
     ("library", "homes"),
     [
         ("mlflow", ("tasks/tracking/",)),
-        ("great_expectations", ("tasks/expectations.py", "tasks/suites.py")),
+        ("great_expectations", ("tasks/stages/validate/expectations.py", "tasks/stages/validate/suites.py")),
         ("prefect", ("flows/",)),
     ],
 )
@@ -189,6 +218,7 @@ def test_the_readme_tree_is_the_tree() -> None:
         path.parent.relative_to(ROOT).as_posix()
         for package in PACKAGES
         for path in (ROOT / package).rglob("__init__.py")
+        if "tasks/stages/" not in path.parent.as_posix()  # a folder a stage: the catalogue lists them
     }
     assert packages <= named, f"README lacks {sorted(packages - named)}"
 

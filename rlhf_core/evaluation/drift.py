@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from rlhf_core.data.batches import collate
+from rlhf_core.engine.batches import collate
 from rlhf_core.errors import check_finite
 from rlhf_core.evaluation.intervals import bounds, mean_interval, perplexity
 from rlhf_core.models.mixture import PolicyMixture

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from rlhf_core.data.batches import collate
-from rlhf_core.data.demo.gold import Grade, grade
+from rlhf_core.demo.gold import Grade, grade
+from rlhf_core.engine.batches import collate
 from rlhf_core.errors import check_finite
 from rlhf_core.evaluation.ab import Choice, Judge
 

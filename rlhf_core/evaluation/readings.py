@@ -5,10 +5,10 @@ from dataclasses import dataclass
 
 import torch
 
-from rlhf_core.data.batches import collate
+from rlhf_core.engine.batches import collate
 from rlhf_core.errors import check_finite
-from rlhf_core.models.reward import Details, RewardModel
-from rlhf_core.models.reward_ensemble import RewardEnsemble
+from rlhf_core.models.scoring.ensemble import RewardEnsemble
+from rlhf_core.models.scoring.reward_model import Details, RewardModel
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from rlhf_core.data.demo.gold import Grade
+from rlhf_core.demo.gold import Grade
 from rlhf_core.models.policy import eos_token_ids
-from rlhf_core.models.tokenizer import decode_response
 from rlhf_core.rollout.sampler import sample_responses
+from rlhf_core.text.tokenizer import decode_response
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -13,7 +13,7 @@ from statistics import fmean
 from typing import Any
 
 from rlhf_core.config import EvaluateConfig
-from rlhf_core.data.demo.gold import CRITERIA, Grade
+from rlhf_core.demo.gold import CRITERIA, Grade
 from rlhf_core.evaluation.ab import Verdicts, summarise
 from rlhf_core.evaluation.gains import paired_gains
 from rlhf_core.evaluation.head_to_head import by_task, head_to_head

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Self
 
-from rlhf_core.data.kinds import OVERALL
+from rlhf_core.data.reading.kinds import OVERALL
 
 Choice = Literal["a", "b", "tie"]
 AddressedRandom = Callable[[str], random.Random]

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
-from rlhf_core.data.kinds import UNNAMED
+from rlhf_core.data.reading.kinds import UNNAMED
 from rlhf_core.feedback.ballots import AddressedRandom, Ballot, Choice, Pair, Verdict, Vote, mean_or_none
 from rlhf_core.feedback.rater_agreement import agreement_figures, cohen_table
 

@@ -12,8 +12,8 @@ from collections.abc import Iterable, Sequence
 from itertools import combinations
 from typing import Any
 
-from rlhf_core.data.agreement import cohen_kappa, fleiss_kappa, krippendorff_alpha, ordinal_alpha
-from rlhf_core.data.kinds import UNNAMED
+from rlhf_core.data.reading.kinds import UNNAMED
+from rlhf_core.feedback.agreement import cohen_kappa, fleiss_kappa, krippendorff_alpha, ordinal_alpha
 from rlhf_core.feedback.ballots import Ballot, mean_or_none
 
 

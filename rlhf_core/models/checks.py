@@ -5,14 +5,14 @@ from pathlib import Path
 from transformers import AutoModel, AutoModelForCausalLM, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_core.errors import ConfigError, RlhfError
-from rlhf_core.models.architecture import first_line, outline, read_config
-from rlhf_core.models.direction import check_direction, check_direction_of
-from rlhf_core.models.folder import weight_files
+from rlhf_core.model_folder import weight_files
+from rlhf_core.models.folders.architecture import first_line, outline, read_config
+from rlhf_core.models.folders.direction import check_direction, check_direction_of
+from rlhf_core.models.folders.stored_numbers import check_stored_numbers
 from rlhf_core.models.policy import check_room, check_vocabulary
-from rlhf_core.models.reward import check_head, described_head
-from rlhf_core.models.reward_ensemble import ENSEMBLE_FILE, described_ensemble, member_folders
-from rlhf_core.models.stored_numbers import check_stored_numbers
-from rlhf_core.models.tokenizer import ChatMode, load_tokenizer
+from rlhf_core.models.scoring.ensemble import ENSEMBLE_FILE, described_ensemble, member_folders
+from rlhf_core.models.scoring.reward_model import check_head, described_head
+from rlhf_core.text.tokenizer import ChatMode, load_tokenizer
 
 
 def check_policy_folder(folder: Path, chat: ChatMode, tokens: int) -> None:

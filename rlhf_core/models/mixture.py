@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_core.errors import ConfigError
-from rlhf_core.models.folder import read_json
+from rlhf_core.model_folder import read_json
 from rlhf_core.models.policy import load_policy, save_policy
 from rlhf_core.state.atomic import write_json
 

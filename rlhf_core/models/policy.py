@@ -14,10 +14,10 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from rlhf_core.config import ModelConfig
+from rlhf_core.engine.states import hidden_states, response_states
 from rlhf_core.errors import ConfigError
 from rlhf_core.models.adapters import FOLDER, has_adapters, merged, save_adapters
-from rlhf_core.models.architecture import check_numbers, outline, read_config
-from rlhf_core.models.states import hidden_states, response_states
+from rlhf_core.models.folders.architecture import check_numbers, outline, read_config
 
 __all__ = [
     "build_policy",

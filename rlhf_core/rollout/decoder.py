@@ -7,7 +7,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from rlhf_core.data.batches import SequenceBatch
+from rlhf_core.engine.batches import SequenceBatch
 
 
 class Decoder(Protocol):

@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
-from rlhf_core.data.batches import SequenceBatch
-from rlhf_core.models.compute import autocast
+from rlhf_core.engine.batches import SequenceBatch
+from rlhf_core.engine.compute import autocast
 from rlhf_core.models.mixture import PolicyMixture
 from rlhf_core.rollout.decoder import Decoder
 from rlhf_core.rollout.mixture_decoder import MixtureDecoder

@@ -13,13 +13,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from rlhf_core.data.batches import SequenceBatch
-from rlhf_core.models.compute import own_forward
-from rlhf_core.models.kernels import at_least_float32
+from rlhf_core.engine.batches import SequenceBatch
+from rlhf_core.engine.compute import own_forward
+from rlhf_core.engine.kernels import at_least_float32
+from rlhf_core.engine.output_layer import token_logprobs
+from rlhf_core.engine.own_output import chosen_and_entropy, own_logits, own_token_logprobs, takes_states
+from rlhf_core.engine.states import predicting_states
 from rlhf_core.models.mixture import PolicyMixture, mixed_logprobs
-from rlhf_core.models.states import predicting_states
-from rlhf_core.rollout.output_layer import token_logprobs
-from rlhf_core.rollout.own_output import chosen_and_entropy, own_logits, own_token_logprobs, takes_states
 from rlhf_core.state.sharding import run_gathered
 
 PLAIN_HEADS = frozenset({"gpt2", "gpt_neox", "llama", "mistral", "qwen2", "qwen3"})

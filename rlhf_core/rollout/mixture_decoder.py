@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from rlhf_core.data.batches import SequenceBatch
+from rlhf_core.engine.batches import SequenceBatch
 from rlhf_core.models.mixture import mixed_logprobs
 from rlhf_core.rollout.decoder import Decoder
 

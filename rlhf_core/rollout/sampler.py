@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from rlhf_core.data.batches import collate
+from rlhf_core.engine.batches import collate
+from rlhf_core.engine.packed_weight import GRAIN
 from rlhf_core.rollout.choice import OPEN, Choice, CutOff, checked_logprobs, choose_tokens
 from rlhf_core.rollout.decoder import Decoder
 from rlhf_core.rollout.decoders import make_decoder
-from rlhf_core.rollout.packed_weight import GRAIN
 
 DROP_SHARE = 0.2
 """Finished rows leave a batch together once this share of it can: leaving costs a copy of the cache."""

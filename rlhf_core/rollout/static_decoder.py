@@ -12,11 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from rlhf_core.data.batches import SequenceBatch
-from rlhf_core.models.effective import effective_linear
-from rlhf_core.models.kernels import turn
-from rlhf_core.models.products import pieces
-from rlhf_core.rollout.packed_weight import PackedWeight
+from rlhf_core.engine.batches import SequenceBatch
+from rlhf_core.engine.effective import effective_linear
+from rlhf_core.engine.kernels import turn
+from rlhf_core.engine.packed_weight import PackedWeight
+from rlhf_core.engine.products import pieces
 from rlhf_core.state.compute_mode import compute_mode
 
 MODEL_TYPES = frozenset({"llama", "qwen2"})

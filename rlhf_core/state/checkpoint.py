@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from rlhf_core.errors import EnvironmentProblem
+from rlhf_core.faults import faultpoint
 from rlhf_core.state.atomic import (
     digest_of,
     publish_folder,
@@ -28,7 +29,6 @@ from rlhf_core.state.atomic import (
     tree_digest,
     write_json,
 )
-from rlhf_core.state.faults import faultpoint
 from rlhf_core.state.sharding import local, part_like, whole
 from rlhf_core.state.train_state import TrainState
 from rlhf_core.state.world import ALONE, World

@@ -11,9 +11,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from rlhf_core.config import SFTConfig
-from rlhf_core.data.batches import collate, length_buckets
-from rlhf_core.data.epochs import balanced_rows, token_batches, within_budget
-from rlhf_core.data.examples import Example
+from rlhf_core.data.batching.epochs import balanced_rows, token_batches, within_budget
+from rlhf_core.data.batching.examples import Example
+from rlhf_core.engine.batches import collate, length_buckets
 from rlhf_core.errors import Diverged
 from rlhf_core.rollout.logprobs import response_logprobs
 from rlhf_core.state.rng import StepRng

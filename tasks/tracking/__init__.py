@@ -25,7 +25,7 @@ Registry, from the command line and the promotion flow; these need the store and
     promote(root, reference, params=load_params(root / "params.yaml")) -> Promotion, or GateRefused
     standing_of(root, reference, params)    -> Standing: what `promote` would go by, and nothing moved
     rollback(root, "rlhf-policy")           -> Promotion
-    read_manifest(root, reference)          -> (ModelVersion, manifest); tasks.reproduce.reproduce rebuilds from it
+    read_manifest(root, reference)          -> (ModelVersion, manifest); tasks.lineage.reproduce rebuilds from it
     read_audit(root)                        -> list[AuditRow]
 """
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from rlhf_core.state.atomic import digest_of
 from tasks import paths
-from tasks.manifest import bars_promotion, flat_params
+from tasks.lineage.manifest import bars_promotion, flat_params
 from tasks.tracking.names import MANIFEST, RESPONSES, ModelVersion, evidence_folder
 from tasks.tracking.registry import answering, fetch_evidence, fetch_from_version, find_version, resolve
 from tasks.tracking.store import Store, open_store
@@ -77,7 +77,7 @@ def _compared(store: Store, first: ModelVersion, second: ModelVersion, judge: st
 
 
 def read_manifest(root: Path, reference: str) -> tuple[ModelVersion, dict[str, Any]]:
-    """Find a version and the lineage that it carries (see `tasks.manifest.build_manifest`).
+    """Find a version and the lineage that it carries (see `tasks.lineage.manifest.build_manifest`).
 
     Raises:
         ConfigError: there is no such version.

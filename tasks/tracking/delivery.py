@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rlhf_core.errors import EnvironmentProblem
-from rlhf_core.state.faults import faultpoint
+from rlhf_core.faults import faultpoint
 from tasks import paths
 from tasks.tracking.sender import METRICS_A_BATCH, Sender, would_not_be_taken
 from tasks.tracking.spool import Event, Spool, spools

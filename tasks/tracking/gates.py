@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rlhf_core.config import GatesConfig
-from tasks.manifest import bars_promotion
+from tasks.lineage.manifest import bars_promotion
 from tasks.tracking.names import ModelVersion
 
 Figures = Mapping[str, float | None]

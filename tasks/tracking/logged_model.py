@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from rlhf_core.config import ModelConfig
 from rlhf_core.state.atomic import write_json
-from tasks.manifest import flat_params
+from tasks.lineage.manifest import flat_params
 from tasks.tracking.fitting import fitted
 from tasks.tracking.names import OUTPUTS_HASH
 from tasks.tracking.store import Store

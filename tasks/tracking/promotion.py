@@ -11,7 +11,7 @@ from pathlib import Path
 
 from rlhf_core.config import Params
 from rlhf_core.errors import EnvironmentProblem, GateRefused
-from rlhf_core.state.faults import faultpoint
+from rlhf_core.faults import faultpoint
 from tasks.catalogue import MODEL_NAMES
 from tasks.tracking.attempts import Attempts, attempts_so_far
 from tasks.tracking.audit import AuditRow, append_audit, open_attempt, read_audit, standing_promotion

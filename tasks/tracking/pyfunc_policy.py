@@ -17,7 +17,7 @@ class PolicyWriter(mlflow.pyfunc.PythonModel):
     def load_context(self, context: Any) -> None:
         """Load weights and tokenizer from the logged folder."""
         from rlhf_core.models.mixture import load_any_policy, tokenizer_folder
-        from rlhf_core.models.tokenizer import load_tokenizer
+        from rlhf_core.text.tokenizer import load_tokenizer
 
         self.limits = context.model_config
         self.model = load_any_policy(context.artifacts["model"])
@@ -37,9 +37,9 @@ class PolicyWriter(mlflow.pyfunc.PythonModel):
 
         from rlhf_core.errors import DataError
         from rlhf_core.models.policy import eos_token_ids
-        from rlhf_core.models.tokenizer import decode_response, encode_prompts
         from rlhf_core.rollout.sampler import sample_responses
         from rlhf_core.serving import refuse_unknown, text_rows, within
+        from rlhf_core.text.tokenizer import decode_response, encode_prompts
 
         limit = self.limits["max_response_tokens"]
         settings = {"temperature": 0.0, "max_new_tokens": limit, "seed": 0} | (params or {})

@@ -15,8 +15,8 @@ class RewardScorer(mlflow.pyfunc.PythonModel):
 
     def load_context(self, context: Any) -> None:
         """Load weights and tokenizer from the logged folder."""
-        from rlhf_core.models.reward_ensemble import load_reward_model, tokenizer_folder
-        from rlhf_core.models.tokenizer import load_tokenizer
+        from rlhf_core.models.scoring.ensemble import load_reward_model, tokenizer_folder
+        from rlhf_core.text.tokenizer import load_tokenizer
 
         self.limits = context.model_config
         self.model = load_reward_model(context.artifacts["model"])
@@ -30,10 +30,10 @@ class RewardScorer(mlflow.pyfunc.PythonModel):
         """
         import torch
 
-        from rlhf_core.data.batches import collate
+        from rlhf_core.engine.batches import collate
         from rlhf_core.errors import DataError
-        from rlhf_core.models.tokenizer import encode_prompts, encode_responses
         from rlhf_core.serving import refuse_unknown, text_rows
+        from rlhf_core.text.tokenizer import encode_prompts, encode_responses
 
         try:
             refuse_unknown(["prompt", "response"], {})

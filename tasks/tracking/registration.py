@@ -6,8 +6,8 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
+from rlhf_core.faults import faultpoint
 from rlhf_core.state.atomic import digest_of, tree_digest
-from rlhf_core.state.faults import faultpoint
 from tasks.tracking import logged_model
 from tasks.tracking.describe import described
 from tasks.tracking.fitting import LONGEST_VERSION_TAG, fitted

@@ -6,7 +6,7 @@ from typing import Any
 
 from rlhf_core.errors import ConfigError
 from tasks.catalogue import models_name
-from tasks.manifest import build_manifest, lineage_tags
+from tasks.lineage.manifest import build_manifest, lineage_tags
 from tasks.tracking.flat import dotted, numbers
 from tasks.tracking.registration import outputs_hash
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from device_support import pretend_gpu
+from support.device import pretend_gpu
 
 from benchmarks import __main__ as command
 from benchmarks.clock import Clock

@@ -9,11 +9,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from timing_support import patience
+from support.timing import patience
 
 from benchmarks.scratch import commit_start
-from flows.servers import known_servers
-from flows.settings import prefect_settings
+from flows.local.servers import known_servers
+from flows.local.settings import prefect_settings
 
 ROOT = Path(__file__).parents[2]
 
@@ -53,8 +53,8 @@ from pathlib import Path
 
 from rlhf_core.errors import DataError, EnvironmentProblem
 from tasks.params import load_params
-from tasks.frame import run_stage
-from tasks.watchdog import end_with_ancestors
+from tasks.frame.process import run_stage
+from tasks.frame.watchdog import end_with_ancestors
 import os
 
 
@@ -135,7 +135,7 @@ def processes_in(folder: Path) -> list[int]:
         except OSError:
             continue
         inside = where.is_relative_to(folder) and not where.is_relative_to(folder / "runs")
-        if inside and (b"counting.py" in command or any(name in command for name in (b" dvc ", b" tasks.lock_file "))):
+        if inside and any(name in command for name in (b"counting.py", b" dvc ", b" tasks.frame.lock_file ")):
             found.append(int(entry.name))
     return found
 
@@ -164,7 +164,7 @@ def counting_project(tmp_path: Path, counting_template: Path) -> Path:
 @pytest.fixture(scope="session")
 def served_project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A counting project with a Prefect server that all integration tests share."""
-    from flows.servers import ensure_prefect, stop_servers
+    from flows.local.servers import ensure_prefect, stop_servers
 
     project = make_counting_project(tmp_path_factory.mktemp("served") / "project")
     ensure_prefect(project)

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browser_support import browser, needs_browser
-from front_support import busy_front
+from support.browser import browser, needs_browser
+from support.front import busy_front
 
-from flows.servers import known_servers
+from flows.local.servers import known_servers
 from tests.flows.conftest import on_server, plain_environment, wait_for
 from tests.flows.test_deployments import rlhf
 
@@ -143,7 +143,7 @@ with get_client(sync_client=True) as client:
 
 
 def run_behind(front_url: str, project: Path, name: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "flows.cli", "run", "--name", name, "--set", "sft.max_steps=2", "--json"]
+    command = [sys.executable, "-m", "flows.cli.app", "run", "--name", name, "--set", "sft.max_steps=2", "--json"]
     environment = plain_environment(PREFECT_API_URL=f"{front_url}/api")
     return subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True, check=False)
 

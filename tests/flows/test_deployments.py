@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.servers import known_servers
+from flows.local.servers import known_servers
 from tests.flows.conftest import on_server, plain_environment, set_steps, wait_for
 
 pytestmark = pytest.mark.integration
@@ -51,7 +51,7 @@ DEAD_PROXY = {"http_proxy": "http://127.0.0.1:9", "ALL_PROXY": "http://127.0.0.1
 def rlhf(project: Path, *arguments: str) -> str:
     """Every command, and so the worker and its runs, has a proxy in its environment through which nothing comes."""
     done = subprocess.run(
-        [sys.executable, "-m", "flows.cli", *arguments],
+        [sys.executable, "-m", "flows.cli.app", *arguments],
         cwd=project,
         env=plain_environment(**DEAD_PROXY),
         capture_output=True,

@@ -15,15 +15,15 @@ from prefect.states import Failed
 
 import flows.flow_runs
 from flows.artifacts import _cells, summary_page
+from flows.cli.result import print_result
 from flows.flow_runs import RETRY_SECONDS, retrying, tell_server
 from flows.pipeline import _request
-from flows.result import print_result
-from flows.run_names import folder_of, run_name, run_tags
-from flows.runs import RunRequest, prepare_run, profiles
-from flows.stage_lines import own_lines
-from flows.summary import RunSummary, StageSummary
+from flows.run.names import folder_of, run_name, run_tags
+from flows.run.request import RunRequest, prepare_run, profiles
+from flows.run.stage_lines import own_lines
+from flows.run.summary import RunSummary, StageSummary
 from rlhf_core.errors import ConfigError
-from tasks.runner import Stop
+from tasks.frame.runner import Stop
 
 WHEN = 1_796_007_600.0
 

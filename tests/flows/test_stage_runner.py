@@ -9,17 +9,17 @@ import time
 from pathlib import Path
 
 import pytest
-from project_support import processes_of
-from timing_support import patience
+from support.project import processes_of
+from support.timing import patience
 
-from tasks.runner import ProgressFollower, Stop, _explain, end_group, run_stage_process
-from tasks.watchdog import process_start
+from tasks.frame.runner import ProgressFollower, Stop, _explain, end_group, run_stage_process
+from tasks.frame.watchdog import process_start
 from tests.flows.conftest import plain_environment, processes_in, set_steps, wait_for
 
 PARENT = """
 import sys
 from pathlib import Path
-from tasks.runner import Stop, run_stage_process
+from tasks.frame.runner import Stop, run_stage_process
 run_stage_process(Path(sys.argv[1]), "first", stop=Stop())
 """
 
@@ -138,7 +138,7 @@ def test_a_command_whose_parent_is_gone_already_is_not_started() -> None:
 ORPHAN = """
 import os, subprocess, sys
 # DVC as it starts a command by a shell, in little; it dies before the command looks around
-watch = "from tasks.watchdog import end_with_ancestors; end_with_ancestors(os.environ)"
+watch = "from tasks.frame.watchdog import end_with_ancestors; end_with_ancestors(os.environ)"
 code = f"import os, time; time.sleep(1); {watch}; print('lives', flush=True); time.sleep(600)"
 subprocess.Popen(["/bin/sh", "-c", f'{sys.executable} -c "{code}"; true'], env={**os.environ, "DVC_STAGE": "sft"})
 os._exit(0)
@@ -165,7 +165,7 @@ def test_a_stage_whose_dvc_lives_does(tmp_path: Path) -> None:
 
 
 def test_one_of_several_processes_whose_launcher_is_gone_does_not_begin() -> None:
-    code = "import os; from tasks.watchdog import end_with_ancestors; end_with_ancestors(os.environ); print('lives')"
+    code = "import os; from tasks.frame import watchdog; watchdog.end_with_ancestors(os.environ); print('lives')"
     gone = {"RLHF_LAUNCHED": "999999999:1", "RANK": "1"}
     done = subprocess.run([sys.executable, "-c", code], env=plain_environment(**gone), capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (-signal.SIGKILL, "")

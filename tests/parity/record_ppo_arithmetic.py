@@ -16,7 +16,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from source_support import execute, statements
+from support.source import execute, statements
 
 RECORD = Path(__file__).with_name("ppo_arithmetic_trl_1_12.json")
 FUNCTIONS = ("masked_mean", "masked_var", "masked_whiten")

@@ -10,22 +10,22 @@ from typing import Any
 
 import pytest
 import torch
-import trl_support  # noqa: F401  (skips this module where TRL is missing)
+from support import trl as trl_support  # noqa: F401  (skips this module where TRL is missing)
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification, PreTrainedTokenizerFast
 
 from rlhf_core.config import DPOConfig, RewardConfig, SFTConfig
-from rlhf_core.data.examples import Example
-from rlhf_core.data.pairs import PreferenceGroup, group_batches
-from rlhf_core.models.reward import RewardModel
+from rlhf_core.data.batching.examples import Example
+from rlhf_core.data.batching.pairs import PreferenceGroup, group_batches
+from rlhf_core.models.scoring.reward_model import RewardModel
 from rlhf_core.state.rng import StepRng
 from rlhf_core.state.train_state import TrainState
-from rlhf_core.trainers import reward_plan
 from rlhf_core.trainers.optimisation import make_optimizer
-from rlhf_core.trainers.preference import train_dpo
-from rlhf_core.trainers.reward import train_reward
+from rlhf_core.trainers.preference.trainer import train_dpo
+from rlhf_core.trainers.reward import plan as reward_plan
+from rlhf_core.trainers.reward.trainer import train_reward
 from rlhf_core.trainers.sft import epoch_batches, train_sft
 
 pytestmark = pytest.mark.parity

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 import torch
-from source_support import execute, statements
+from support.source import execute, statements
+from support.trl import OneProcess, trainer
 from torch import Tensor
-from trl_support import OneProcess, trainer
 
 from rlhf_core.objectives.baselines import group_relative_advantages, leave_one_out_advantages, over_tokens
 from rlhf_core.objectives.policy_gradient import ppo_policy_losses

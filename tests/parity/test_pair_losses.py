@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 import torch
+from support.trl import model_of_logprobs, trainer
 from torch import Tensor
-from trl_support import model_of_logprobs, trainer
 
 from rlhf_core.objectives.masked import masked_sum
 from rlhf_core.objectives.preference import PairLogprobs, PairLoss, nll_losses, pair_losses

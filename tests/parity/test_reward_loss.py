@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from trl_support import trainer
+from support.trl import trainer
 
 from rlhf_core.objectives.ranking import bradley_terry_losses, centering_losses
 

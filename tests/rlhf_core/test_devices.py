@@ -5,13 +5,13 @@ from typing import Any
 
 import pytest
 import torch
-from device_jobs import JOBS, NARROW_JOBS, PROMPTS, differing, policy
-from device_support import pretend_gpu
-from device_tensors import GPU, PretendTensor
-from preference_support import PAD
+from support.device import pretend_gpu
+from support.device_jobs import JOBS, NARROW_JOBS, PROMPTS, differing, policy
+from support.device_tensors import GPU, PretendTensor
+from support.preference import PAD
 
-from rlhf_core.data.batches import collate
-from rlhf_core.models.products import product
+from rlhf_core.engine.batches import collate
+from rlhf_core.engine.products import product
 from rlhf_core.rollout.logprobs import response_logprobs
 from rlhf_core.rollout.sampler import STEPS_BETWEEN_LOOKS, sample_responses
 

@@ -7,27 +7,27 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from ppo_support import CFG, EOS, PAD, PROMPTS, changed, make_state, run, share_of_good, tiny_policy
-from preference_support import toy_groups
+from support.ppo import CFG, EOS, PAD, PROMPTS, changed, make_state, run, share_of_good, tiny_policy
+from support.preference import toy_groups
 from torch import Tensor
 
-from rlhf_core.data.batches import collate
+from rlhf_core.engine.batches import collate
 from rlhf_core.errors import Diverged, GateRefused, check_finite
 from rlhf_core.evaluation.drift import drift_figures
 from rlhf_core.evaluation.judges import reward_scores, score_judge
 from rlhf_core.evaluation.readings import read_responses
 from rlhf_core.evaluation.shares import best_parts
-from rlhf_core.models.reward import RewardModel
-from rlhf_core.models.reward_ensemble import RewardEnsemble
+from rlhf_core.models.scoring.ensemble import RewardEnsemble
+from rlhf_core.models.scoring.reward_model import RewardModel
 from rlhf_core.rollout.best_of_n import pick
 from rlhf_core.rollout.choice import OPEN, CutOff, choose_tokens
 from rlhf_core.rollout.sampler import sample_responses
 from rlhf_core.state.train_state import TrainState
-from rlhf_core.trainers.guard import Watch
-from rlhf_core.trainers.reference import reference_logprobs
-from rlhf_core.trainers.reward import standardise
-from rlhf_core.trainers.reward_plan import Phase
-from rlhf_core.trainers.reward_teacher import settle
+from rlhf_core.trainers.ppo.guard import Watch
+from rlhf_core.trainers.preference.reference import reference_logprobs
+from rlhf_core.trainers.reward.plan import Phase
+from rlhf_core.trainers.reward.teacher import settle
+from rlhf_core.trainers.reward.trainer import standardise
 from rlhf_core.trainers.sft import note_heldout_loss
 
 BAD = [math.nan, math.inf, -math.inf]

@@ -11,14 +11,14 @@ from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
 from rlhf_core.config import ModelConfig
-from rlhf_core.data.batches import SequenceBatch, collate
-from rlhf_core.data.pairs import encode_pairs
+from rlhf_core.data.batching.pairs import encode_pairs
+from rlhf_core.engine.batches import SequenceBatch, collate
 from rlhf_core.models.policy import build_policy
-from rlhf_core.models.reward import RewardModel
-from rlhf_core.models.tokenizer import train_tokenizer
+from rlhf_core.models.scoring.reward_model import RewardModel
 from rlhf_core.rollout.logprobs import response_logprobs
 from rlhf_core.state.compute_mode import ComputeMode, computing
 from rlhf_core.state.train_state import TrainState
+from rlhf_core.text.tokenizer import train_tokenizer
 from rlhf_core.trainers.optimisation import apply_gradients, make_optimizer
 from rlhf_core.trainers.schedule import learning_rate
 

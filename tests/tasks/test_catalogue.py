@@ -20,8 +20,8 @@ from tasks.catalogue import (
     stage_row,
     stage_title,
 )
-from tasks.definition import stage_reads
-from tasks.headline import find_figure
+from tasks.frame.definition import stage_reads
+from tasks.stages.report.headline import find_figure
 
 ROOT = Path(__file__).parents[2]
 GRAPH = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text())["stages"]
@@ -37,7 +37,7 @@ def test_rows_stand_in_the_order_of_the_graph() -> None:
 
 def test_every_row_has_its_module_and_its_items() -> None:
     for row in CATALOGUE:
-        assert importlib.util.find_spec(f"tasks.{row.name}") is not None
+        assert importlib.util.find_spec(f"tasks.stages.{row.name}.run") is not None
         assert bool(row.items) == ("matrix" in GRAPH[row.name])
     (algorithms,) = get_args(Params.model_fields["align"].annotation.model_fields["algorithms"].annotation)[:1]
     assert set(get_args(algorithms)) == set(stage_row("align").items)

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from statsmodels.stats.proportion import proportion_confint
 
-from rlhf_core.data.agreement import fleiss_kappa, krippendorff_alpha, ordinal_alpha
 from rlhf_core.evaluation.agreement_intervals import (
     agreement_intervals,
     alpha_of,
@@ -15,6 +14,7 @@ from rlhf_core.evaluation.agreement_intervals import (
     ordinal_alpha_of,
     why_no_interval,
 )
+from rlhf_core.feedback.agreement import fleiss_kappa, krippendorff_alpha, ordinal_alpha
 
 FIGURES = {"kappa": kappa_of, "alpha": alpha_of, "ordinal": ordinal_alpha_of}
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from rlhf_core.config import EvaluateConfig, ModelConfig
-from rlhf_core.data.demo.gold import Grade
+from rlhf_core.demo.gold import Grade
 from rlhf_core.evaluation.ab import TIE_WITHIN, both_orders
 from rlhf_core.evaluation.drift import drift_figures, summed_logprobs, token_logprobs
 from rlhf_core.evaluation.intervals import mean_interval

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from rlhf_core.data.demo.gold import Grade
+from rlhf_core.demo.gold import Grade
 from rlhf_core.evaluation.gains import paired_gains
 from rlhf_core.evaluation.intervals import mean_interval, win_rate_interval
 from rlhf_core.evaluation.response_set import JudgedSet, ResponseSet

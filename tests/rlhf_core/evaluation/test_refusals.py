@@ -4,7 +4,7 @@ import pytest
 from pydantic import ValidationError
 
 from rlhf_core.config import EvaluateConfig
-from rlhf_core.data.demo import phrases
+from rlhf_core.demo import phrases
 from rlhf_core.evaluation.intervals import wilson_interval, win_rate_interval
 from rlhf_core.evaluation.refusals import refusal_figures, refusal_test, share_gain
 

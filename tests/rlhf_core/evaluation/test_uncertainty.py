@@ -18,7 +18,7 @@ from rlhf_core.evaluation.uncertainty import (
     right_share,
     uncertainty_figures,
 )
-from rlhf_core.models.reward_ensemble import total_deviation
+from rlhf_core.models.scoring.ensemble import total_deviation
 
 
 def readings(*members: tuple[float, ...], deviation: float | None = None) -> list[Reading]:

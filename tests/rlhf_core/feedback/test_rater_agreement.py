@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from rlhf_core.data.agreement import krippendorff_alpha
 from rlhf_core.evaluation.agreement_bounds import agreement_bounds
+from rlhf_core.feedback.agreement import krippendorff_alpha
 from rlhf_core.feedback.ballots import Ballot, Pair, Vote
 from rlhf_core.feedback.labelling import aggregate, annotator_table, summary
 from rlhf_core.feedback.rater_agreement import agreement_figures, cohen_table

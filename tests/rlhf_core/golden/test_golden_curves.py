@@ -6,7 +6,7 @@ mean, coefficient or order of rows moves the third or fourth digit at the latest
 """
 
 import pytest
-from golden_support import CURVES, STEPS, read, run
+from support.golden import CURVES, STEPS, read, run
 
 REL, ABS = 1e-5, 1e-6
 

@@ -12,10 +12,11 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import parallel_jobs
 import pytest
 import torch
-from device_jobs import (
+from safetensors.torch import load_file
+from support import parallel_jobs
+from support.device_jobs import (
     ENDS,
     JOBS,
     MODES,
@@ -29,18 +30,17 @@ from device_jobs import (
     resumed,
     state_of,
 )
-from preference_support import toy_groups
-from safetensors.torch import load_file
+from support.preference import toy_groups
 
 from rlhf_core.config import DPOConfig
-from rlhf_core.data.batches import SequenceBatch, collate
+from rlhf_core.engine.batches import SequenceBatch, collate
 from rlhf_core.rollout.choice import OPEN, CutOff
 from rlhf_core.rollout.logprobs import response_logprobs
 from rlhf_core.rollout.sampler import sample_responses
 from rlhf_core.state.compute_mode import ComputeMode, computing
-from rlhf_core.trainers.ppo import Sampling
-from rlhf_core.trainers.ppo_rollout import collect_rollout, write_responses
-from rlhf_core.trainers.preference import train_dpo
+from rlhf_core.trainers.ppo.rollout import collect_rollout, write_responses
+from rlhf_core.trainers.ppo.trainer import Sampling
+from rlhf_core.trainers.preference.trainer import train_dpo
 
 GPUS = torch.cuda.device_count() if torch.cuda.is_available() else 0
 ROOT = Path(__file__).parents[3]

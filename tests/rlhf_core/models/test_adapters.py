@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, PreT
 
 from rlhf_core.config import ModelConfig
 from rlhf_core.config.lora import LoraConfig
-from rlhf_core.data.batches import SequenceBatch, collate
+from rlhf_core.engine.batches import SequenceBatch, collate
 from rlhf_core.errors import ConfigError
 from rlhf_core.models.adapters import (
     adapted_layers,
@@ -26,13 +26,13 @@ from rlhf_core.models.adapters import (
     without_adapters,
 )
 from rlhf_core.models.policy import build_policy, load_policy, save_policy
-from rlhf_core.models.reward import RewardModel
-from rlhf_core.models.tokenizer import train_tokenizer
-from rlhf_core.models.value import ValueModel
+from rlhf_core.models.scoring.reward_model import RewardModel
+from rlhf_core.models.scoring.value import ValueModel
 from rlhf_core.rollout.logprobs import response_logprobs
 from rlhf_core.rollout.sampler import sample_responses
 from rlhf_core.state.atomic import tree_digest
 from rlhf_core.state.compute_mode import ComputeMode, computing
+from rlhf_core.text.tokenizer import train_tokenizer
 
 TOKENIZER = train_tokenizer(["some words to learn from"], 270)
 LORA = LoraConfig(rank=2, alpha=4)

@@ -10,7 +10,7 @@ from scipy.stats import chisquare
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
 from rlhf_core.config import ModelConfig
-from rlhf_core.data.batches import collate
+from rlhf_core.engine.batches import collate
 from rlhf_core.errors import ConfigError, EnvironmentProblem
 from rlhf_core.models.mixture import (
     DESCRIPTION,
@@ -21,10 +21,10 @@ from rlhf_core.models.mixture import (
     tokenizer_folder,
 )
 from rlhf_core.models.policy import build_policy, eos_token_ids, save_policy
-from rlhf_core.models.tokenizer import load_tokenizer, train_tokenizer
 from rlhf_core.rollout import logprobs
 from rlhf_core.rollout.logprobs import response_logprobs
 from rlhf_core.rollout.sampler import sample_responses
+from rlhf_core.text.tokenizer import load_tokenizer, train_tokenizer
 
 CONFIG = ModelConfig(
     hidden_size=16,

@@ -11,10 +11,10 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, PreT
 
 from rlhf_core.config import ModelConfig
 from rlhf_core.errors import ConfigError, EnvironmentProblem
-from rlhf_core.models.folder import check_model_folder
+from rlhf_core.model_folder import check_model_folder
 from rlhf_core.models.policy import build_policy, check_vocabulary, eos_token_ids, load_policy, save_policy
-from rlhf_core.models.tokenizer import load_tokenizer, train_tokenizer
 from rlhf_core.state.atomic import tree_digest
+from rlhf_core.text.tokenizer import load_tokenizer, train_tokenizer
 
 TOKENIZER = train_tokenizer(["some words to learn from"], 270)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tokenizer_support import CHATML, LLAMA2, byte_level, sentence_piece
+from support.tokenizer import CHATML, LLAMA2, byte_level, sentence_piece
 from transformers import (
     AutoModelForCausalLM,
     GPT2Config,
@@ -23,16 +23,16 @@ from transformers import (
 
 from rlhf_core.config import SFTConfig
 from rlhf_core.config.lora import LoraConfig
-from rlhf_core.data.batches import collate
-from rlhf_core.data.examples import Example
+from rlhf_core.data.batching.examples import Example
+from rlhf_core.engine.batches import collate
 from rlhf_core.errors import ConfigError
 from rlhf_core.models.adapters import add_adapters
 from rlhf_core.models.policy import check_room, check_vocabulary, eos_token_ids, load_policy, save_policy
-from rlhf_core.models.reward import RewardModel
-from rlhf_core.models.tokenizer import decode_response, encode_prompts, encode_responses, load_tokenizer
+from rlhf_core.models.scoring.reward_model import RewardModel
 from rlhf_core.rollout.logprobs import response_logprobs
 from rlhf_core.rollout.sampler import sample_responses
 from rlhf_core.state.train_state import TrainState
+from rlhf_core.text.tokenizer import decode_response, encode_prompts, encode_responses, load_tokenizer
 from rlhf_core.trainers.optimisation import make_optimizer
 from rlhf_core.trainers.sft import accumulate_gradients, train_sft
 

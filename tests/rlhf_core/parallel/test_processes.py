@@ -11,10 +11,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import parallel_jobs as jobs
 import pytest
 import torch
 from safetensors.torch import load_file
+from support import parallel_jobs as jobs
 from torch import Tensor
 
 pytestmark = pytest.mark.integration

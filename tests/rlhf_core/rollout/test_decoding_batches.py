@@ -6,7 +6,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from rlhf_core.config import ModelConfig
-from rlhf_core.data.batches import SequenceBatch, collate
+from rlhf_core.engine.batches import SequenceBatch, collate
 from rlhf_core.models.policy import build_policy
 from rlhf_core.rollout import sampler
 from rlhf_core.rollout.decoders import make_decoder

@@ -7,15 +7,16 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from rlhf_core.config import ModelConfig
-from rlhf_core.data.batches import SequenceBatch, collate
+from rlhf_core.engine import output_layer
+from rlhf_core.engine.batches import SequenceBatch, collate
+from rlhf_core.engine.output_layer import token_logprobs
 from rlhf_core.models.policy import build_policy
-from rlhf_core.rollout import logprobs, output_layer
+from rlhf_core.rollout import logprobs
 from rlhf_core.rollout.logprobs import (
     response_logprobs,
     response_logprobs_and_entropy,
     response_logprobs_and_states,
 )
-from rlhf_core.rollout.output_layer import token_logprobs
 
 VOCABULARY, PAD = 40, 0
 PROMPTS = [[5, 6, 7, 8], [9], [10, 11]]

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from rlhf_core.config import ModelConfig
-from rlhf_core.data.batches import collate
+from rlhf_core.engine.batches import collate
 from rlhf_core.models.mixture import PolicyMixture
 from rlhf_core.models.policy import build_policy
 from rlhf_core.rollout.logprobs import response_logprobs

@@ -15,7 +15,7 @@ from transformers import (
 )
 
 from rlhf_core.config import ModelConfig
-from rlhf_core.data.batches import SequenceBatch, collate
+from rlhf_core.engine.batches import SequenceBatch, collate
 from rlhf_core.models.policy import build_policy
 from rlhf_core.rollout.choice import OPEN, CutOff
 from rlhf_core.rollout.decoders import CacheDecoder, Decoder, make_decoder

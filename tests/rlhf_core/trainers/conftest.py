@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from ppo_support import EOS, PAD, TINY, VOCABULARY
+from support.ppo import EOS, PAD, TINY, VOCABULARY
 from transformers import PreTrainedModel
 
 from rlhf_core.config.reward import RewardConfig
@@ -16,7 +16,7 @@ from rlhf_core.state.checkpoint import Checkpointer
 from rlhf_core.state.rng import StepRng
 from rlhf_core.state.train_state import TrainState
 from rlhf_core.trainers.optimisation import make_optimizer
-from rlhf_core.trainers.reward_plan import make_models
+from rlhf_core.trainers.reward.plan import make_models
 
 
 @dataclass

@@ -11,9 +11,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from rlhf_core.data.batches import collate
-from rlhf_core.models.reward import RewardModel
-from rlhf_core.models.tokenizer import encode_prompts, encode_responses, load_tokenizer, train_tokenizer
+from rlhf_core.engine.batches import collate
+from rlhf_core.models.scoring.reward_model import RewardModel
+from rlhf_core.text.tokenizer import encode_prompts, encode_responses, load_tokenizer, train_tokenizer
 
 PAGE = (Path(__file__).parents[3] / "docs/trainers/alone.md").read_text()
 PROGRAMS = {"SFT": 0, "Reward model": 1, "DPO": 2, "PPO": 3}

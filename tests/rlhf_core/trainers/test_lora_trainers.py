@@ -6,22 +6,22 @@ from typing import Any
 
 import pytest
 import torch
-from ppo_support import CFG, changed, run, tiny_policy
-from preference_support import PAD, in_processes, toy_groups
+from support.ppo import CFG, changed, run, tiny_policy
+from support.preference import PAD, in_processes, toy_groups
 from torch import Tensor, nn
 
 from rlhf_core.config import DPOConfig, RewardConfig, SFTConfig
 from rlhf_core.config.lora import LoraConfig
 from rlhf_core.config.sft import HardExamplesConfig
-from rlhf_core.data.examples import Example
+from rlhf_core.data.batching.examples import Example
 from rlhf_core.models.adapters import adapted_layers, add_adapters
-from rlhf_core.models.reward import RewardModel
-from rlhf_core.models.value import ValueModel
+from rlhf_core.models.scoring.reward_model import RewardModel
+from rlhf_core.models.scoring.value import ValueModel
 from rlhf_core.state.train_state import TrainState
 from rlhf_core.state.world import ALONE
 from rlhf_core.trainers.optimisation import make_optimizer
-from rlhf_core.trainers.preference import train_dpo
-from rlhf_core.trainers.reward import train_reward
+from rlhf_core.trainers.preference.trainer import train_dpo
+from rlhf_core.trainers.reward.trainer import train_reward
 from rlhf_core.trainers.sft import train_sft
 
 LORA = LoraConfig(rank=4, alpha=8)

@@ -12,8 +12,8 @@ from transformers import PreTrainedModel
 from rlhf_core.config import SFTConfig
 from rlhf_core.config.lora import LoraConfig
 from rlhf_core.config.sft import HardExamplesConfig, SFTBatchesConfig
-from rlhf_core.data.batches import collate
-from rlhf_core.data.examples import Example, join_turns
+from rlhf_core.data.batching.examples import Example, join_turns
+from rlhf_core.engine.batches import collate
 from rlhf_core.models.adapters import add_adapters
 from rlhf_core.rollout.logprobs import response_logprobs
 from rlhf_core.state.train_state import TrainState

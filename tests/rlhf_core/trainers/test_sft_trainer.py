@@ -9,8 +9,8 @@ import torch
 from transformers import PreTrainedModel
 
 from rlhf_core.config import SFTConfig
-from rlhf_core.data.batches import collate
-from rlhf_core.data.examples import Example
+from rlhf_core.data.batching.examples import Example
+from rlhf_core.engine.batches import collate
 from rlhf_core.errors import Diverged
 from rlhf_core.rollout.logprobs import response_logprobs
 from rlhf_core.rollout.sampler import sample_responses

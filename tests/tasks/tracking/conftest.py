@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tracking_support import make_checkout
+from support.tracking import make_checkout
 
 from tasks.tracking.store import Store, open_store
 
@@ -43,6 +43,6 @@ def store(checkout: Path) -> Store:
 @pytest.fixture
 def registered(checkout: Path) -> tuple[Any, ...]:
     """A checkout whose `rlhf-policy` and `rlhf-reward` were recorded, the two models, and their tokenizer."""
-    from pyfunc_support import register_two  # here: it takes torch, which other tests of the record do not
+    from support.pyfunc import register_two  # here: it takes torch, which other tests of the record do not
 
     return register_two(checkout)

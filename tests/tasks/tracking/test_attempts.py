@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from tracking_support import gated, record_policy
+from support.tracking import gated, record_policy
 
 from rlhf_core.errors import GateRefused
 from rlhf_core.evaluation.ab import summarise

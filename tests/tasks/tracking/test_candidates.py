@@ -1,7 +1,7 @@
 """SFT model, reward model and policy of one lineage become candidates together or not at all."""
 
 import pytest
-from tracking_support import MODEL, STAGE, write_model
+from support.tracking import MODEL, STAGE, write_model
 
 from tasks.tracking import Recorder, flush, registration
 from tasks.tracking.registry import aliases_of

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from tracking_support import MODEL, STAGE, gated, record_policy, write_model
+from support.tracking import MODEL, STAGE, gated, record_policy, write_model
 
 from rlhf_core.errors import EnvironmentProblem, GateRefused
 from tasks.tracking import Recorder, compare_versions, flush, list_versions, pending, promote, read_audit, rollback

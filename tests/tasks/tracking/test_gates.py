@@ -111,9 +111,9 @@ def test_an_sft_model_is_judged_by_its_held_out_loss_and_by_whether_it_ends_its_
 def test_uncommitted_code_bars_and_carried_files_do_not():
     sft = version("rlhf-sft", metrics={"heldout_loss_high": 1.0, "finished_share_low": 1.0})
     assert failing(sft, made_from=manifest(dirty=["params.yaml", "dvc.lock", "data.dvc"])) == []
-    dirty = manifest(dirty=["params.yaml", "tasks/sft.py"])
+    dirty = manifest(dirty=["params.yaml", "tasks/stages/sft/run.py"])
     assert failing(sft, made_from=dirty) == ["lineage"]
-    assert "tasks/sft.py" in refusal("rlhf-sft/3", gates_for(sft, dirty, CONFIG, None))
+    assert "tasks/stages/sft/run.py" in refusal("rlhf-sft/3", gates_for(sft, dirty, CONFIG, None))
 
 
 def test_a_refusal_names_gate_figure_and_limit():

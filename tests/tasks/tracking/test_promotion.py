@@ -1,6 +1,6 @@
 import pytest
-from tracking_support import gated, git, record_policy
-from warm_processes import forking
+from support.tracking import gated, git, record_policy
+from support.warm_processes import forking
 
 from rlhf_core.errors import ConfigError, EnvironmentProblem, GateRefused
 from tasks.tracking import compare_versions, open_store, promote, promotion, read_audit, resolve_version, rollback

@@ -7,12 +7,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from pyfunc_support import ROWS
+from support.pyfunc import ROWS
 
-from rlhf_core.data.batches import collate
+from rlhf_core.engine.batches import collate
 from rlhf_core.models.policy import eos_token_ids
-from rlhf_core.models.tokenizer import decode_response, encode_prompt, encode_response
 from rlhf_core.rollout.sampler import sample_responses
+from rlhf_core.text.tokenizer import decode_response, encode_prompt, encode_response
 from tasks.tracking.logged_model import REQUIREMENTS
 
 LOADER = """\

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from rlhf_core.config import ModelConfig
-from rlhf_core.data.batches import collate
+from rlhf_core.engine.batches import collate
 from rlhf_core.models.policy import build_policy
-from rlhf_core.models.reward import RewardModel
-from rlhf_core.models.reward_ensemble import RewardEnsemble
-from rlhf_core.models.tokenizer import encode_prompt, encode_response, train_tokenizer
+from rlhf_core.models.scoring.ensemble import RewardEnsemble
+from rlhf_core.models.scoring.reward_model import RewardModel
+from rlhf_core.text.tokenizer import encode_prompt, encode_response, train_tokenizer
 from tasks.tracking.pyfunc_reward import RewardScorer
 
 TEXTS = ["please say where the shop is", "the shop is in the north"]

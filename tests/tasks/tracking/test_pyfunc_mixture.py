@@ -10,8 +10,8 @@ import torch
 from rlhf_core.config import ModelConfig
 from rlhf_core.models.mixture import PolicyMixture
 from rlhf_core.models.policy import build_policy, eos_token_ids
-from rlhf_core.models.tokenizer import decode_response, encode_prompt, train_tokenizer
 from rlhf_core.rollout.sampler import sample_responses
+from rlhf_core.text.tokenizer import decode_response, encode_prompt, train_tokenizer
 from tasks.tracking.pyfunc_policy import PolicyWriter
 
 TEXTS = ["please say where the shop is", "the shop is in the north", "thank you for the kind answer"] * 5

@@ -4,7 +4,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from tracking_support import MODEL, STAGE, git, record_policy, write_model
+from support.tracking import MODEL, STAGE, git, record_policy, write_model
 
 from rlhf_core.errors import ConfigError
 from tasks.tracking import Recorder, delivery, flush, list_versions, pending, resolve_version

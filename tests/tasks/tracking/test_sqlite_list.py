@@ -3,7 +3,7 @@
 import shutil
 import sqlite3
 
-from tracking_support import record_policy
+from support.tracking import record_policy
 
 from tasks.catalogue import MODEL_NAMES
 from tasks.tracking import list_versions, promote

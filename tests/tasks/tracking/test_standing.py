@@ -1,7 +1,7 @@
 """How a version stands, asked without promoting."""
 
 import pytest
-from tracking_support import gated, record_policy
+from support.tracking import gated, record_policy
 
 from rlhf_core.errors import EnvironmentProblem
 from tasks.tracking import promote, read_audit, standing_of

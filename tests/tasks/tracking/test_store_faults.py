@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import pytest
 from sqlalchemy import event
 from sqlalchemy.engine import Connection, Engine
-from tracking_support import MODEL, STAGE, write_model
+from support.tracking import MODEL, STAGE, write_model
 
 from tasks.tracking import Recorder, flush, list_versions
 

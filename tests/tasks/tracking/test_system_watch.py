@@ -3,7 +3,7 @@
 import threading
 
 import psutil
-from tracking_support import STAGE
+from support.tracking import STAGE
 
 from tasks.tracking import Recorder, SystemWatch, system
 from tasks.tracking.names import RUN_KEY

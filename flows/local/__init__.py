@@ -1,0 +1,1 @@
+"""The local servers: settings, ports, start and end."""

@@ -1,0 +1,1 @@
+"""From rows to what a step learns from: examples, pairs by prompt, passes over the data."""

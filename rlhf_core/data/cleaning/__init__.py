@@ -1,0 +1,1 @@
+"""From records to a data set: splits, leakage, duplicates, contradictions, balance."""

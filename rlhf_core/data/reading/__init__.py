@@ -1,0 +1,1 @@
+"""From files to records of one form: formats, columns, fields, dialogues."""

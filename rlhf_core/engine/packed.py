@@ -1,0 +1,157 @@
+"""Llama and Qwen2 on tokens without padding, straight from the weights of the transformers module.
+
+The parameters stay the module's own, so gradients, optimisers, adapters and saving know nothing of this. Against
+transformers' forward it saves the padding, the prompt of all but one of the responses that share it, the last
+layer's feed-forward where nobody reads it, and most of what autograd would keep.
+Shape suffixes: T = packed tokens, N = tokens whose state is wanted, D = hidden size, E = half a head.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers.models.llama.modeling_llama import (
+    LlamaAttention,
+    LlamaDecoderLayer,
+    LlamaMLP,
+    LlamaModel,
+    LlamaRMSNorm,
+)
+from transformers.models.qwen2.modeling_qwen2 import (
+    Qwen2Attention,
+    Qwen2DecoderLayer,
+    Qwen2MLP,
+    Qwen2Model,
+    Qwen2RMSNorm,
+)
+
+from rlhf_core.engine.blocks import AttentionIn, AttentionOut, FeedForward, interleaved
+from rlhf_core.engine.kernels import Gather, RMSNorm, Spread, SwiGLU, Take, at_least_float32
+from rlhf_core.engine.layout import Layout
+from rlhf_core.state.compute_mode import compute_mode
+from rlhf_core.state.sharding import has_foreign_hooks, run_gathered, undivided_type
+
+KNOWN = {
+    LlamaModel: (LlamaDecoderLayer, LlamaAttention, LlamaMLP),
+    Qwen2Model: (Qwen2DecoderLayer, Qwen2Attention, Qwen2MLP),
+}
+NORMS = (LlamaRMSNorm, Qwen2RMSNorm)
+FIXED_ROTATIONS = frozenset({"default", "linear", "llama3"})
+"""Kinds of rotary positions whose angles depend on a token's position alone."""
+
+
+def can_pack(body: nn.Module) -> bool:
+    """Whether `packed_states` computes what the decoder's own forward does.
+
+    It does for a `LlamaModel` or `Qwen2Model` as transformers builds it, with adapters or not: full attention,
+    positions by a fixed rotation, no dropout, no hooks, nothing wrapped or replaced. Its layers may be divided by
+    `rlhf_core.state.sharding.shard`.
+    """
+    if type(body) not in KNOWN:
+        return False
+    config = body.config
+    layer_type, attention_type, mlp_type = KNOWN[type(body)]
+    plain = (
+        config.hidden_act == "silu"
+        and config.rope_parameters["rope_type"] in FIXED_ROTATIONS
+        and not (body.training and config.attention_dropout)
+        and not getattr(body, "has_sliding_layers", False)
+    )
+    built_so = all(
+        undivided_type(layer) is layer_type and type(layer.self_attn) is attention_type and type(layer.mlp) is mlp_type
+        for layer in body.layers
+    )
+    return plain and built_so and not any(map(has_foreign_hooks, body.modules()))
+
+
+def packed_states(body: nn.Module, ids_T: Tensor, layout: Layout, wanted_N: Tensor | None) -> Tensor:
+    """Last hidden states (after the final norm) of the tokens `wanted_N`, each at most once; None: of all tokens.
+
+    Args:
+        body: a decoder that `can_pack`.
+        ids_T: the tokens of the layout.
+        layout: see `layout_of`.
+        wanted_N: places among the T tokens.
+    """
+    x_TD = body.embed_tokens(ids_T)
+    cos_1TD, sin_1TD = body.rotary_emb(x_TD, layout.positions_T[None])
+    half = cos_1TD.shape[-1] // 2
+    turns_T1E = torch.complex(at_least_float32(cos_1TD[0, :, :half]), at_least_float32(sin_1TD[0, :, :half]))[:, None]
+    layers = body.layers[: body.config.num_hidden_layers]
+    for number, layer in enumerate(layers):
+        wanted = wanted_N if number == len(layers) - 1 else None
+        if compute_mode().activation_checkpointing and torch.is_grad_enabled():
+            x_TD = checkpoint(run_gathered, layer, _layer, x_TD, turns_T1E, layout, wanted, use_reentrant=False)
+        else:
+            x_TD = run_gathered(layer, _layer, x_TD, turns_T1E, layout, wanted)
+    return _norm(body.norm, x_TD)
+
+
+def _layer(layer: nn.Module, x_TD: Tensor, turns_T1E: Tensor, layout: Layout, wanted_N: Tensor | None) -> Tensor:
+    """One decoder layer; its second half at the wanted tokens only."""
+    attention = layer.self_attn
+    num_heads, num_kv_heads = attention.config.num_attention_heads, attention.config.num_key_value_heads
+    parts = _queries_keys_values(layer, x_TD, turns_T1E, (num_heads, num_kv_heads), layout)
+    attended = [
+        F.scaled_dot_product_attention(
+            queries, keys, values, is_causal=True, scale=attention.scaling, enable_gqa=num_heads != num_kv_heads
+        )
+        for queries, keys, values in zip(parts[::3], parts[1::3], parts[2::3], strict=True)
+    ]
+    if wanted_N is None and _is_plain(attention.o_proj):
+        weights = attention.o_proj.weight, attention.o_proj.bias
+        x_TD = AttentionOut.apply(x_TD, *weights, _product_type(x_TD), layout.groups, *attended)
+    else:
+        attended_TD = Gather.apply(layout.groups, *attended)
+        if wanted_N is not None:
+            attended_TD, x_TD = Take.apply(attended_TD, wanted_N), Take.apply(x_TD, wanted_N)
+        x_TD = x_TD + attention.o_proj(attended_TD)
+    return _feed_forward(layer, x_TD)
+
+
+def _queries_keys_values(
+    layer: nn.Module, x_TD: Tensor, turns_T1E: Tensor, heads: tuple[int, int], layout: Layout
+) -> tuple[Tensor, ...]:
+    """Queries, keys and values of each group of rows, rotated."""
+    attention, norm = layer.self_attn, layer.input_layernorm
+    parts = (attention.q_proj, attention.k_proj, attention.v_proj)
+    where = (turns_T1E, heads, layout.groups)
+    if _is_norm(norm) and all(map(_is_plain, parts)):
+        plain = (norm.weight, norm.variance_epsilon, _product_type(x_TD))
+        return AttentionIn.apply(x_TD, *plain, *where, *_weights(parts))
+    normed_TD, sizes = _norm(norm, x_TD), (attention.head_dim, attention.head_dim, 0)
+    joined = [interleaved(part(normed_TD), size, 1) for part, size in zip(parts, sizes, strict=True)]
+    return Spread.apply(torch.cat(joined, 1), *where)
+
+
+def _feed_forward(layer: nn.Module, x_TD: Tensor) -> Tensor:
+    mlp, norm = layer.mlp, layer.post_attention_layernorm
+    parts = (mlp.gate_proj, mlp.up_proj)
+    if _is_norm(norm) and all(map(_is_plain, (*parts, mlp.down_proj))):
+        down = mlp.down_proj.weight, mlp.down_proj.bias
+        return FeedForward.apply(x_TD, norm.weight, norm.variance_epsilon, _product_type(x_TD), *down, *_weights(parts))
+    normed_TD = _norm(norm, x_TD)
+    return x_TD + mlp.down_proj(SwiGLU.apply(torch.cat([part(normed_TD) for part in parts], 1)))
+
+
+def _weights(parts: Sequence[nn.Module]) -> list[Tensor | None]:
+    return [part.weight for part in parts] + [part.bias for part in parts]
+
+
+def _product_type(x_TD: Tensor) -> torch.dtype:
+    return torch.bfloat16 if compute_mode().precision == "bfloat16" else x_TD.dtype
+
+
+def _is_plain(part: nn.Module) -> bool:
+    """Whether a projection is a weight and a bias and nothing more; one with an adapter is called as it is."""
+    return type(part) is nn.Linear
+
+
+def _is_norm(norm: nn.Module) -> bool:
+    return type(norm) in NORMS
+
+
+def _norm(norm: nn.Module, x_TD: Tensor) -> Tensor:
+    return RMSNorm.apply(x_TD, norm.weight, norm.variance_epsilon) if _is_norm(norm) else norm(x_TD)

@@ -1,0 +1,1 @@
+"""Models that score: heads, the reward model, an ensemble of them, the value model."""

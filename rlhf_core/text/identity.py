@@ -1,0 +1,92 @@
+"""The one identity of a prompt, and the group of prompts that a split keeps together.
+
+Both are taken from the turns of the prompt, of which only what can be seen counts (`rlhf_core.text.normal.visible`). So
+a prompt has the same identity as text, as a transcript, as messages, with other white space, in another Unicode form,
+in other case, and with characters in it that nobody sees. A plain prompt is a dialogue of one turn.
+"""
+
+import hashlib
+from functools import lru_cache
+from typing import NamedTuple
+
+from rlhf_core.text.likeness import num_words
+from rlhf_core.text.normal import normal_form, without_hidden
+from rlhf_core.text.transcripts import prompt_turns
+
+QUESTION_WORDS = 4
+"""A later turn of so many words means something by itself; `Thank you.` or `Tell me more.` does not."""
+
+_SPEAKER = {"system": "", "user": "human: ", "assistant": "assistant: "}
+
+
+class Turn(NamedTuple):
+    """Who speaks (system, user or assistant), and what can be seen of it, in normal form."""
+
+    role: str
+    content: str
+
+
+@lru_cache(maxsize=256)
+def seen_turns(prompt: str) -> tuple[Turn, ...]:
+    """The turns of a prompt; those of which nothing can be seen are left out."""
+    turns = prompt_turns(without_hidden(prompt).replace("\r\n", "\n").replace("\r", "\n"))
+    seen = (Turn(turn["role"], normal_form(turn["content"])) for turn in turns)
+    return tuple(turn for turn in seen if turn.content)
+
+
+def prompt_identity(prompt: str) -> str:
+    """Identity of all prompts with the same turns: 16 hex digits."""
+    return _digest(_text(seen_turns(prompt)))
+
+
+def prompt_group(prompt: str) -> str:
+    """Identity of all prompts that begin with the same turn of the user, that is of a dialogue: 16 hex digits.
+
+    A split holds out groups, as what is said later in a dialogue tells what was said before. The system's turn does not
+    count: a question is the same question under other instructions.
+    """
+    return _digest(opening(prompt))
+
+
+def opening(prompt: str) -> str:
+    """The first turn of the user in normal form; where there is none, all turns."""
+    turns = seen_turns(prompt)
+    return next((turn.content for turn in turns if turn.role == "user"), _text(turns))
+
+
+def later_questions(prompt: str) -> list[str]:
+    """The user's turns after the first, in normal form, that are at least four words long."""
+    asked = [turn.content for turn in seen_turns(prompt) if turn.role == "user"]
+    return [content for content in asked[1:] if num_words(content) >= QUESTION_WORDS]
+
+
+def later_groups(prompt: str) -> set[str]:
+    """The groups of the prompts that ask at first what this one asks later."""
+    return {_digest(question) for question in later_questions(prompt)}
+
+
+def last_group(prompt: str) -> str | None:
+    """The group of the prompts that ask at first what this one asks last; null where it asks once or too shortly."""
+    asked = [turn.content for turn in seen_turns(prompt) if turn.role == "user"]
+    return _digest(asked[-1]) if len(asked) > 1 and num_words(asked[-1]) >= QUESTION_WORDS else None
+
+
+def instructions(prompt: str) -> str:
+    """What the system says, in normal form."""
+    return " ".join(turn.content for turn in seen_turns(prompt) if turn.role == "system")
+
+
+def said(prompt: str) -> str:
+    """What the user and the assistant say, in normal form."""
+    return _text(tuple(turn for turn in seen_turns(prompt) if turn.role != "system"))
+
+
+def _text(turns: tuple[Turn, ...]) -> str:
+    if [turn.role for turn in turns] == ["user"]:
+        return turns[0].content
+    spoken = [_SPEAKER[turn.role] + turn.content for turn in turns]
+    return " ".join([*spoken, "assistant:"]) if spoken else ""
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

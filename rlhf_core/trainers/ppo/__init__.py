@@ -1,0 +1,1 @@
+"""PPO and its relatives: rollout, scores, credit, update, guard."""

@@ -1,0 +1,218 @@
+"""A rollout: responses sampled and scored, and what the models believe of them before anything is learned.
+
+Shape suffixes: B = rows of a part, R = response tokens, N = all responses of the rollout.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from rlhf_core.config import PPOConfig
+from rlhf_core.engine.batches import SequenceBatch, collate
+from rlhf_core.engine.packed import can_pack
+from rlhf_core.models.policy import eos_token_ids
+from rlhf_core.objectives.replay import token_importance_weights
+from rlhf_core.rollout.sampler import sample_rows
+from rlhf_core.state.sharding import is_sharded, lend_whole
+from rlhf_core.state.train_state import TrainState
+from rlhf_core.state.world import ALONE, World
+from rlhf_core.trainers.ppo.aside import left_alone, not_finite, with_stand_ins
+from rlhf_core.trainers.ppo.batches import mixed_minibatches, passes
+from rlhf_core.trainers.ppo.forward import believe, last_values_of, reference_logprobs, values_of
+from rlhf_core.trainers.ppo.parts import Rollout, RolloutPart
+from rlhf_core.trainers.ppo.replay import Written
+
+RewardFn = Callable[[SequenceBatch], Tensor]
+"""Scores a batch of responses: one number a row. A `RewardModel` is one; a test may pass any rule."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sampling:
+    """How responses are drawn: the tokens that end and pad them, and how long they may become."""
+
+    eos_ids: tuple[int, ...]
+    pad_id: int
+    max_new_tokens: int
+
+    @classmethod
+    def of(cls, policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_new_tokens: int) -> "Sampling":
+        """As a policy and its tokenizer say."""
+        ends = eos_token_ids(policy, tokenizer)
+        return cls(eos_ids=ends, pad_id=tokenizer.pad_token_id, max_new_tokens=max_new_tokens)
+
+
+def write_responses(
+    state: TrainState,
+    prompts: Sequence[list[int]],
+    chosen: Sequence[int],
+    sampling: Sampling,
+    temperature: float,
+    generator: torch.Generator,
+    world: World = ALONE,
+) -> list[Written]:
+    """Sample a response of the policy to `prompts[i]` for each i in `chosen`; each process writes its share."""
+    uniform_NT = torch.rand(len(chosen), sampling.max_new_tokens, generator=generator)  # each row's own, whoever draws
+    mine = world.share(range(len(chosen)))
+    with lend_whole(state.modules["policy"]) as policy:
+        samples = sample_rows(
+            policy,
+            [prompts[chosen[row]] for row in mine],
+            uniform_NT[mine],
+            temperature=temperature,
+            eos_ids=sampling.eos_ids,
+            pad_id=sampling.pad_id,
+            batch_size=len(mine),
+        )
+    return world.collect(
+        [
+            Written(prompt=chosen[row], response_ids=ids, finished=finished)
+            for row, ids, finished in zip(mine, samples.response_ids, samples.finished, strict=True)
+        ]
+    )
+
+
+@torch.no_grad()
+def collect_rollout(
+    cfg: PPOConfig,
+    state: TrainState,
+    reference: nn.Module,
+    reward_fn: RewardFn,
+    prompts: Sequence[list[int]],
+    fresh: Sequence[Written],
+    replayed: Sequence[Written],
+    pad_id: int,
+    generator: torch.Generator,
+    world: World = ALONE,
+) -> Rollout:
+    """Score fresh responses, and note what the models believe of fresh and replayed ones.
+
+    Minibatches are dealt at random, the responses to one prompt in one, which spares computing it again; each process
+    takes its share of every minibatch and cuts it into passes by length, of `cfg.microbatch` rows at most. Responses of
+    which something is not a finite number are set aside (`rlhf_core.trainers.ppo.aside`), and the others asked again.
+
+    Args:
+        state: with the modules `policy`, and `value` where the method has one.
+        reference: frozen model; the policy itself where it carries adapters, which are then switched off.
+        reward_fn: scores the fresh responses.
+        prompts: all prompts; responses know theirs by number.
+        generator: deals the minibatches.
+    """
+    responses = [*fresh, *replayed]
+    dealt = [
+        rows
+        for source in (range(len(fresh)), range(len(fresh), len(responses)))
+        for rows in mixed_minibatches(source, cfg.responses_per_prompt, cfg.minibatch, generator)
+    ]
+    ask = _Ask(cfg, state.modules, reference, reward_fn, prompts, pad_id)
+    rollout, aside = _collected(ask, responses, len(fresh), {}, dealt, world), dict[int, str]()
+    known = rollout.responses
+    while bad := not_finite(rollout, world):
+        aside |= bad
+        aside |= left_alone(cfg, len(known), aside)
+        kept = with_stand_ins(known, len(fresh), aside)
+        if not kept:
+            return replace(rollout, responses=known, minibatches=[], tokens=[], aside=aside)
+        rollout = _collected(ask, kept, len(fresh), aside, dealt, world)
+    if not aside:
+        return rollout
+    asked = enumerate(rollout.responses)
+    return replace(rollout, responses=[known[row] if row in aside else written for row, written in asked])
+
+
+@dataclass(frozen=True, slots=True)
+class _Ask:
+    """Who is asked about responses, and how."""
+
+    cfg: PPOConfig
+    modules: Mapping[str, nn.Module]
+    reference: nn.Module
+    reward_fn: RewardFn
+    prompts: Sequence[list[int]]
+    pad_id: int
+
+
+def _collected(
+    ask: _Ask,
+    responses: Sequence[Written],
+    num_fresh: int,
+    aside: Mapping[int, str],
+    dealt: Sequence[Sequence[int]],
+    world: World,
+) -> Rollout:
+    """A rollout of these responses, in the minibatches `dealt`; those in `aside` count for nothing."""
+    cfg, policy = ask.cfg, ask.modules["policy"]
+    lengths = [len(row.response_ids) for row in responses]
+    # divided weights are gathered in every pass, so all processes need as many of them
+    padded = not is_sharded(policy) and not can_pack(policy.get_decoder())
+    rollout = Rollout(responses=list(responses), num_fresh=num_fresh, minibatches=[], tokens=[], aside=aside)
+    for rows in (rows for rows in dealt if rows[0] < len(responses)):
+        pieces = passes(world.share(rows), lengths, cfg.responses_per_prompt, cfg.microbatch, padded=padded)
+        parts = [_part(ask, responses, piece, aside, scored=rows[0] < num_fresh) for piece in pieces]
+        rollout.minibatches.append(parts)
+        rollout.tokens.append(sum(lengths[row] for row in rows if row not in aside))
+    scores = rollout.gather([part.scores_B for part in rollout.parts()], world).tolist()
+    scored = [replace(row, score=score) for row, score in zip(responses, scores, strict=True)]
+    return replace(rollout, responses=scored)
+
+
+def with_logprobs(rollout: Rollout, rows: Sequence[int], world: World = ALONE) -> list[Written]:
+    """Fresh responses with the log-probabilities of the policy that wrote them, the same in all processes."""
+    known: dict[int, list[float]] = {}
+    for part in rollout.parts():
+        for row, logprobs in zip(part.rows, part.old_logprobs_BR.tolist(), strict=True):
+            known[row] = logprobs[: len(rollout.responses[row].response_ids)]
+    everywhere = {row: logprobs for other in world.collect([known]) for row, logprobs in other.items()}
+    return [replace(rollout.responses[row], logprobs=everywhere[row]) for row in rows]
+
+
+def _part(
+    ask: _Ask, responses: Sequence[Written], rows: list[int], aside: Mapping[int, str], *, scored: bool
+) -> RolloutPart:
+    """What is believed of `rows`, asked in one pass; `scored`: by the reward model too, else they have their score."""
+    cfg, modules, policy = ask.cfg, ask.modules, ask.modules["policy"]
+    written = [responses[row] for row in rows]
+    batch = collate([ask.prompts[row.prompt] for row in written], [row.response_ids for row in written], ask.pad_id)
+    batch = batch.to(policy.device)
+    believed = believe(modules, batch, cfg.temperature, with_entropy=True)
+    old_BR = believed.logprobs_BR
+    known_B = torch.tensor([row.score for row in written], device=policy.device)
+    return RolloutPart(
+        rows=rows,
+        batch=batch,
+        old_logprobs_BR=old_BR,
+        ref_logprobs_BR=reference_logprobs(policy, ask.reference, batch, cfg.temperature),
+        old_values_BR=values_of(modules, batch, believed) if "value" in modules else torch.zeros_like(old_BR),
+        last_values_B=_last_values(cfg, modules, batch, written),
+        entropy_BR=believed.entropy_BR,
+        scores_B=ask.reward_fn(batch) if scored else known_B,
+        weights_BR=importance(old_BR, batch.response_mask_BR, written, cfg.replay.max_weight),
+        counts_B=torch.tensor([float(row not in aside) for row in rows], device=policy.device),
+    )
+
+
+def _last_values(
+    cfg: PPOConfig, modules: Mapping[str, nn.Module], batch: SequenceBatch, written: Sequence[Written]
+) -> Tensor:
+    cut_B = torch.tensor([not row.finished for row in written], device=batch.ids_BS.device)
+    if cfg.advantages.truncated == "terminal" or "value" not in modules:
+        return torch.zeros(len(written), device=cut_B.device)
+    return torch.where(cut_B, last_values_of(modules, batch), 0.0)
+
+
+def importance(logprobs_BR: Tensor, mask_BR: Tensor, written: Sequence[Written], cap: float) -> Tensor:
+    """Weight of each token: min(pi_now / pi_then, `cap`) times the response's own weight; 1 where it is fresh.
+
+    Args:
+        logprobs_BR: under the policy of now.
+        mask_BR: 1 for response tokens.
+        written: rows of which all or none know their log-probabilities of then.
+    """
+    if not written[0].logprobs:
+        return torch.ones_like(logprobs_BR)
+    width = logprobs_BR.shape[1]
+    then_BR = logprobs_BR.new_tensor([row.logprobs + [0.0] * (width - len(row.logprobs)) for row in written])
+    weights_B1 = logprobs_BR.new_tensor([row.weight for row in written])[:, None]
+    return token_importance_weights(logprobs_BR, then_BR, mask_BR, cap) * weights_B1

@@ -1,0 +1,1 @@
+"""Learning from pairs without a reward model: loop, losses, kept reference log-probabilities."""

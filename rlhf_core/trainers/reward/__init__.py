@@ -1,0 +1,1 @@
+"""Reward models from labelled pairs: plan, step, loss, teacher."""

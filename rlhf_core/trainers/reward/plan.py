@@ -1,0 +1,116 @@
+"""Which models a reward run trains, on which prompts and in which order: all a function of settings and seed."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from transformers import PreTrainedModel
+
+from rlhf_core.config import RewardConfig
+from rlhf_core.data.batching.pairs import PreferenceGroup, group_batches
+from rlhf_core.models.scoring.ensemble import RewardEnsemble
+from rlhf_core.models.scoring.heads import OVERALL
+from rlhf_core.models.scoring.reward_model import RewardModel
+from rlhf_core.state.rng import StepRng
+
+PUBLISHED = "reward"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Phase:
+    """The training of one model: a single one, a member of an ensemble, or the student of one.
+
+    Attributes:
+        name: of the module and of its optimiser.
+        address: of its randomness.
+        drawn: places of the groups it is trained on, some of them several times under the bootstrap.
+        start, end: the steps of the run that are its own.
+        distills: it learns from the members' scores and not from labels.
+    """
+
+    name: str
+    address: str
+    drawn: tuple[int, ...]
+    start: int
+    end: int
+    distills: bool
+
+
+def phases(cfg: RewardConfig, num_groups: int, seed: int) -> list[Phase]:
+    """The models in the order they are trained, each as long as a single one."""
+    steps = cfg.epochs * -(-num_groups // cfg.prompts_per_step)
+    every = tuple(range(num_groups))
+    found = []
+    for number, name in enumerate(model_names(cfg)):
+        distills = name == PUBLISHED and cfg.ensemble.members > 1
+        address = PUBLISHED if name == PUBLISHED and not distills else f"{PUBLISHED}/{name}"
+        drawn = every
+        if cfg.ensemble.members > 1 and cfg.ensemble.resample == "bootstrap" and not distills:
+            generator = StepRng(seed, address)("bootstrap")
+            drawn = tuple(torch.randint(num_groups, (num_groups,), generator=generator).tolist())
+        found.append(
+            Phase(
+                name=name,
+                address=address,
+                drawn=drawn,
+                start=number * steps,
+                end=(number + 1) * steps,
+                distills=distills,
+            )
+        )
+    return found
+
+
+def model_names(cfg: RewardConfig) -> list[str]:
+    """Names of the modules that are trained, the student of a distilled ensemble last."""
+    if cfg.ensemble.members == 1:
+        return [PUBLISHED]
+    members = [f"member-{number}" for number in range(cfg.ensemble.members)]
+    return members if cfg.ensemble.distill == "none" else [*members, PUBLISHED]
+
+
+def make_models(cfg: RewardConfig, policy: PreTrainedModel, rng: StepRng) -> dict[str, RewardModel]:
+    """The models of a run before training, by name: on copies of one body, each with a head of its own seed.
+
+    A student has one score, the aggregated one, and no variance.
+    """
+    models = {}
+    for name in model_names(cfg):
+        student = name == PUBLISHED and cfg.ensemble.members > 1
+        pessimistic = cfg.ensemble.members == 1 and cfg.ensemble.aggregate == "pessimistic"
+        models[name] = RewardModel.from_policy(
+            policy,
+            cfg.head,
+            rng.integer("head" if name == PUBLISHED else f"head/{name}"),
+            criteria=OVERALL if student else cfg.criteria,
+            spread=cfg.loss.name == "thurstone" and not student,
+            alpha=cfg.alpha,
+            pessimism=cfg.ensemble.pessimism if pessimistic else 0.0,
+            keep_output=cfg.auxiliary.sft_coef > 0 and not student,
+        )
+    return models
+
+
+def ensemble_of(cfg: RewardConfig, modules: Mapping[str, torch.nn.Module]) -> RewardEnsemble:
+    """The members as one model, without the weights and references of `settle`."""
+    members = [module for name, module in modules.items() if name != PUBLISHED and isinstance(module, RewardModel)]
+    ensemble = RewardEnsemble(members, cfg.ensemble.aggregate, cfg.ensemble.pessimism)
+    return ensemble.to(members[0].shift.device).eval()
+
+
+def epoch_batches(
+    cfg: RewardConfig, groups: Sequence[PreferenceGroup], phase: Phase, seed: int, epoch: int
+) -> list[list[int]]:
+    """Places of the groups of each step of a pass: mixed anew in each, or strong preferences first in pass 0."""
+    generator = StepRng(seed, phase.address, epoch)("groups")
+    if cfg.order == "shuffled" or epoch:
+        chosen = group_batches([groups[place] for place in phase.drawn], cfg.prompts_per_step, generator)
+        return [[phase.drawn[place] for place in batch] for batch in chosen]
+    mixed = [phase.drawn[place] for place in torch.randperm(len(phase.drawn), generator=generator).tolist()]
+    ordered = sorted(mixed, key=lambda place: -strength(groups[place]))
+    return [ordered[start : start + cfg.prompts_per_step] for start in range(0, len(ordered), cfg.prompts_per_step)]
+
+
+def strength(group: PreferenceGroup) -> float:
+    """Mean vote strength of a prompt's pairs; a tie has none."""
+    return sum(abs(label.margin) for label in group.labels) / len(group.labels)

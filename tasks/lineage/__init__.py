@@ -1,0 +1,1 @@
+"""Where a model came from, and building it again."""

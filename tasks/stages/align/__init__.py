@@ -1,0 +1,1 @@
+"""Stage `align`: a policy by PPO, DPO or a chain of them."""

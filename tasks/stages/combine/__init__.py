@@ -1,0 +1,1 @@
+"""Stage `combine`: several policies made into one."""

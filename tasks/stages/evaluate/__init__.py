@@ -1,0 +1,1 @@
+"""Stage `evaluate`: every policy against the SFT model."""

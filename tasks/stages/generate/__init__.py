@@ -1,0 +1,1 @@
+"""Stage `generate`: responses to be labelled."""

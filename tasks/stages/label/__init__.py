@@ -1,0 +1,1 @@
+"""Stage `label`: votes, and what they add up to."""

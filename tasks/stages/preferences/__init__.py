@@ -1,0 +1,1 @@
+"""Stage `preferences`: labelled pairs become a data set."""

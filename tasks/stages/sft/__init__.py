@@ -1,0 +1,1 @@
+"""Stage `sft`: tokenizer and language model from demonstrations."""

@@ -1,0 +1,131 @@
+"""Stage `sft`: train the tokenizer and the language model on demonstrations, responses only.
+
+Reads artifacts/validate/demonstrations.parquet. Writes model/ (a folder that transformers loads) and samples.json.
+A share of the training demonstrations, by prompt group, is kept for the held-out loss that ends training early;
+demonstrations of held-out prompts are never read for that.
+"""
+
+from collections.abc import Mapping, Sequence
+from itertools import chain, islice
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from rlhf_core.data.batching.examples import Example, join_turns
+from rlhf_core.data.cleaning.splits import is_heldout, next_heldout
+from rlhf_core.errors import DataError
+from rlhf_core.models.adapters import add_adapters
+from rlhf_core.models.checks import check_fit
+from rlhf_core.models.policy import build_policy, eos_token_ids, load_policy, save_policy
+from rlhf_core.state.atomic import write_json
+from rlhf_core.state.train_state import TrainState
+from rlhf_core.text.identity import prompt_group
+from rlhf_core.text.tokenizer import encode_prompts, encode_whole_responses, load_tokenizer, train_tokenizer
+from rlhf_core.trainers.optimisation import make_optimizer
+from rlhf_core.trainers.sft import train_sft
+from tasks import paths
+from tasks.frame.stage import Stage
+from tasks.stages.notice import warn
+from tasks.stages.sft.figures import figures, samples
+from tasks.stages.sft.learned_turns import LearnedTurns, Turns
+from tasks.stages.texts import count_texts, text_figures, warn_of_texts
+from tasks.tables import read_table
+
+Row = Mapping[str, Any]
+
+
+def run(stage: Stage) -> dict[str, Any]:
+    """Train, save and show a few responses; returns the figures of `reports/metrics/sft.json`.
+
+    Raises:
+        DataError: there is no demonstration to learn from.
+        ConfigError, EnvironmentProblem: the pretrained folder cannot be used.
+    """
+    train, kept = _demonstrations(stage)
+    model, tokenizer = _starting_point(stage, train)
+    add_adapters(model, stage.params.model.lora_at("sft"), stage.rng().integer("adapters"))
+    model.to(stage.device)
+    cfg = stage.params.sft
+    policy = stage.shard(model)
+    optimizer = make_optimizer(policy, cfg.learning_rate, cfg.weight_decay)
+    turns = LearnedTurns(kept, every=cfg.turns == "all")
+    learned = turns.of(train)
+    if not any(learned):
+        raise DataError(f"sft: all {turns.left_out} turns are held-out replies. Fix: give other demonstrations")
+    examples = list(chain(*_encode(stage, tokenizer, train, learned, "training")))
+    heldout = _encode(stage, tokenizer, kept, turns.all_of(kept), "held out")
+    turns.say(stage)
+    warn_of_texts(stage)
+    if not examples:
+        raise DataError("sft: the chat template writes no response whole. Fix: model.chat: plain, or another template")
+    state = stage.restore(TrainState(modules={"policy": policy}, optimizers={"policy": optimizer}))
+    train_sft(
+        cfg,
+        state,
+        examples,
+        list(chain(*heldout)),
+        seed=stage.params.seed,
+        pad_id=tokenizer.pad_token_id,
+        log=stage.log,
+        checkpoint=stage.checkpoint,
+        world=stage.world,
+    )
+    stage.finish(state)
+    save_policy(model, tokenizer, stage.out / "model")
+    write_json(stage.out / "samples.json", samples(stage, model, tokenizer, kept))
+    groups = [prompt_group(row["prompt"]) for row in kept]
+    found = figures(stage, state, model, tokenizer, heldout, groups)
+    return found | {"num_demonstrations": len(train)} | turns.figures() | text_figures(stage)
+
+
+def _demonstrations(stage: Stage) -> tuple[list[Row], list[Row]]:
+    """Training rows, and those kept for the held-out loss; all rows of one prompt group are on one side."""
+    path = paths.VALIDATE / "demonstrations.parquet"
+    share = stage.params.sft.heldout_share
+    # A name of its own keeps this choice independent of the split by `data.heldout_share`.
+    rows = [
+        (f"sft {prompt_group(row['prompt'])}", row) for row in read_table(stage.root / path) if row["split"] == "train"
+    ]
+    groups = {group for group, _ in rows}
+    heldout = {group for group in groups if is_heldout(group, share)}
+    if share and not heldout and len(groups) > 1:
+        heldout = {next_heldout(groups)}
+        warn(stage, f"sft.heldout_share {share:g} of {len(groups)} prompt groups is none; one is kept all the same")
+    train = [row for group, row in rows if group not in heldout]
+    kept = [row for group, row in rows if group in heldout]
+    if not train:
+        raise DataError(f"{path}: no training row. Fix: give data.demonstrations or data.comparisons")
+    return train, kept
+
+
+def _starting_point(stage: Stage, train: Sequence[Row]) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    cfg = stage.params.model
+    if cfg.source == "folder":
+        folder = stage.root / cfg.path
+        tokenizer, model = load_tokenizer(folder, cfg.chat), load_policy(folder)
+        check_fit(model, tokenizer, cfg.max_prompt_tokens + cfg.max_response_tokens, str(folder))
+        model.generation_config.eos_token_id = list(eos_token_ids(model, tokenizer))
+        return model, tokenizer
+    corpus = (text for row in train for text in (row["prompt"], f" {row['response'].strip()}"))
+    tokenizer = train_tokenizer(corpus, cfg.vocab_size)
+    seed = stage.rng().integer("weights")
+    return build_policy(cfg, len(tokenizer), tokenizer.pad_token_id, tokenizer.eos_token_id, seed), tokenizer
+
+
+def _encode(
+    stage: Stage, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row], turns: Sequence[Turns], name: str
+) -> list[list[Example]]:
+    """The turns of each demonstration as tokens, joined to one where they go on from each other.
+
+    Replies that the chat template does not write whole are left out.
+    """
+    cfg, counts = stage.params.model, count_texts(stage, name)
+    flat = list(chain(*turns))
+    prompts = encode_prompts(tokenizer, [prompt for prompt, _ in flat], cfg.max_prompt_tokens, counts)
+    replies = [response for _, response in flat]
+    encoded = zip(prompts, encode_whole_responses(tokenizer, replies, cfg.max_response_tokens, counts), strict=True)
+    examples = []
+    for own, row in zip(turns, rows, strict=True):
+        whole = [(prompt, reply) for prompt, reply in islice(encoded, len(own)) if reply is not None]
+        examples.append(join_turns(whole, row["task"]))
+    return examples

@@ -1,0 +1,1 @@
+"""Stage `validate`: records checked, set aside, given their side, and made into tables."""

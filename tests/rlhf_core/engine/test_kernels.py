@@ -1,0 +1,126 @@
+"""Every written-out backward against finite differences in float64, and products against torch's own."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd import gradcheck
+
+from rlhf_core.engine import products
+from rlhf_core.engine.batches import collate
+from rlhf_core.engine.blocks import AttentionIn, AttentionOut, FeedForward, interleaved, separated
+from rlhf_core.engine.kernels import Gather, RMSNorm, Spread, SwiGLU, Take
+from rlhf_core.engine.layout import layout_of
+
+# Two rows share a prompt and stand in one group of attention, a third shares it and stands in another.
+LAYOUT = layout_of(collate([[5, 6], [5, 6], [7], [5, 6]], [[8], [9], [3], [2, 3, 4, 5, 6]], 0))
+TOKENS = len(LAYOUT.source_T)
+WIDTH, SIZE, HEADS = 4, 4, (2, 1)
+EPS = 1e-3
+
+
+def random(*shape: int, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed + 17 * len(shape) + sum(shape))
+    return torch.randn(*shape, generator=generator, dtype=torch.float64).requires_grad_()
+
+
+def turns() -> Tensor:
+    angles = LAYOUT.positions_T[:, None, None].double() * torch.tensor([1.0, 0.1], dtype=torch.float64)
+    return torch.polar(torch.ones_like(angles), angles)
+
+
+@pytest.fixture(params=["whole", "in pieces"])
+def cut(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks cut tokens into pieces for oneDNN alone; here they do it in float64 too."""
+    if request.param == "in pieces":
+        monkeypatch.setattr(products, "PIECES", (4, 2))
+        monkeypatch.setattr(
+            "rlhf_core.engine.blocks.pieces",
+            lambda count, like: [slice(start, min(start + 4, count)) for start in range(0, count, 4)],
+        )
+
+
+def test_the_layout_tests_what_it_should() -> None:
+    assert [(group.rows, group.length) for group in LAYOUT.groups] == [(1, 2), (2, 3), (1, 7)]
+    assert [len(group.again) for group in LAYOUT.groups] == [0, 2, 2]
+    assert TOKENS == 2 + 1 + 1 + 2 + 5
+
+
+def test_gradcheck_of_norm_activation_and_choice() -> None:
+    assert gradcheck(lambda x, w: RMSNorm.apply(x, w, EPS), (random(3, 5), random(5)))
+    assert gradcheck(SwiGLU.apply, (random(3, 6),))
+    assert gradcheck(lambda x: Take.apply(x, torch.tensor([4, 0, 2])), (random(5, 3),))
+
+
+def test_gradcheck_of_spreading_and_gathering() -> None:
+    joined = random(TOKENS, sum(HEADS) * SIZE + SIZE)
+    assert gradcheck(lambda x: Spread.apply(x.clone(), turns(), HEADS, LAYOUT.groups), (joined,))
+    attended = [random(group.rows, 2, group.length, SIZE, seed=n) for n, group in enumerate(LAYOUT.groups)]
+    assert gradcheck(lambda *parts: Gather.apply(LAYOUT.groups, *parts), attended)
+
+
+@pytest.mark.usefixtures("cut")
+@pytest.mark.parametrize("bias", [True, False])
+def test_gradcheck_of_the_blocks(bias: bool) -> None:
+    x, norm = random(TOKENS, WIDTH), random(WIDTH)
+    attention = [random(rows, WIDTH, seed=1) for rows in (2 * SIZE, SIZE, SIZE)]
+    biases = [random(rows, seed=2) if bias else None for rows in (2 * SIZE, SIZE, SIZE)]
+    where = (turns(), HEADS, LAYOUT.groups)
+    assert gradcheck(
+        lambda x, norm, *tensors: AttentionIn.apply(x, norm, EPS, torch.float64, *where, *tensors),
+        (x, norm, *attention, *biases),
+    )
+    attended = [random(group.rows, 2, group.length, SIZE, seed=n) for n, group in enumerate(LAYOUT.groups)]
+    assert gradcheck(
+        lambda x, weight, bias, *parts: AttentionOut.apply(x, weight, bias, torch.float64, LAYOUT.groups, *parts),
+        (x, random(WIDTH, 2 * SIZE), random(WIDTH) if bias else None, *attended),
+    )
+    gates = [random(3, WIDTH, seed=n) for n in (3, 4)]
+    gate_biases = [random(3, seed=n) if bias else None for n in (5, 6)]
+    assert gradcheck(
+        lambda x, norm, *tensors: FeedForward.apply(x, norm, EPS, torch.float64, *tensors),
+        (x, norm, random(WIDTH, 3), random(WIDTH, seed=7) if bias else None, *gates, *gate_biases),
+    )
+
+
+def test_frozen_weights_get_no_gradient_and_inputs_do() -> None:
+    x, norm = random(TOKENS, WIDTH), random(WIDTH).detach()
+    frozen = [random(3, WIDTH, seed=n).detach() for n in (3, 4)]
+    down = random(WIDTH, 3).detach()
+    FeedForward.apply(x, norm, EPS, torch.float64, down, None, *frozen, None, None).sum().backward()
+    expected = x.detach().clone().requires_grad_()
+    normed = F.rms_norm(expected, (WIDTH,), norm, EPS)
+    (expected + (F.silu(normed @ frozen[0].t()) * (normed @ frozen[1].t())) @ down.t()).sum().backward()
+    torch.testing.assert_close(x.grad, expected.grad, atol=1e-12, rtol=0)
+    assert norm.grad is None
+    assert down.grad is None
+
+
+def test_interleaving_makes_a_rotation_of_halves_one_of_neighbours() -> None:
+    rows = torch.arange(16.0)[:, None].expand(16, 3)
+    assert interleaved(rows, 8)[:, 0].tolist() == [0, 4, 1, 5, 2, 6, 3, 7, 8, 12, 9, 13, 10, 14, 11, 15]
+    assert torch.equal(separated(interleaved(rows, 8), 8), rows)
+    assert torch.equal(interleaved(rows.t(), 8, 1), interleaved(rows, 8).t())
+
+
+@pytest.mark.parametrize("count", [0, 1, 63, 64, 65, 500, 1536, 1600])
+def test_pieces_cover_all_tokens_once_and_have_few_lengths(count: int) -> None:
+    like = torch.zeros(1)
+    found = products.pieces(count, like)
+    assert [token for piece in found for token in range(piece.start, piece.stop)] == list(range(count))
+    lengths = [piece.stop - piece.start for piece in found]
+    assert all(length in products.PIECES for length in lengths[:-1])
+    assert all(length <= 128 for length in (p.stop - p.start for p in products.pieces(count, like, 128)))
+    assert products.pieces(count, like.double()) == [slice(0, count)]
+
+
+@pytest.mark.parametrize("rows", [0, 5, 64, 130])
+def test_products_equal_those_of_torch(rows: int) -> None:
+    """Transposed views too; the bound is a float32 sum of 130 products of numbers of size 1."""
+    generator = torch.Generator().manual_seed(0)
+    x_NK, weight_MK, bias_M = (torch.randn(*s, generator=generator) for s in ((rows, 130), (96, 130), (96,)))
+    expected = x_NK @ weight_MK.t() + bias_M
+    torch.testing.assert_close(products.product(x_NK, weight_MK, bias_M), expected, atol=3e-5, rtol=0)
+    grad_NM = torch.randn(rows, 96, generator=generator)
+    torch.testing.assert_close(products.product(grad_NM, weight_MK.t()), grad_NM @ weight_MK, atol=3e-5, rtol=0)
+    torch.testing.assert_close(products.product(grad_NM.t(), x_NK.t()), grad_NM.t() @ x_NK, atol=3e-5, rtol=0)
