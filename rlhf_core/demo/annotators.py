@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from rlhf_core.demo.gold import CRITERIA, WEIGHTS, Grade, grade
-from rlhf_core.feedback.ballots import AddressedRandom, Ballot, Pair, Verdict, Vote, mean_or_none
+from rlhf_core.feedback.ballots import AddressedRandom, Ballot, Majority, Pair, Vote, mean_or_none
 
 _TIE_BELOW = 0.03  # differences of worth that nobody can tell
 _STRENGTH_STEPS = (0.12, 0.30)  # |difference| from which a vote has strength 2, and 3
@@ -108,7 +108,7 @@ def simulated_ballots(pairs: Iterable[Pair], rng: AddressedRandom) -> Iterator[B
         yield Ballot(pair=pair, votes=tuple(votes))
 
 
-def gold_agreement(ballots: Iterable[Ballot], verdicts: Iterable[Verdict]) -> float | None:
+def gold_agreement(ballots: Iterable[Ballot], verdicts: Iterable[Majority]) -> float | None:
     """Share of the decided pairs with different gold scores whose label is the response with the higher one."""
     agrees = []
     for ballot, verdict in zip(ballots, verdicts, strict=True):

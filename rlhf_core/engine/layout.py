@@ -40,7 +40,7 @@ class AttentionGroup:
     again_places: Tensor
 
 
-class Reading(NamedTuple):
+class TokenSelection(NamedTuple):
     """Tokens whose state somebody wants.
 
     Attributes:
@@ -68,27 +68,27 @@ class Layout:
     groups: tuple[AttentionGroup, ...]
     read_tokens: tuple[np.ndarray, ...]
 
-    def predicting(self) -> Reading:
+    def predicting(self) -> TokenSelection:
         """The token before each response token, in the order of the rows."""
         return self._reading([tokens[:-1] for tokens in self.read_tokens])
 
-    def final(self) -> Reading:
+    def final(self) -> TokenSelection:
         """The last token of each row."""
         return self._reading([tokens[-1:] for tokens in self.read_tokens])
 
-    def reading(self) -> tuple[Reading, Tensor]:
+    def reading(self) -> tuple[TokenSelection, Tensor]:
         """The last prompt token and the response of each row, and their places in a flattened [B, C]."""
         columns = max(map(len, self.read_tokens))
         places = [row * columns + np.arange(len(tokens)) for row, tokens in enumerate(self.read_tokens)]
         return self._reading(self.read_tokens), _tensor(places, self.source_T.device)
 
-    def _reading(self, pieces: Sequence[np.ndarray]) -> Reading:
+    def _reading(self, pieces: Sequence[np.ndarray]) -> TokenSelection:
         device = self.source_T.device
         tokens = np.concatenate(pieces)
         wanted, pick = np.unique(tokens, return_inverse=True)
         if len(wanted) == len(tokens):
-            return Reading(_tensor([tokens], device), None)
-        return Reading(_tensor([wanted], device), _tensor([pick], device))
+            return TokenSelection(_tensor([tokens], device), None)
+        return TokenSelection(_tensor([wanted], device), _tensor([pick], device))
 
 
 def layout_of(batch: SequenceBatch) -> Layout:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from rlhf_core.engine.batches import SequenceBatch
 from rlhf_core.engine.compute import autocast, own_forward
-from rlhf_core.engine.layout import Layout, Reading, layout_of
+from rlhf_core.engine.layout import Layout, TokenSelection, layout_of
 from rlhf_core.engine.packed import can_pack, packed_states
 
 
@@ -63,7 +63,7 @@ def final_states(body: nn.Module, batch: SequenceBatch) -> Tensor:
     return _read(body, batch, layout, layout.final())
 
 
-def _read(body: nn.Module, batch: SequenceBatch, layout: Layout, reading: Reading) -> Tensor:
+def _read(body: nn.Module, batch: SequenceBatch, layout: Layout, reading: TokenSelection) -> Tensor:
     ids_T = batch.ids_BS.flatten().index_select(0, layout.source_T)
     with autocast(ids_T.device):
         states_WD = packed_states(body, ids_T, layout, reading.wanted)

@@ -50,7 +50,7 @@ def drift_figures(
     }
 
 
-def summed_logprobs(
+def response_logprob_sums(
     model: PreTrainedModel | PolicyMixture,
     prompts: Sequence[list[int]],
     responses: Sequence[list[int]],
@@ -69,7 +69,7 @@ def summed_logprobs(
     return sums
 
 
-def token_logprobs(
+def response_token_logprobs(
     model: PreTrainedModel | PolicyMixture,
     prompts: Sequence[list[int]],
     responses: Sequence[list[int]],
@@ -79,7 +79,7 @@ def token_logprobs(
 ) -> Tensor:
     """Return every response token's log-probability at temperature 1, logprobs_T in float64, response after response.
 
-    Batches are those of `summed_logprobs`.
+    Batches are those of `response_logprob_sums`.
     """
     told = [torch.empty(0)] * len(prompts)
     for rows, logprobs_BR in _batches(model, prompts, responses, pad_id, batch_size):

@@ -16,10 +16,12 @@ import numpy as np
 from scipy.stats import pearsonr, spearmanr
 
 from rlhf_core.evaluation.intervals import bounds, grouped_share_interval, too_few, why_no_bounds
-from rlhf_core.evaluation.readings import Reading
+from rlhf_core.evaluation.response_scores import ResponseScore
 
 
-def margin_deviations(chosen: Sequence[Reading], rejected: Sequence[Reading], unit: float) -> list[float] | None:
+def margin_deviations(
+    chosen: Sequence[ResponseScore], rejected: Sequence[ResponseScore], unit: float
+) -> list[float] | None:
     """Standard deviation of each pair's margin, in standardised scores; None where the model gives no deviations.
 
     Members of an ensemble are compared margin by margin: what they say of both responses alike does not count. What a
@@ -87,13 +89,13 @@ def accuracy_figures(figure: str, margins: Sequence[float], prompts: Sequence[Ha
     return found | ({"undefined": undefined} if undefined else {})
 
 
-def member_margins(chosen: Sequence[Reading], rejected: Sequence[Reading]) -> list[list[float]]:
+def member_margins(chosen: Sequence[ResponseScore], rejected: Sequence[ResponseScore]) -> list[list[float]]:
     """Margin of every pair by each member."""
     members = range(len(chosen[0].members)) if chosen else ()
     return [[one.members[k] - other.members[k] for one, other in zip(chosen, rejected, strict=True)] for k in members]
 
 
-def majority_margins(chosen: Sequence[Reading], rejected: Sequence[Reading]) -> list[float]:
+def majority_margins(chosen: Sequence[ResponseScore], rejected: Sequence[ResponseScore]) -> list[float]:
     """By how many more members are right than wrong of each pair; below 0 where more are wrong."""
     return [
         float(np.sign(np.subtract(one.members, other.members)).sum())

@@ -66,7 +66,7 @@ class Ballot:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Verdict:
+class Majority:
     """What the votes on a pair add up to."""
 
     label: Choice

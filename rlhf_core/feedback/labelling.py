@@ -7,7 +7,7 @@ from itertools import combinations
 from typing import Any
 
 from rlhf_core.data.reading.kinds import UNNAMED
-from rlhf_core.feedback.ballots import AddressedRandom, Ballot, Choice, Pair, Verdict, Vote, mean_or_none
+from rlhf_core.feedback.ballots import AddressedRandom, Ballot, Choice, Majority, Pair, Vote, mean_or_none
 from rlhf_core.feedback.rater_agreement import agreement_figures, cohen_table
 
 
@@ -41,7 +41,7 @@ def make_pairs(
     return pairs
 
 
-def aggregate(votes: Sequence[Vote]) -> Verdict:
+def aggregate(votes: Sequence[Vote]) -> Majority:
     """The side with more votes; a tie when both have as many, or when more votes say tie than name that side.
 
     Raises:
@@ -52,9 +52,9 @@ def aggregate(votes: Sequence[Vote]) -> Verdict:
     count = Counter(vote.choice for vote in votes)
     side: Choice = "a" if count["a"] > count["b"] else "b"
     if count["a"] == count["b"] or count["tie"] > count[side]:
-        return Verdict(label="tie", agreement=count["tie"] / len(votes), margin=0.0)
+        return Majority(label="tie", agreement=count["tie"] / len(votes), margin=0.0)
     signed = sum(vote.signed for vote in votes) / len(votes)
-    return Verdict(label=side, agreement=count[side] / len(votes), margin=max(0.0, signed if side == "a" else -signed))
+    return Majority(label=side, agreement=count[side] / len(votes), margin=max(0.0, signed if side == "a" else -signed))
 
 
 def annotator_table(ballots: Iterable[Ballot]) -> dict[str, dict[str, Any]]:
@@ -89,7 +89,7 @@ def annotator_table(ballots: Iterable[Ballot]) -> dict[str, dict[str, Any]]:
     }
 
 
-def summary(ballots: Sequence[Ballot], verdicts: Sequence[Verdict]) -> dict[str, int | float | None]:
+def summary(ballots: Sequence[Ballot], verdicts: Sequence[Majority]) -> dict[str, int | float | None]:
     """Headline figures of a labelling round on one criterion; one that is undefined for its votes is None.
 
     Returns:

@@ -93,7 +93,7 @@ def build_manifest(root: Path, stage: str) -> dict[str, Any]:
 
     Returns:
         `schema`, `stage`, `git` (commit, files), `params`, `dvc_lock`, `data` (texts), `data_hash`, `inputs_hash`,
-        `params_hash`, `environment`, `outputs` (stage -> file -> SHA-256, upstream stages first), `metrics`
+        `params_hash`, `recorded_environment`, `outputs` (stage -> file -> SHA-256, upstream stages first), `metrics`
         (stage -> headline figures).
 
     Raises:
@@ -112,7 +112,7 @@ def build_manifest(root: Path, stage: str) -> dict[str, Any]:
         "data": data,
         "data_hash": data_hash(data),
         "inputs_hash": digest_of(input_digests(root, stage_definition(root, stage))),
-        "environment": environment(_yaml(params)),
+        "environment": recorded_environment(_yaml(params)),
         "outputs": {name: output_digests(root, lock, name) for name in stages},
         "metrics": {name: json.loads(_text(root / paths.metrics_file(name)) or "{}") for name in stages},
     }
@@ -209,7 +209,7 @@ def flat_params(text: str) -> dict[str, Any]:
     return walk(_yaml(text) or {}, "")
 
 
-def environment(params: Mapping[str, Any] | None) -> dict[str, str]:
+def recorded_environment(params: Mapping[str, Any] | None) -> dict[str, str]:
     """What the bytes of a result depend on beside code, data and parameters."""
     compute: Mapping[str, Any] = (params or {}).get("compute") or {}
     return {

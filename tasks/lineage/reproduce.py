@@ -16,9 +16,9 @@ from tasks.lineage.manifest import (
     DATA_FILE,
     SCHEMA,
     bars_promotion,
-    environment,
     locked_inputs,
     output_digests,
+    recorded_environment,
     upstream,
 )
 from tasks.lineage.model_folders import copy_model_folders, model_folders
@@ -135,7 +135,7 @@ def _run_again(
 def reasons(manifest: Mapping[str, Any]) -> list[str]:
     """What differs between the making of a version and now, and may explain other bytes."""
     then: Mapping[str, str] = manifest["environment"]
-    now = environment({"compute": {"threads": then.get("threads", ""), "device": then.get("device", "")}})
+    now = recorded_environment({"compute": {"threads": then.get("threads", ""), "device": then.get("device", "")}})
     found = [f"{key} was {then.get(key, '?')}, is {now[key]}" for key in now if then.get(key) != now[key]]
     barring = bars_promotion(manifest["git"]["files"])
     if barring:

@@ -16,7 +16,7 @@ from tasks.tracking.registry import Metrics, find_version, finite, plain_version
 from tasks.tracking.store import Store, as_default, lock
 
 REGISTRY_FILE = Path(__file__).parents[2] / "mlflow" / "registry.yaml"
-Verdict = Mapping[str, Any]
+VerdictFigures = Mapping[str, Any]
 
 
 class ContentChanged(Exception):
@@ -83,7 +83,7 @@ def register_version(
 
 
 def attach_metrics(
-    store: Store, version: ModelVersion, metrics: Metrics, time_ms: int, verdict: Verdict | None = None
+    store: Store, version: ModelVersion, metrics: Metrics, time_ms: int, verdict: VerdictFigures | None = None
 ) -> None:
     """Add headline figures to a version; a figure that is there already is replaced. NaN counts as undefined.
 
@@ -124,7 +124,7 @@ def _ensure_model(store: Store, name: str) -> None:
             raise
 
 
-def _show(store: Store, version: ModelVersion, metrics: Metrics, time_ms: int, verdict: Verdict | None) -> None:
+def _show(store: Store, version: ModelVersion, metrics: Metrics, time_ms: int, verdict: VerdictFigures | None) -> None:
     """Figures on the logged model and its run, the names of undefined ones as a tag, and the description renewed."""
     number = str(version.version)
     made = store.client.get_model_version(version.name, number)

@@ -24,9 +24,9 @@ from rlhf_core.config.reward import RewardEnsembleConfig, RewardLossConfig
 from rlhf_core.config.sft import HardExamplesConfig
 from rlhf_core.data.batching.examples import Example
 from rlhf_core.data.batching.pairs import PairLabel
-from rlhf_core.evaluation.drift import summed_logprobs
+from rlhf_core.evaluation.drift import response_logprob_sums
 from rlhf_core.evaluation.judges import reward_scores
-from rlhf_core.evaluation.readings import read_responses
+from rlhf_core.evaluation.response_scores import read_responses
 from rlhf_core.models.adapters import add_adapters
 from rlhf_core.models.mixture import PolicyMixture
 from rlhf_core.models.policy import build_policy
@@ -214,7 +214,7 @@ def guarded(device: torch.device) -> list[float]:
 def measured(device: torch.device) -> list[float]:
     """Log-probabilities summed a response, and the picks of best-of-n."""
     asked = [group.prompt for group in GROUPS], [group.responses[0] for group in GROUPS]
-    sums = summed_logprobs(policy(device), *asked, pad_id=PAD, batch_size=3)
+    sums = response_logprob_sums(policy(device), *asked, pad_id=PAD, batch_size=3)
     scores_NC = torch.tensor([[0.5, 2.0, 1.0, 3.0], [1.0, 1.0, 0.0, -1.0]], device=device)
     return [*sums.tolist(), *pick(scores_NC, 2, "best").flatten().tolist(), *pick(scores_NC, 4, "contrast")[0].tolist()]
 

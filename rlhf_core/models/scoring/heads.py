@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from rlhf_core.errors import ConfigError
 
 Head = Literal["last", "mean", "attention", "mixed", "sum", "gated"]
-OVERALL: Mapping[str, float] = MappingProxyType({"overall": 1.0})
+OVERALL_ONLY: Mapping[str, float] = MappingProxyType({"overall": 1.0})
 LOWEST_LOGPROB, LOGPROB_SHIFT = -8.0, 1.0
 MOST_LOG_VARIANCE = 8.0
 
@@ -44,7 +44,7 @@ class HeadSpec:
     """
 
     kind: Head
-    criteria: Mapping[str, float] = field(default_factory=lambda: dict(OVERALL))
+    criteria: Mapping[str, float] = field(default_factory=lambda: dict(OVERALL_ONLY))
     spread: bool = False
     alpha: float | None = None
     pessimism: float = 0.0
@@ -69,7 +69,7 @@ def read_head(described: Mapping[str, Any], path: Path) -> HeadSpec:
     if kind not in get_args(Head):
         raise ConfigError(f"{path}: head: {kind!r} is none. Fix: one of {', '.join(get_args(Head))}")
     more = {key: described[key] for key in ("spread", "alpha", "pessimism") if key in described}
-    criteria = described.get("criteria", list(OVERALL.items()))
+    criteria = described.get("criteria", list(OVERALL_ONLY.items()))
     return HeadSpec(kind=kind, criteria=dict(criteria), **more)
 
 

@@ -24,7 +24,7 @@ from rlhf_core.models.folders.architecture import check_same_heads, read_heads
 from rlhf_core.models.folders.direction import check_direction
 from rlhf_core.models.folders.stored_numbers import check_stored_numbers
 from rlhf_core.models.policy import load_pretrained, save_policy
-from rlhf_core.models.scoring.heads import OVERALL, Head, HeadSpec, ScoreHead, describe_head, mean_state, read_head
+from rlhf_core.models.scoring.heads import OVERALL_ONLY, Head, HeadSpec, ScoreHead, describe_head, mean_state, read_head
 from rlhf_core.models.scoring.standardised import Standardised
 from rlhf_core.objectives.masked import masked_sum
 from rlhf_core.state.atomic import write_json
@@ -35,7 +35,7 @@ HEAD_FILE, HEAD_WEIGHTS = "reward_head.json", "reward_head.safetensors"
 Beside = Literal["states", "logprobs"]
 
 
-class Reading(NamedTuple):
+class RewardOutput(NamedTuple):
     """What one pass over a batch says of each response; what was not asked for is None.
 
     Attributes:
@@ -94,7 +94,7 @@ class RewardModel(Standardised):
         head: Head,
         seed: int,
         *,
-        criteria: Mapping[str, float] = OVERALL,
+        criteria: Mapping[str, float] = OVERALL_ONLY,
         spread: bool = False,
         alpha: float | None = None,
         pessimism: float = 0.0,
@@ -144,7 +144,7 @@ class RewardModel(Standardised):
             criteria_BC=reading.scores_BC if len(self.spec.criteria) > 1 else None,
         )
 
-    def read(self, batch: SequenceBatch, beside: Collection[Beside] = ()) -> Reading:
+    def read(self, batch: SequenceBatch, beside: Collection[Beside] = ()) -> RewardOutput:
         """Everything that training needs, from one forward pass of the body.
 
         Args:
@@ -159,7 +159,7 @@ class RewardModel(Standardised):
         logprobs_BR = None
         if "logprobs" in beside or self.spec.kind == "gated":
             logprobs_BR = self._own_logprobs(states_BCD, batch)
-        return Reading(
+        return RewardOutput(
             scores_BC=self.head(states_BCD, mask_BR, logprobs_BR),
             log_variances_BC=self.head.log_variances(states_BCD, mask_BR) if self.spec.spread else None,
             states_BD=mean_state(states_BCD, mask_BR) if "states" in beside else None,
@@ -210,7 +210,7 @@ class RewardModel(Standardised):
         logprobs_N, _ = token_logprobs(hidden_ND, weight_VD, batch.response_ids_BR[real_BR])
         return logprobs_N.new_zeros(real_BR.shape).masked_scatter(real_BR, logprobs_N)
 
-    def _combined(self, reading: Reading) -> tuple[Tensor, Tensor | None]:
+    def _combined(self, reading: RewardOutput) -> tuple[Tensor, Tensor | None]:
         """Raw score and its deviation over all criteria."""
         raw_B = self.head.combine(reading.scores_BC)
         if reading.log_variances_BC is None:

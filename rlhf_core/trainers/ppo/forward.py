@@ -68,7 +68,9 @@ def last_values_of(modules: Mapping[str, nn.Module], batch: SequenceBatch) -> Te
     return run_gathered(modules["value"], ValueModel.after_last, batch)
 
 
-def reference_logprobs(policy: nn.Module, reference: nn.Module, batch: SequenceBatch, temperature: float) -> Tensor:
+def reference_token_logprobs(
+    policy: nn.Module, reference: nn.Module, batch: SequenceBatch, temperature: float
+) -> Tensor:
     """Log-probabilities under the reference: a model of its own, or the policy with its adapters set aside."""
     if reference is not policy:
         return response_logprobs(reference, batch, temperature)

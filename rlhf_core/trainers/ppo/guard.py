@@ -24,7 +24,7 @@ from rlhf_core.state.rng import StepRng
 from rlhf_core.state.sharding import in_step, part_like, whole
 from rlhf_core.state.train_state import TrainState
 from rlhf_core.state.world import World
-from rlhf_core.trainers.ppo.forward import believe, reference_logprobs
+from rlhf_core.trainers.ppo.forward import believe, reference_token_logprobs
 from rlhf_core.trainers.ppo.rollout import RewardFn, Sampling, write_responses
 from rlhf_core.trainers.ppo.terms import Rate, checked_rates
 
@@ -45,7 +45,7 @@ class Watch:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Reading:
+class GuardReading:
     """Means over the held-out prompts: the reward model's score, the held-out one, nats from the reference."""
 
     step: int
@@ -95,7 +95,7 @@ class Guard:
         return figures | {"eval/stopped_by_guard": float(reason is not None)}
 
     @torch.no_grad()
-    def read(self, watch: Watch, state: TrainState) -> Reading:
+    def read(self, watch: Watch, state: TrainState) -> GuardReading:
         """Sample a response to every held-out prompt, and take both scores and the divergence.
 
         Raises:
@@ -114,7 +114,7 @@ class Guard:
             ids = [prompts[row.prompt] for row in rows], [row.response_ids for row in rows]
             batch = collate(*ids, self.sampling.pad_id).to(policy.device)
             logprobs_BR = believe(state.modules, batch, temperature).logprobs_BR
-            others_BR = reference_logprobs(policy, self.reference, batch, temperature)
+            others_BR = reference_token_logprobs(policy, self.reference, batch, temperature)
             if counts:  # else it was gone through for the sake of the other processes
                 proxy += self.reward_fn(batch).tolist()
                 drift += kl_to_reference(logprobs_BR, others_BR, batch.response_mask_BR).tolist()
@@ -122,20 +122,20 @@ class Guard:
         proxy, heldout, drift = (self.world.collect(numbers) for numbers in (proxy, heldout, drift))
         check_finite(proxy, "align.ppo.guard: the reward model's score of the response to held-out prompt")
         check_finite(drift, "align.ppo.guard: the divergence of the response to held-out prompt")
-        return Reading(step=state.step, proxy=fmean(proxy), heldout=fmean(heldout), kl=fmean(drift))
+        return GuardReading(step=state.step, proxy=fmean(proxy), heldout=fmean(heldout), kl=fmean(drift))
 
 
 def _over_cap(cfg: GuardConfig, kl: float) -> str | None:
     return f"KL to the reference {kl:.3g} is above max_kl {cfg.max_kl:g}" if kl > cfg.max_kl else None
 
 
-def take_in(cfg: GuardConfig, state: TrainState, reading: Reading) -> str | None:
+def take_in(cfg: GuardConfig, state: TrainState, reading: GuardReading) -> str | None:
     """Note a reading in the state; return why the run must end, or None.
 
     The weights of the reading with the highest held-out score within the cap stay in `state.tensors`.
     """
     known: dict[str, Any] = state.extra.setdefault(GUARD, {"best": None, "bad_in_a_row": 0})
-    best = None if known["best"] is None else Reading(**known["best"])
+    best = None if known["best"] is None else GuardReading(**known["best"])
     if _over_cap(cfg, reading.kl):
         return _over_cap(cfg, reading.kl)
     if best is None or reading.heldout > best.heldout:

@@ -21,7 +21,7 @@ from rlhf_core.state.train_state import TrainState
 from rlhf_core.state.world import ALONE, World
 from rlhf_core.trainers.ppo.aside import left_alone, not_finite, with_stand_ins
 from rlhf_core.trainers.ppo.batches import mixed_minibatches, passes
-from rlhf_core.trainers.ppo.forward import believe, last_values_of, reference_logprobs, values_of
+from rlhf_core.trainers.ppo.forward import believe, last_values_of, reference_token_logprobs, values_of
 from rlhf_core.trainers.ppo.parts import Rollout, RolloutPart
 from rlhf_core.trainers.ppo.replay import Written
 
@@ -183,7 +183,7 @@ def _part(
         rows=rows,
         batch=batch,
         old_logprobs_BR=old_BR,
-        ref_logprobs_BR=reference_logprobs(policy, ask.reference, batch, cfg.temperature),
+        ref_logprobs_BR=reference_token_logprobs(policy, ask.reference, batch, cfg.temperature),
         old_values_BR=values_of(modules, batch, believed) if "value" in modules else torch.zeros_like(old_BR),
         last_values_B=_last_values(cfg, modules, batch, written),
         entropy_BR=believed.entropy_BR,

@@ -52,11 +52,11 @@ def step_totals(cfg: DPOConfig, groups: Sequence[PreferenceGroup]) -> StepTotals
     Raises:
         DataError: every pair weighs 0.
     """
-    weights = pair_weights(cfg, groups)
+    weights = preference_weights(cfg, groups)
     if not sum(weights):
         raise DataError(
             f"align.dpo.pair_weights {cfg.pair_weights}: all pairs of a step weigh 0. "
-            "Fix: pair_weights: none, or raise preferences.min_margin above 0"
+            "Fix: preference_weights: none, or raise preferences.min_margin above 0"
         )
     lengths = [len(group.responses[chosen]) for group in groups for chosen, _ in group.pairs]
     return StepTotals(
@@ -66,7 +66,7 @@ def step_totals(cfg: DPOConfig, groups: Sequence[PreferenceGroup]) -> StepTotals
     )
 
 
-def pair_weights(cfg: DPOConfig, groups: Sequence[PreferenceGroup]) -> list[float]:
+def preference_weights(cfg: DPOConfig, groups: Sequence[PreferenceGroup]) -> list[float]:
     """What each pair of the groups counts."""
     labels = [label for group in groups for label in group.labels]
     match cfg.pair_weights:
@@ -104,7 +104,7 @@ def pair_loss(
     batch, chosen_N, rejected_N = collate_groups(groups, pad_id)
     batch, device = batch.to(policy.device), policy.device
     chosen_N, rejected_N, reference_B = chosen_N.to(device), rejected_N.to(device), reference_B.to(device)
-    weights_N = torch.tensor(pair_weights(cfg, groups), device=device)
+    weights_N = torch.tensor(preference_weights(cfg, groups), device=device)
     logprobs_BR, mask_BR = response_logprobs(policy, batch), batch.response_mask_BR
     policy_B, tokens_B = masked_sum(logprobs_BR, mask_BR), mask_BR.sum(-1)
     pairs = PairLogprobs(

@@ -143,7 +143,7 @@ def rows_digest(
 
 
 @torch.no_grad()
-def summed_logprobs(model: PreTrainedModel, groups: Sequence[PreferenceGroup], pad_id: int) -> Tensor:
+def group_logprob_sums(model: PreTrainedModel, groups: Sequence[PreferenceGroup], pad_id: int) -> Tensor:
     """Log-probability of every response of the groups, summed over its tokens, [B]."""
     batch = collate_responses(groups, pad_id).to(model.device)
     return masked_sum(response_logprobs(model, batch), batch.response_mask_BR)
@@ -163,7 +163,7 @@ def _ask(
         mine: list[list[float]] = []
         for passing, weight in in_step(forward_passes(members, per_forward, world), reference, world):
             some = [groups[i] for i in passing]
-            sums_B = summed_logprobs(reference, some, pad_id).cpu()
+            sums_B = group_logprob_sums(reference, some, pad_id).cpu()
             if weight:  # else it was gone through for the sake of the other processes
                 mine += [sums.tolist() for sums in sums_B.split([len(group.responses) for group in some])]
         for i, sums in zip(members, world.collect(mine), strict=True):

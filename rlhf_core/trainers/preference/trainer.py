@@ -25,9 +25,9 @@ from rlhf_core.trainers.preference.loss import FIGURES, StepTotals, pair_loss, s
 from rlhf_core.trainers.preference.reference import (
     LogprobCache,
     forward_passes,
+    group_logprob_sums,
     reference_logprobs,
     response_places,
-    summed_logprobs,
 )
 from rlhf_core.trainers.schedule import learning_rate
 
@@ -144,7 +144,7 @@ def kl_baseline(
     policy_parts, reference_parts = [torch.zeros(0, device=policy.device)], [torch.zeros(0, device=policy.device)]
     for passing, weight in in_step(passes, policy, world):
         some, reference_B = mismatched.of(passing)
-        policy_B = summed_logprobs(policy, some, pad_id)
+        policy_B = group_logprob_sums(policy, some, pad_id)
         if weight:  # else it was gone through for the sake of the other processes
             policy_parts.append(policy_B)
             reference_parts.append(reference_B.to(policy.device))

@@ -60,12 +60,14 @@ def ranking_loss(cfg: RewardLossConfig, scores_B: Tensor, variances_B: Tensor | 
     """The loss of one criterion's pairs, a weighted mean over pairs or over prompts."""
     if cfg.name == "plackett_luce":
         return plackett_luce_loss(scores_B, pairs)
-    losses_N = pair_losses(cfg, scores_B, variances_B, pairs)
+    losses_N = labelled_pair_losses(cfg, scores_B, variances_B, pairs)
     weights_N = pair_weights(cfg, scores_B, pairs)
     return (weights_N * losses_N).sum() / weights_N.sum().clamp_min(LEAST_WEIGHT)
 
 
-def pair_losses(cfg: RewardLossConfig, scores_B: Tensor, variances_B: Tensor | None, pairs: PairTable) -> Tensor:
+def labelled_pair_losses(
+    cfg: RewardLossConfig, scores_B: Tensor, variances_B: Tensor | None, pairs: PairTable
+) -> Tensor:
     """The loss of each pair, losses_N.
 
     A tie is half a win of each side, in log-odds also beside `margin` and `hinge`, whose own losses would not move it;
@@ -132,7 +134,7 @@ def plackett_luce_loss(scores_B: Tensor, pairs: PairTable) -> Tensor:
         total = total + (share_U[list(rankings)].to(device) * losses_G).sum()
     if len(rest):
         weights_N = (share_U[rest.group_N] * all_pairs_weights(rest.group_N)).to(device)
-        total = total + (weights_N * pair_losses(RewardLossConfig(), scores_B, None, rest.to(device))).sum()
+        total = total + (weights_N * labelled_pair_losses(RewardLossConfig(), scores_B, None, rest.to(device))).sum()
     return total / len(pairs.group_N.unique())
 
 

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 
 from rlhf_core.data.batching.pairs import PreferenceGroup, collate_responses
-from rlhf_core.models.scoring.reward_model import Beside, Reading, RewardModel
+from rlhf_core.models.scoring.reward_model import Beside, RewardModel, RewardOutput
 from rlhf_core.state.sharding import run_gathered
 from rlhf_core.state.world import World
 from rlhf_core.trainers.figures import numbers
 from rlhf_core.trainers.passes import CPU_PASS_TOKENS
 
-Loss: TypeAlias = Callable[[Reading], tuple[Tensor, dict[str, Tensor]]]
+Loss: TypeAlias = Callable[[RewardOutput], tuple[Tensor, dict[str, Tensor]]]
 """Loss and figures of a step, from what the model said of all its responses."""
 
 
@@ -40,7 +40,7 @@ def lay_gradient(
         model: is learning.
         groups: of the step, the same in every process.
         loss_of: what is asked.
-        beside: what of a `Reading` it wants beside scores and variances.
+        beside: what of a `RewardOutput` it wants beside scores and variances.
         per_forward: most groups in a pass; None sets no limit. On a CPU `CPU_PASS_TOKENS` are one too, a rough one.
         pad_id: padding token.
         world: processes that train together.
@@ -61,7 +61,7 @@ def lay_gradient(
         with torch.no_grad():
             looks = [_read(model, groups, some, beside, pad_id)[1] for some in passes]
             known = _told({place: said for own in looks for place, said in own.items()}, mine, device, world)
-    seen: dict[int, Reading] = {}
+    seen: dict[int, RewardOutput] = {}
     for some in passes:
         reading, own = _read(model, groups, some, beside, pad_id)
         loss, _ = loss_of(_joined(known or _blank(reading, groups), own))
@@ -88,7 +88,7 @@ def _read(
     places: Sequence[int],
     beside: Collection[Beside],
     pad_id: int,
-) -> tuple[Reading, dict[int, Reading]]:
+) -> tuple[RewardOutput, dict[int, RewardOutput]]:
     """What the model says of the groups at `places`: of all together, and of each.
 
     Where there are none it reads the first group, for every process goes through the model equally often.
@@ -97,36 +97,38 @@ def _read(
     reading = run_gathered(model, RewardModel.read, collate_responses(some, pad_id).to(model.shift.device), beside)
     sizes = [len(group.responses) for group in some]
     fields = [[None] * len(sizes) if values is None else values.split(sizes) for values in reading]
-    return reading, dict(zip(places, (Reading(*values) for values in zip(*fields, strict=True)), strict=False))
+    return reading, dict(zip(places, (RewardOutput(*values) for values in zip(*fields, strict=True)), strict=False))
 
 
-def _told(own: Mapping[int, Reading], mine: Sequence[int], device: torch.device, world: World) -> list[Reading]:
+def _told(
+    own: Mapping[int, RewardOutput], mine: Sequence[int], device: torch.device, world: World
+) -> list[RewardOutput]:
     """What the model said of every group, in whichever process, on `device` and without gradients."""
     between = device if world.size == 1 else torch.device("cpu")
     return [_moved(said, device) for said in world.collect([_moved(own[place], between) for place in mine])]
 
 
-def _blank(like: Reading, groups: Sequence[PreferenceGroup]) -> list[Reading]:
+def _blank(like: RewardOutput, groups: Sequence[PreferenceGroup]) -> list[RewardOutput]:
     """Zeros for every group, where it does not matter what the model says of the others."""
     return [
-        Reading(
+        RewardOutput(
             *(None if values is None else values.new_zeros(len(group.responses), *values.shape[1:]) for values in like)
         )
         for group in groups
     ]
 
 
-def _joined(known: Sequence[Reading], own: Mapping[int, Reading]) -> Reading:
+def _joined(known: Sequence[RewardOutput], own: Mapping[int, RewardOutput]) -> RewardOutput:
     """One reading of all groups: `own` with its gradient, and what is known of the others."""
     parts = [own.get(place, said) for place, said in enumerate(known)]
-    return Reading(*(None if values[0] is None else torch.cat(values) for values in zip(*parts, strict=True)))
+    return RewardOutput(*(None if values[0] is None else torch.cat(values) for values in zip(*parts, strict=True)))
 
 
-def _moved(reading: Reading, device: torch.device) -> Reading:
+def _moved(reading: RewardOutput, device: torch.device) -> RewardOutput:
     """The reading on a device, without its gradient."""
-    return Reading(*(None if values is None else values.detach().to(device) for values in reading))
+    return RewardOutput(*(None if values is None else values.detach().to(device) for values in reading))
 
 
-def _nothing(reading: Reading) -> Tensor:
+def _nothing(reading: RewardOutput) -> Tensor:
     """Zero, with a gradient of zero for all that the other processes give one to."""
     return torch.stack([0.0 * values.sum() for values in reading if values is not None]).sum()

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 from rlhf_core.config import RewardConfig
 from rlhf_core.data.batching.pairs import PreferenceGroup, group_batches
 from rlhf_core.models.scoring.ensemble import RewardEnsemble
-from rlhf_core.models.scoring.heads import OVERALL
+from rlhf_core.models.scoring.heads import OVERALL_ONLY
 from rlhf_core.models.scoring.reward_model import RewardModel
 from rlhf_core.state.rng import StepRng
 
@@ -82,7 +82,7 @@ def make_models(cfg: RewardConfig, policy: PreTrainedModel, rng: StepRng) -> dic
             policy,
             cfg.head,
             rng.integer("head" if name == PUBLISHED else f"head/{name}"),
-            criteria=OVERALL if student else cfg.criteria,
+            criteria=OVERALL_ONLY if student else cfg.criteria,
             spread=cfg.loss.name == "thurstone" and not student,
             alpha=cfg.alpha,
             pessimism=cfg.ensemble.pessimism if pessimistic else 0.0,

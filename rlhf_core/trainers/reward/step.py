@@ -11,7 +11,7 @@ from torch import Tensor
 from rlhf_core.config import RewardConfig
 from rlhf_core.data.batching.pair_table import PairTable, pair_table
 from rlhf_core.data.batching.pairs import PreferenceGroup
-from rlhf_core.models.scoring.reward_model import Beside, Reading, RewardModel
+from rlhf_core.models.scoring.reward_model import Beside, RewardModel, RewardOutput
 from rlhf_core.objectives.uncertainty import distilled_pair_losses, distilled_score_losses, ensemble_preference
 from rlhf_core.state.world import World
 from rlhf_core.trainers.reward.loss import centering_of, contrastive_loss, group_loss
@@ -26,7 +26,7 @@ def labelled_step(
     beside += ["states"] if cfg.auxiliary.contrastive_coef else []
     table = pair_table(groups, list(cfg.criteria)).to(model.shift.device)
 
-    def loss_of(said: Reading) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss_of(said: RewardOutput) -> tuple[Tensor, dict[str, Tensor]]:
         loss, figures = group_loss(cfg, said.scores_BC, said.log_variances_BC, table)
         if said.logprobs_B is not None:
             figures["loss/sft"] = chosen_nll(groups, table, said.logprobs_B)
@@ -63,7 +63,7 @@ def distilled_step(
     teacher_MB = teacher_MB.to(model.shift.device)
     table = pair_table(groups, list(cfg.criteria)).to(teacher_MB.device)
 
-    def loss_of(said: Reading) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss_of(said: RewardOutput) -> tuple[Tensor, dict[str, Tensor]]:
         scores_B = said.scores_BC[:, 0]
         if cfg.ensemble.distill == "scores":
             loss = distilled_score_losses(scores_B, teacher_MB[0]).mean()

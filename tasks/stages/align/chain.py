@@ -15,7 +15,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_core.config import ChainConfig
-from rlhf_core.evaluation.drift import drift_figures, summed_logprobs
+from rlhf_core.evaluation.drift import drift_figures, response_logprob_sums
 from rlhf_core.evaluation.judges import reward_scores
 from rlhf_core.evaluation.response_set import sample_response_set
 from rlhf_core.models.adapters import has_adapters, merged, without_adapters
@@ -131,9 +131,9 @@ class Yardstick:
             generator=self.stage.rng()("switch"),
         )
         rows = (self.prompts, responses.response_ids)
-        under_policy = summed_logprobs(policy, *rows, pad_id=pad_id, batch_size=BATCH_SIZE)
+        under_policy = response_logprob_sums(policy, *rows, pad_id=pad_id, batch_size=BATCH_SIZE)
         with without_adapters(self.reference):
-            under_sft = summed_logprobs(self.reference, *rows, pad_id=pad_id, batch_size=BATCH_SIZE)
+            under_sft = response_logprob_sums(self.reference, *rows, pad_id=pad_id, batch_size=BATCH_SIZE)
         scores = reward_scores(self.reward_model, *rows, pad_id=pad_id, batch_size=BATCH_SIZE)
         drift = drift_figures(under_policy, under_sft, responses.num_tokens)
         return {"train_kl_to_sft": drift["kl_to_sft"], "train_score": fmean(scores)}

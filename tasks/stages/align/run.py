@@ -13,7 +13,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_core.data.reading.records import prompt_id
-from rlhf_core.evaluation.drift import drift_figures, summed_logprobs
+from rlhf_core.evaluation.drift import drift_figures, response_logprob_sums
 from rlhf_core.evaluation.intervals import bounds, mean_interval
 from rlhf_core.evaluation.judges import reward_scores
 from rlhf_core.evaluation.response_set import ResponseSet, sample_response_set
@@ -102,9 +102,11 @@ def _compare(
     with as_sft():
         sft, sft_scores = sample("sft", reference)
     aligned, scores = sample("aligned", policy)
-    under_policy = summed_logprobs(policy, encoded, aligned.response_ids, pad_id=pad_id, batch_size=BATCH_SIZE)
+    under_policy = response_logprob_sums(policy, encoded, aligned.response_ids, pad_id=pad_id, batch_size=BATCH_SIZE)
     with as_sft():
-        under_sft = summed_logprobs(reference, encoded, aligned.response_ids, pad_id=pad_id, batch_size=BATCH_SIZE)
+        under_sft = response_logprob_sums(
+            reference, encoded, aligned.response_ids, pad_id=pad_id, batch_size=BATCH_SIZE
+        )
     drift = drift_figures(under_policy, under_sft, aligned.num_tokens)
     metrics = {f"train_{name}": value for name, value in drift.items()}  # `kl_to_sft` is that of the evaluation prompts
     for suffix, responses, values in (("", aligned, scores), ("_sft", sft, sft_scores)):

@@ -7,7 +7,7 @@ import numpy as np
 from transformers import PreTrainedModel
 
 from rlhf_core.data.batching.pairs import PreferencePair
-from rlhf_core.evaluation.drift import summed_logprobs
+from rlhf_core.evaluation.drift import response_logprob_sums
 from rlhf_core.evaluation.intervals import bounds, group_index, mean_interval, too_few, why_no_bounds
 from rlhf_core.models.mixture import PolicyMixture
 
@@ -35,7 +35,7 @@ def by_likelihood(pairs: Sequence[PreferencePair], *, pad_id: int, batch_size: i
     tokens = np.bincount(index, weights=[len(response) for response in responses])
 
     def of(policy: Policy) -> Values:
-        sums = summed_logprobs(policy, prompts, responses, pad_id=pad_id, batch_size=batch_size)
+        sums = response_logprob_sums(policy, prompts, responses, pad_id=pad_id, batch_size=batch_size)
         return np.bincount(index, weights=sums), tokens
 
     return of

@@ -21,7 +21,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_core.data.batching.pairs import PreferencePair
 from rlhf_core.errors import ConfigError, DataError, check_finite
-from rlhf_core.evaluation.drift import summed_logprobs, token_logprobs
+from rlhf_core.evaluation.drift import response_logprob_sums, response_token_logprobs
 from rlhf_core.evaluation.judges import reward_scores
 from rlhf_core.evaluation.response_set import sample_response_set
 from rlhf_core.evaluation.shares import best_parts, likelihood_to_gain, mixture_likelihood, part_lattice
@@ -145,7 +145,7 @@ def _measure(
         score = _by_score(stage, pairs, tokenizer)
         return lambda shares: score(combine(shares))
     say = partial(
-        token_logprobs,
+        response_token_logprobs,
         prompts=[pair.prompt for pair in pairs],
         responses=[pair.chosen for pair in pairs],
         pad_id=tokenizer.pad_token_id,
@@ -204,7 +204,7 @@ def _reader(
             generator=_rng(stage)("measure"),
         )
         rows = (prompts, responses.response_ids)
-        own, sft = (summed_logprobs(model, *rows, **options) for model in (policy, reference))
+        own, sft = (response_logprob_sums(model, *rows, **options) for model in (policy, reference))
         return np.array(reward_scores(reward_model, *rows, **options)), own - sft
 
     return read

@@ -24,7 +24,7 @@ from rlhf_core.demo.gold import CRITERIA
 from rlhf_core.errors import ConfigError, DataError
 from rlhf_core.evaluation import samples
 from rlhf_core.evaluation.ab import TIE_WITHIN, Verdicts, both_orders
-from rlhf_core.evaluation.drift import drift_figures, summed_logprobs
+from rlhf_core.evaluation.drift import drift_figures, response_logprob_sums
 from rlhf_core.evaluation.judges import gold_grades, reward_scores, score_judge
 from rlhf_core.evaluation.response_set import JudgedSet, ResponseSet, sample_response_set
 from rlhf_core.evaluation.verdict import SFT, evaluation_metrics
@@ -248,7 +248,7 @@ def _require_demo_world(prompts: Sequence[str]) -> None:
 def _summed(
     model: PreTrainedModel | PolicyMixture, prompts: Sequence[list[int]], responses: ResponseSet, pad_id: int
 ) -> np.ndarray:
-    return summed_logprobs(model, prompts, responses.response_ids, pad_id=pad_id, batch_size=SCORING_BATCH)
+    return response_logprob_sums(model, prompts, responses.response_ids, pad_id=pad_id, batch_size=SCORING_BATCH)
 
 
 def _response_rows(prompts: Sequence[str], judged: dict[tuple[str, float], JudgedSet]) -> Iterator[dict[str, Any]]:

@@ -7,7 +7,7 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_core.config import GenerateConfig
-from rlhf_core.evaluation.drift import summed_logprobs
+from rlhf_core.evaluation.drift import response_logprob_sums
 from rlhf_core.evaluation.judges import reward_scores
 from rlhf_core.models.checks import check_fit
 from rlhf_core.models.policy import eos_token_ids, load_policy
@@ -23,7 +23,7 @@ SCORING_BATCH = 64
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Candidate:
+class SampleSpec:
     """One sample that each prompt gets: its number addresses its random numbers."""
 
     number: int
@@ -40,11 +40,11 @@ class Source:
     eos_ids: tuple[int, ...]
 
 
-def plan(cfg: GenerateConfig, count: int) -> list[Candidate]:
+def plan(cfg: GenerateConfig, count: int) -> list[SampleSpec]:
     """The samples of a prompt: every temperature in turn, then the same of the next model, then from the start."""
     models = (SFT, *cfg.models)
     return [
-        Candidate(
+        SampleSpec(
             number=number,
             model=models[number // len(cfg.temperatures) % len(models)],
             temperature=cfg.temperatures[number % len(cfg.temperatures)],
@@ -80,7 +80,7 @@ def score_candidates(stage: Stage, prompts: Sequence[str], rows: Sequence[Mappin
     match cfg.scorer:
         case "likelihood":
             model = load_policy(folder).to(stage.device)
-            summed = summed_logprobs(model, prompt_ids, response_ids, **batches)
+            summed = response_logprob_sums(model, prompt_ids, response_ids, **batches)
             return [float(total) / len(ids) for total, ids in zip(summed, response_ids, strict=True)]
         case "reward_model":
             return reward_scores(load_reward_model(folder).to(stage.device), prompt_ids, response_ids, **batches)

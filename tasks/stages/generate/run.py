@@ -18,7 +18,7 @@ from rlhf_core.text.encoded import TextCounts
 from rlhf_core.text.tokenizer import decode_response, encode_prompts
 from tasks import paths
 from tasks.frame.stage import Stage
-from tasks.stages.generate.candidates import Candidate, Source, load_source, plan, score_candidates
+from tasks.stages.generate.candidates import SampleSpec, Source, load_source, plan, score_candidates
 from tasks.stages.texts import count_texts, text_figures, warn_of_texts
 from tasks.tables import SCHEMAS, read_table, write_table
 
@@ -83,10 +83,10 @@ def _sample_part(
     stage: Stage,
     source: Source,
     prompts: Sequence[dict[str, str]],
-    candidates: Sequence[Candidate],
+    candidates: Sequence[SampleSpec],
     uniform_CNT: torch.Tensor,
     counts: TextCounts,
-) -> list[tuple[int, Candidate, Row]]:
+) -> list[tuple[int, SampleSpec, Row]]:
     """One model's candidates for some prompts: place of the prompt, which candidate, row."""
     cfg, limits = stage.params.generate, stage.params.model
     encoded = encode_prompts(source.tokenizer, [row["prompt"] for row in prompts], limits.max_prompt_tokens, counts)

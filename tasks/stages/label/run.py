@@ -10,7 +10,7 @@ from rlhf_core.data.reading.rankings import ranking_source
 from rlhf_core.demo.annotators import gold_agreement, simulated_ballots
 from rlhf_core.errors import DataError
 from rlhf_core.evaluation.agreement_bounds import agreement_bounds
-from rlhf_core.feedback.ballots import AddressedRandom, Ballot, Pair, Verdict
+from rlhf_core.feedback.ballots import AddressedRandom, Ballot, Majority, Pair
 from rlhf_core.feedback.labelling import aggregate, annotator_table, make_pairs, summary, why_undefined
 from rlhf_core.feedback.rater_agreement import cohen_table
 from rlhf_core.state.atomic import write_json
@@ -72,13 +72,13 @@ def _annotators(ballots: Sequence[Ballot], source: str) -> dict[str, Any]:
     return {"source": source, "annotators": annotator_table(ballots), "agreement": agreement}
 
 
-def _figures(ballots: Sequence[Ballot], verdicts: Sequence[Verdict]) -> dict[str, Any]:
+def _figures(ballots: Sequence[Ballot], verdicts: Sequence[Majority]) -> dict[str, Any]:
     """The summary of `overall`, and under `criteria` one of each other criterion, where there are some.
 
     Criteria are never pooled: each is a question of its own, and how often people answer it in one way or the other by
     chance, which kappa and alpha correct for, is its own too.
     """
-    by_criterion: dict[str, list[tuple[Ballot, Verdict]]] = {OVERALL: []}
+    by_criterion: dict[str, list[tuple[Ballot, Majority]]] = {OVERALL: []}
     for ballot, verdict in zip(ballots, verdicts, strict=True):
         by_criterion.setdefault(ballot.pair.criterion, []).append((ballot, verdict))
     figures: dict[str, dict[str, Any]] = {}
@@ -88,7 +88,7 @@ def _figures(ballots: Sequence[Ballot], verdicts: Sequence[Verdict]) -> dict[str
     return headline | ({"criteria": dict(sorted(figures.items()))} if figures else {})
 
 
-def _of_criterion(ballots: Sequence[Ballot], verdicts: Sequence[Verdict]) -> dict[str, Any]:
+def _of_criterion(ballots: Sequence[Ballot], verdicts: Sequence[Majority]) -> dict[str, Any]:
     """The figures of one criterion with their bounds; `undefined` says why one is None."""
     found, ends = summary(ballots, verdicts), agreement_bounds(ballots)
     why = why_undefined(found, ballots)
@@ -125,7 +125,7 @@ def _vote_rows(ballots: Iterable[Ballot], source: str) -> Iterator[dict[str, Any
             yield asdict(ballot.pair) | asdict(vote) | {"source": _source(ballot, source)}
 
 
-def _pair_rows(ballots: Sequence[Ballot], verdicts: Sequence[Verdict], source: str) -> Iterator[dict[str, Any]]:
+def _pair_rows(ballots: Sequence[Ballot], verdicts: Sequence[Majority], source: str) -> Iterator[dict[str, Any]]:
     for ballot, verdict in zip(ballots, verdicts, strict=True):
         counted = {"num_votes": len(ballot.votes), "source": _source(ballot, source)}
         yield asdict(ballot.pair) | asdict(verdict) | counted

@@ -8,7 +8,7 @@ from rlhf_core.data.batching.pair_table import pair_table, rankings_apart
 from rlhf_core.data.batching.pairs import PreferenceGroup
 from rlhf_core.data.reading.kinds import OVERALL
 from rlhf_core.evaluation.calibration import calibration_bins
-from rlhf_core.evaluation.readings import Reading
+from rlhf_core.evaluation.response_scores import ResponseScore
 from rlhf_core.evaluation.uncertainty import (
     accuracy_figures,
     majority_margins,
@@ -20,7 +20,7 @@ from rlhf_core.trainers.reward.loss import split_rankings
 
 CONFIDENCE = 0.95
 Row = Mapping[str, Any]
-Readings = Sequence[Reading]
+Readings = Sequence[ResponseScore]
 
 
 def pair_rows(rows: Sequence[Row], chosen: Readings, rejected: Readings, unit: float) -> Iterator[dict[str, Any]]:

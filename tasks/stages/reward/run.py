@@ -16,7 +16,7 @@ from rlhf_core.data.batching.pairs import PreferenceGroup, encode_pairs, group_p
 from rlhf_core.data.reading.kinds import OVERALL
 from rlhf_core.data.reading.records import prompt_id
 from rlhf_core.errors import DataError, GateRefused
-from rlhf_core.evaluation.readings import Reading, read_responses
+from rlhf_core.evaluation.response_scores import ResponseScore, read_responses
 from rlhf_core.evaluation.reward_card import reward_card
 from rlhf_core.models.adapters import add_adapters
 from rlhf_core.models.policy import load_policy
@@ -208,16 +208,16 @@ class _Reader:
 
     def __init__(self, stage: Stage, model: RewardModel | RewardEnsemble, tokenizer: PreTrainedTokenizerBase) -> None:
         self._limits, self._model, self._tokenizer = stage.params.model, model, tokenizer
-        self._known: dict[tuple[str, str], Reading] = {}
+        self._known: dict[tuple[str, str], ResponseScore] = {}
 
-    def __call__(self, texts: Iterable[tuple[str, str]]) -> list[Reading]:
+    def __call__(self, texts: Iterable[tuple[str, str]]) -> list[ResponseScore]:
         texts = list(texts)
         new = [text for text in dict.fromkeys(texts) if text not in self._known]
         if new:
             self._read(new)
         return [self._known[text] for text in texts]
 
-    def pairs(self, rows: Sequence[Row]) -> tuple[list[Reading], list[Reading]]:
+    def pairs(self, rows: Sequence[Row]) -> tuple[list[ResponseScore], list[ResponseScore]]:
         """The chosen and the rejected response of every row."""
         return self((row["prompt"], row["chosen"]) for row in rows), self(
             (row["prompt"], row["rejected"]) for row in rows

@@ -26,7 +26,7 @@ from rlhf_core.data.reading.judgements import repeats
 from rlhf_core.data.reading.kinds import SPECS, Kind
 from rlhf_core.data.reading.rankings import Bound, ranking_bounds
 from rlhf_core.text.normal import visible
-from tasks.stages.validate.suites import BESIDE, Candidate, Check, beside_suite, suite, to_see
+from tasks.stages.validate.suites import BESIDE, Check, CheckedRow, beside_suite, suite, to_see
 
 _FIXED_RUN = RunIdentifier(run_name="validate", run_time=datetime.datetime(2000, 1, 1, tzinfo=datetime.UTC))
 
@@ -52,7 +52,7 @@ class Checked:
         return not all(finding.warning for finding in self.findings.get(position, ()))
 
 
-def check(kind: Kind, candidates: Sequence[Candidate], config: ValidateConfig) -> Checked:
+def check(kind: Kind, candidates: Sequence[CheckedRow], config: ValidateConfig) -> Checked:
     """Run the suites of a record kind over all its rows."""
     checked = Checked()
     result = _validate(kind, to_frame(kind, candidates, config), suite(kind, config), candidates, checked)
@@ -65,7 +65,7 @@ def check(kind: Kind, candidates: Sequence[Candidate], config: ValidateConfig) -
     return checked
 
 
-def to_frame(kind: Kind, candidates: Sequence[Candidate], config: ValidateConfig) -> pd.DataFrame:
+def to_frame(kind: Kind, candidates: Sequence[CheckedRow], config: ValidateConfig) -> pd.DataFrame:
     """One row a candidate: its fields, what type each had, and the columns computed beside the other rows."""
     columns: dict[str, Any] = {}
     for name, spec in SPECS[kind].items():
@@ -93,16 +93,16 @@ def _seen(text: str | None) -> int | None:
     return None if text is None else len(visible(text))
 
 
-def _measured(bound: Bound, item: Candidate) -> int | None:
+def _measured(bound: Bound, item: CheckedRow) -> int | None:
     """A number of a ranking; null, which every expectation lets pass, where one of its lists is of the wrong type."""
     responses, ranking = item.record.values["responses"], item.record.values["ranking"]
     return None if responses is None or ranking is None else bound.measure(responses, ranking)
 
 
-def _beside_frame(candidates: Sequence[Candidate]) -> pd.DataFrame:
+def _beside_frame(candidates: Sequence[CheckedRow]) -> pd.DataFrame:
     """Of each row the line of the other one because of which it does not count, in the column of why."""
 
-    def line(item: Candidate, why: str) -> int | None:
+    def line(item: CheckedRow, why: str) -> int | None:
         return item.repeat.other.line if item.repeat and item.repeat.why == why else None
 
     lines = {column: [line(item, why) for item in candidates] for why, (_, column) in BESIDE.items()}
@@ -110,7 +110,7 @@ def _beside_frame(candidates: Sequence[Candidate]) -> pd.DataFrame:
 
 
 def _validate(
-    kind: Kind, frame: pd.DataFrame, checks: Iterable[Check], candidates: Sequence[Candidate], checked: Checked
+    kind: Kind, frame: pd.DataFrame, checks: Iterable[Check], candidates: Sequence[CheckedRow], checked: Checked
 ) -> Any:
     """Run the checks, add what they find to `checked`, and return the library's result without values of the data."""
     by_code = {item.code: item for item in checks}

@@ -22,10 +22,10 @@ from tasks.frame.stage import Stage
 from tasks.stages.notice import warn
 from tasks.stages.validate.data_docs import write_data_docs
 from tasks.stages.validate.expectations import Checked, check
+from tasks.stages.validate.screening import REVISED, UNREADABLE, Screening, totals, write_entries
 from tasks.stages.validate.sides import Sides
-from tasks.stages.validate.suites import Candidate
+from tasks.stages.validate.suites import CheckedRow
 from tasks.stages.validate.validated import write_tables
-from tasks.stages.validate.verdict import REVISED, UNREADABLE, Verdict, totals, write_entries
 
 REFUSED = paths.STATE / "refused"
 _LISTED = 5
@@ -43,22 +43,22 @@ def run(stage: Stage) -> dict[str, Any]:
     named: dict[Kind, str] = {kind: file for kind in SPECS if (file := getattr(stage.params.data, kind))}
     if not named:
         raise DataError("params.yaml: data: names no file. Fix: name at least demonstrations or comparisons")
-    verdicts: dict[Kind, Verdict] = {}
+    screenings: dict[Kind, Screening] = {}
     for step, (kind, file) in enumerate(named.items(), start=1):
-        verdict = verdicts[kind] = judge(stage, kind, file)
-        stage.log(step, len(named), {"validate/rows": verdict.rows, "validate/bad": len(verdict.bad_entries)}, 0)
-    sides = Sides(verdicts, stage.params.data)
+        screening = screenings[kind] = judge(stage, kind, file)
+        stage.log(step, len(named), {"validate/rows": screening.rows, "validate/bad": len(screening.bad_entries)}, 0)
+    sides = Sides(screenings, stage.params.data)
     sides.set_aside()
-    write_entries(stage.out, verdicts)
-    pages: dict[str, str] = {kind: verdict.page for kind, verdict in verdicts.items() if verdict.page}
+    write_entries(stage.out, screenings)
+    pages: dict[str, str] = {kind: screening.page for kind, screening in screenings.items() if screening.page}
     write_data_docs(stage.out / "data_docs", pages)
     refused = stage.root / REFUSED
     shutil.rmtree(refused, ignore_errors=True)
     try:
-        for verdict in verdicts.values():
-            _say_what_is_odd(stage, verdict)
-            _refuse_bad(verdict, stage.params.validate_.max_bad_share)
-        _refuse_leaks(verdicts)
+        for screening in screenings.values():
+            _say_what_is_odd(stage, screening)
+            _refuse_bad(screening, stage.params.validate_.max_bad_share)
+        _refuse_leaks(screenings)
         sides.say(stage)
     except DataError:
         shutil.copytree(stage.out, refused)
@@ -67,32 +67,32 @@ def run(stage: Stage) -> dict[str, Any]:
     if data.heldout_share is None and data.hashed_share:
         share = f"{data.hashed_share:g} of the prompt groups are held out"
         warn(stage, f"data: names no heldout_prompts and no heldout_share: {share}")
-    records = {kind: verdict.kept for kind, verdict in verdicts.items()}
+    records = {kind: screening.kept for kind, screening in screenings.items()}
     tables = write_tables(stage.out, records, sides.groups, sides.replies)
-    return totals(verdicts.values()) | {"tables": tables}
+    return totals(screenings.values()) | {"tables": tables}
 
 
-def judge(stage: Stage, kind: Kind, file: str) -> Verdict:
+def judge(stage: Stage, kind: Kind, file: str) -> Screening:
     """Read and check one file."""
-    verdict = Verdict(kind=kind, file=file)
-    candidates: list[Candidate] = []
+    screening = Screening(kind=kind, file=file)
+    candidates: list[CheckedRow] = []
     for row in read_rows(Path(file)):
         if isinstance(row, Refused):
-            verdict.set_aside(row, row.reason, [UNREADABLE])
+            screening.set_aside(row, row.reason, [UNREADABLE])
         else:
             record = to_record(kind, row)
             if (column := stage.params.data.split_by) is not None:
                 _note_unit(record, row, column)
             if record.unreadable:
-                verdict.set_aside(record, record.unreadable, [UNREADABLE])
+                screening.set_aside(record, record.unreadable, [UNREADABLE])
             else:
-                candidates.append(Candidate(record=record, same_responses=_has_same_responses(record, kind)))
+                candidates.append(CheckedRow(record=record, same_responses=_has_same_responses(record, kind)))
     if candidates:
         checked = check(kind, candidates, stage.params.validate_)
-        verdict.page = checked.page
-        _sort_out(verdict, candidates, checked)
-    verdict.quarantine.sort(key=lambda entry: (entry["line"], entry["item"] or 0))
-    return verdict
+        screening.page = checked.page
+        _sort_out(screening, candidates, checked)
+    screening.quarantine.sort(key=lambda entry: (entry["line"], entry["item"] or 0))
+    return screening
 
 
 def _note_unit(record: Record, row: Row, column: str) -> None:
@@ -109,77 +109,79 @@ def _has_same_responses(record: Record, kind: Kind) -> bool:
     return len(set(texts)) < len(texts)
 
 
-def _sort_out(verdict: Verdict, candidates: list[Candidate], checked: Checked) -> None:
+def _sort_out(screening: Screening, candidates: list[CheckedRow], checked: Checked) -> None:
     for position, candidate in enumerate(candidates):
         record = candidate.record
-        verdict.unknown.update(record.unknown)
+        screening.unknown.update(record.unknown)
         findings = checked.findings.get(position, [])
         grounds = [finding for finding in findings if not finding.warning]
         for finding in findings:
             if finding.warning:
-                verdict.warn(record, finding.reason, finding.code)
+                screening.warn(record, finding.reason, finding.code)
         if grounds:
             reason = "; ".join(finding.reason for finding in grounds)
-            verdict.set_aside(record, reason, [finding.code for finding in grounds])
+            screening.set_aside(record, reason, [finding.code for finding in grounds])
         else:
-            verdict.kept.append(record)
+            screening.kept.append(record)
 
 
-def _say_what_is_odd(stage: Stage, verdict: Verdict) -> None:
+def _say_what_is_odd(stage: Stage, screening: Screening) -> None:
     """One line for each kind of warning, with the first place, and one for columns that are left out."""
-    for code, count in sorted(Counter(entry["code"] for entry in verdict.warned).items()):
-        first = next(entry for entry in verdict.warned if entry["code"] == code)
-        where = f"{verdict.file}: {place(first['line'], first['item'])}"
-        warn(stage, f"{where}: {first['reason']} ({code}, {count} of {verdict.rows} rows; all in warnings.jsonl)")
-    if verdict.unknown:
-        names = ", ".join(f"{name!r} ({count} rows)" for name, count in sorted(verdict.unknown.items())[:_LISTED])
-        more = f" and {len(verdict.unknown) - _LISTED} more" if len(verdict.unknown) > _LISTED else ""
-        warn(stage, f"{verdict.file}: columns that {verdict.kind} do not have are left out: {names}{more}")
-    if revised := verdict.count(REVISED):
-        warn(stage, f"{verdict.file}: {revised} judgements were revised by their annotator later; the last ones count")
+    for code, count in sorted(Counter(entry["code"] for entry in screening.warned).items()):
+        first = next(entry for entry in screening.warned if entry["code"] == code)
+        where = f"{screening.file}: {place(first['line'], first['item'])}"
+        warn(stage, f"{where}: {first['reason']} ({code}, {count} of {screening.rows} rows; all in warnings.jsonl)")
+    if screening.unknown:
+        names = ", ".join(f"{name!r} ({count} rows)" for name, count in sorted(screening.unknown.items())[:_LISTED])
+        more = f" and {len(screening.unknown) - _LISTED} more" if len(screening.unknown) > _LISTED else ""
+        warn(stage, f"{screening.file}: columns that {screening.kind} do not have are left out: {names}{more}")
+    if revised := screening.count(REVISED):
+        warn(
+            stage, f"{screening.file}: {revised} judgements were revised by their annotator later; the last ones count"
+        )
 
 
-def _refuse_bad(verdict: Verdict, max_bad_share: float) -> None:
-    if not verdict.rows:
-        raise DataError(f"{verdict.file}: data.{verdict.kind}: no rows. Fix: name a file with rows, or null")
-    if (verdict.kept or not verdict.bad_entries) and verdict.bad_share <= max_bad_share:
+def _refuse_bad(screening: Screening, max_bad_share: float) -> None:
+    if not screening.rows:
+        raise DataError(f"{screening.file}: data.{screening.kind}: no rows. Fix: name a file with rows, or null")
+    if (screening.kept or not screening.bad_entries) and screening.bad_share <= max_bad_share:
         return
-    first, bad = verdict.bad_entries[0], len(verdict.bad_entries)
-    reasons = ", ".join(f"{code} {count}" for code, count in verdict.reasons.most_common(_LISTED))
+    first, bad = screening.bad_entries[0], len(screening.bad_entries)
+    reasons = ", ".join(f"{code} {count}" for code, count in screening.reasons.most_common(_LISTED))
     item = f"item {first['item']}: " if first["item"] else ""
-    found = f"{bad} of {verdict.rows} rows of data.{verdict.kind} are bad ({reasons})"
-    if verdict.kept:
+    found = f"{bad} of {screening.rows} rows of data.{screening.kind} are bad ({reasons})"
+    if screening.kept:
         consequence, cure = f", more than validate.max_bad_share {max_bad_share:g} allows", ", or raise the share"
     else:
         consequence, cure = ", so that none is left", ""
-    if any(f"{name}.empty" in verdict.reasons for name in RESPONSES.get(verdict.kind, ())):
+    if any(f"{name}.empty" in screening.reasons for name in RESPONSES.get(screening.kind, ())):
         cure += ", or keep empty replies that people judged (validate.keep_empty_responses: true)"
     raise DataError(
-        f"{verdict.file}:{first['line']}: {item}{first['reason']}; {found}{consequence}. "
+        f"{screening.file}:{first['line']}: {item}{first['reason']}; {found}{consequence}. "
         f"Fix: mend the rows listed in {REFUSED}/quarantine.jsonl{cure}"
     )
 
 
-def _refuse_leaks(verdicts: Mapping[Kind, Verdict]) -> None:
+def _refuse_leaks(screenings: Mapping[Kind, Screening]) -> None:
     """Training files must not hold a prompt of the held-out file, whatever its case and white space.
 
     Comparisons, votes and grades may: those on held-out prompts are kept apart by their `split`.
     """
-    heldout = verdicts.get("heldout_prompts")
+    heldout = screenings.get("heldout_prompts")
     if heldout is None:
         return
     places = {prompt_group(record.values["prompt"]): record for record in heldout.kept}
     for kind in ("prompts", "demonstrations"):
-        verdict = verdicts.get(kind)
+        screening = screenings.get(kind)
         leaks = [
             (record, places[group])
-            for record in (verdict.kept if verdict else ())
+            for record in (screening.kept if screening else ())
             if (group := prompt_group(record.values["prompt"])) in places
         ]
-        if verdict and leaks:
+        if screening and leaks:
             pairs = ", ".join(f"{here.place} = {heldout.file}:{there.line}" for here, there in leaks[:_LISTED])
             more = f" and {len(leaks) - _LISTED} more" if len(leaks) > _LISTED else ""
-            at = f"{verdict.file}:{leaks[0][0].line}"
+            at = f"{screening.file}:{leaks[0][0].line}"
             raise DataError(
                 f"{at}: prompt: {len(leaks)} prompts are held-out ones too: {pairs}{more}. "
                 "Fix: take them out of one of the two files"

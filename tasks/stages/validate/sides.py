@@ -14,7 +14,7 @@ from rlhf_core.text.identity import later_groups, prompt_group, prompt_identity
 from tasks.frame.stage import Stage
 from tasks.stages.notice import warn
 from tasks.stages.validate.derived import Records, derived_prompts
-from tasks.stages.validate.verdict import ASKED_LATER, DUPLICATE, HELD_ELSEWHERE, HELD_REPLY, Verdict
+from tasks.stages.validate.screening import ASKED_LATER, DUPLICATE, HELD_ELSEWHERE, HELD_REPLY, Screening
 
 SPLIT_KINDS: tuple[Kind, ...] = ("demonstrations", "prompts", "votes", "comparisons", "rankings", "graded")
 """The kinds whose rows are on one side or the other; named held-out prompts are held out."""
@@ -29,22 +29,22 @@ class Sides:
             (`asked_later.short_reply`); of demonstrations `sft` leaves out the turns that learn one.
     """
 
-    def __init__(self, verdicts: Mapping[Kind, Verdict], config: DataConfig) -> None:
+    def __init__(self, screenings: Mapping[Kind, Screening], config: DataConfig) -> None:
         """Decide them from the good rows of all files.
 
         Raises:
             DataError: no row has a value in the column that `data.split_by` names.
         """
         self._config = config
-        self._verdicts = [verdicts[kind] for kind in SPLIT_KINDS if kind in verdicts]
-        named = verdicts.get("heldout_prompts")
+        self._verdicts = [screenings[kind] for kind in SPLIT_KINDS if kind in screenings]
+        named = screenings.get("heldout_prompts")
         self._named = {prompt_group(prompt) for prompt in (_prompts(named) if named else ())}
         self._refuse_absent_column()
         rows = [(record.values["prompt"], self._unit(record)) for one in self._verdicts for record in one.kept]
         self._units = {unit for _, unit in rows if is_heldout(unit, config.hashed_share)}
-        self._units |= self._at_least_one({kind: one.kept for kind, one in verdicts.items()})
+        self._units |= self._at_least_one({kind: one.kept for kind, one in screenings.items()})
         self.groups = self._named | heldout_groups(rows, self._units)
-        self._alone = [verdicts[kind] for kind in ("prompts", "heldout_prompts") if kind in verdicts]
+        self._alone = [screenings[kind] for kind in ("prompts", "heldout_prompts") if kind in screenings]
         held = [
             (one.kind, record)
             for one in [*self._verdicts, *([named] if named else ())]
@@ -61,31 +61,31 @@ class Sides:
 
     def set_aside(self) -> None:
         """Put into the quarantine what stands between the sides, and prompts that stand there twice in other forms."""
-        for verdict in self._alone:
-            _keep(verdict, _Twice(verdict).reason, DUPLICATE)
-        for verdict in self._verdicts:
-            _keep(verdict, self._asks_later, ASKED_LATER)
-            _keep(verdict, self._is_held_elsewhere, HELD_ELSEWHERE)
-            if verdict.kind in RESPONSES:
-                _keep(verdict, partial(self._judges_held_reply, verdict.kind), HELD_REPLY)
+        for screening in self._alone:
+            _keep(screening, _Twice(screening).reason, DUPLICATE)
+        for screening in self._verdicts:
+            _keep(screening, self._asks_later, ASKED_LATER)
+            _keep(screening, self._is_held_elsewhere, HELD_ELSEWHERE)
+            if screening.kind in RESPONSES:
+                _keep(screening, partial(self._judges_held_reply, screening.kind), HELD_REPLY)
 
     def say(self, stage: Stage) -> None:
         """One line for each file of which rows were set aside, and for rows without the column."""
-        for verdict in self._verdicts:
-            if count := verdict.count(ASKED_LATER):
-                warn(stage, f"{verdict.file}: {count} rows are left out: they ask later what a held-out prompt asks")
-            if count := verdict.count(HELD_REPLY):
-                warn(stage, f"{verdict.file}: {count} rows are left out: they judge a held-out reply elsewhere")
-            if count := verdict.count(HELD_ELSEWHERE):
+        for screening in self._verdicts:
+            if count := screening.count(ASKED_LATER):
+                warn(stage, f"{screening.file}: {count} rows are left out: they ask later what a held-out prompt asks")
+            if count := screening.count(HELD_REPLY):
+                warn(stage, f"{screening.file}: {count} rows are left out: they judge a held-out reply elsewhere")
+            if count := screening.count(HELD_ELSEWHERE):
                 warn(
                     stage,
-                    f"{verdict.file}: {count} training rows have prompts that are held out with another "
+                    f"{screening.file}: {count} training rows have prompts that are held out with another "
                     f"{self._config.split_by}; they are left out",
                 )
-            if self._config.split_by and (lacking := sum(record.unit is None for record in verdict.kept)):
+            if self._config.split_by and (lacking := sum(record.unit is None for record in screening.kept)):
                 warn(
                     stage,
-                    f"{verdict.file}: {lacking} of {len(verdict.kept)} rows have no {self._config.split_by!r} "
+                    f"{screening.file}: {lacking} of {len(screening.kept)} rows have no {self._config.split_by!r} "
                     "(data.split_by); they are on the side of their prompt",
                 )
 
@@ -125,10 +125,10 @@ class Sides:
 
     def _refuse_absent_column(self) -> None:
         column = self._config.split_by
-        kept = [record for verdict in self._verdicts for record in verdict.kept]
+        kept = [record for screening in self._verdicts for record in screening.kept]
         if column is not None and kept and all(record.unit is None for record in kept):
             raise DataError(
-                f"data.split_by: no row of {', '.join(verdict.file for verdict in self._verdicts)} has a value in "
+                f"data.split_by: no row of {', '.join(screening.file for screening in self._verdicts)} has a value in "
                 f"the column {column!r}. Fix: name a column of these files, or null to split by dialogue"
             )
 
@@ -136,9 +136,9 @@ class Sides:
 class _Twice:
     """Finds prompts that an earlier row has in another form."""
 
-    def __init__(self, verdict: Verdict) -> None:
+    def __init__(self, screening: Screening) -> None:
         self._first: dict[str, Record] = {}
-        for record in verdict.kept:
+        for record in screening.kept:
             self._first.setdefault(prompt_identity(record.values["prompt"]), record)
 
     def reason(self, record: Record) -> str | None:
@@ -146,19 +146,19 @@ class _Twice:
         return None if first is record else f"prompt: is the one at {first.place} in another form"
 
 
-def _prompts(verdict: Verdict) -> Iterable[str]:
-    return (record.values["prompt"] for record in verdict.kept)
+def _prompts(screening: Screening) -> Iterable[str]:
+    return (record.values["prompt"] for record in screening.kept)
 
 
 def _replies(kind: Kind, record: Record) -> list[str]:
     return [record.values["response"]] if kind == "demonstrations" else responses_of(kind, record.values)
 
 
-def _keep(verdict: Verdict, reason_of: Callable[[Record], str | None], code: str) -> None:
+def _keep(screening: Screening, reason_of: Callable[[Record], str | None], code: str) -> None:
     kept = []
-    for record in verdict.kept:
+    for record in screening.kept:
         if reason := reason_of(record):
-            verdict.set_aside(record, reason, [code])
+            screening.set_aside(record, reason, [code])
         else:
             kept.append(record)
-    verdict.kept = kept
+    screening.kept = kept

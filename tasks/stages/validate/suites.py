@@ -19,7 +19,7 @@ from rlhf_core.data.reading.judgements import ITEMS, RESPONSES, Repeat
 from rlhf_core.data.reading.kinds import SPECS, Kind
 from rlhf_core.data.reading.rankings import Bound, ranking_bounds
 from rlhf_core.data.reading.records import Record
-from tasks.stages.validate.verdict import DUPLICATE, REVISED
+from tasks.stages.validate.screening import DUPLICATE, REVISED
 
 NAME_LENGTH = 200
 ANNOTATOR = r"^[\w.@:+-]{1,64}\Z"
@@ -48,7 +48,7 @@ _SAME: Mapping[Kind, str] = {
 
 
 @dataclass(kw_only=True, slots=True)
-class Candidate:
+class CheckedRow:
     """A record with what is known of its responses, and of it beside the other good rows of its kind."""
 
     record: Record
@@ -62,7 +62,7 @@ class Check:
 
     code: str
     expectation: gxe.Expectation
-    say: Callable[[Candidate], str]
+    say: Callable[[CheckedRow], str]
     warning: bool = False
 
 
@@ -108,7 +108,7 @@ def _dialogue_checks(kind: Kind) -> Iterator[Check]:
         yield Check(code=code, expectation=expectation, say=partial(_say, words), warning=True)
 
 
-def _say(words: str, item: Candidate) -> str:
+def _say(words: str, item: CheckedRow) -> str:
     return words
 
 
@@ -137,7 +137,7 @@ def _field_checks(kind: Kind, name: str, config: ValidateConfig) -> Iterator[Che
 
 
 def _ranking_check(bound: Bound) -> Check:
-    def say(item: Candidate) -> str:
+    def say(item: CheckedRow) -> str:
         return bound.say(item.record.values["responses"], item.record.values["ranking"])
 
     between = gxe.ExpectColumnValuesToBeBetween(column=bound.name, min_value=bound.least, max_value=bound.most)
@@ -151,7 +151,7 @@ def _text_checks(name: str, longest: int, *, may_be_empty: bool = False) -> Iter
 
 
 def _empty_check(name: str) -> Check:
-    def say(item: Candidate) -> str:
+    def say(item: CheckedRow) -> str:
         return f"{name}: holds nothing that can be seen" if item.record.values[name].strip() else f"{name}: is empty"
 
     expectation = gxe.ExpectColumnValuesToBeBetween(column=to_see(name), min_value=1)
@@ -203,7 +203,7 @@ def beside_suite(kind: Kind) -> Iterator[Check]:
     }
     what = "item" if kind in ITEMS else "judgement"
 
-    def words(why: str, item: Candidate) -> str:
+    def words(why: str, item: CheckedRow) -> str:
         other = item.repeat.other if item.repeat else item.record
         return said[why].format(what=what, place=other.place, who=other.values.get("annotator"))
 

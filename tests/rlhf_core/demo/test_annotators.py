@@ -13,7 +13,7 @@ from rlhf_core.demo.annotators import (
 )
 from rlhf_core.demo.gold import Grade
 from rlhf_core.demo.world import draw_reply, draw_scenes
-from rlhf_core.feedback.ballots import Ballot, Pair, Verdict
+from rlhf_core.feedback.ballots import Ballot, Majority, Pair
 from rlhf_core.feedback.labelling import aggregate, annotator_table, make_pairs, summary
 
 PLAIN = Grade(
@@ -120,8 +120,8 @@ def test_gold_agreement_leaves_out_ties_and_equals() -> None:
         )  # fmt: skip
         return Ballot(pair=pair, votes=())
 
-    def verdict(label: str) -> Verdict:
-        return Verdict(label=label, agreement=1.0, margin=1.0)
+    def verdict(label: str) -> Majority:
+        return Majority(label=label, agreement=1.0, margin=1.0)
 
     same = "The price of the lamp is 35 dollars."
     ballots = [ballot(right, wrong), ballot(wrong, right), ballot(right, wrong), ballot(right, same)]

@@ -10,7 +10,7 @@ import torch
 from rlhf_core.config import EvaluateConfig, ModelConfig
 from rlhf_core.demo.gold import Grade
 from rlhf_core.evaluation.ab import TIE_WITHIN, both_orders
-from rlhf_core.evaluation.drift import drift_figures, summed_logprobs, token_logprobs
+from rlhf_core.evaluation.drift import drift_figures, response_logprob_sums, response_token_logprobs
 from rlhf_core.evaluation.intervals import mean_interval
 from rlhf_core.evaluation.judges import score_judge
 from rlhf_core.evaluation.response_set import JudgedSet, ResponseSet
@@ -100,14 +100,14 @@ def test_logprobs_of_tokens_come_response_after_response():
     model = build_policy(ModelConfig(**sizes, max_prompt_tokens=8, max_response_tokens=8), 300, 0, 1, 4)
     prompts, responses = [[5, 6, 7, 8], [9], [5, 6]], [[20, 21, 22], [23, 1], [24, 25, 26, 1]]
     options = {"pad_id": 0, "batch_size": 2}
-    told = token_logprobs(model, prompts, responses, **options)
+    told = response_token_logprobs(model, prompts, responses, **options)
     by_hand = []
     for prompt, response in zip(prompts, responses, strict=True):
         with torch.no_grad():
             rows = torch.log_softmax(model(torch.tensor([prompt + response])).logits[0].double(), -1)
         by_hand += [rows[len(prompt) - 1 + place, token].item() for place, token in enumerate(response)]
     assert told.tolist() == pytest.approx(by_hand, abs=1e-5)
-    sums = summed_logprobs(model, prompts, responses, **options)
+    sums = response_logprob_sums(model, prompts, responses, **options)
     assert sums.tolist() == pytest.approx([sum(by_hand[:3]), sum(by_hand[3:5]), sum(by_hand[5:])], abs=1e-5)
 
 

@@ -9,7 +9,7 @@ import torch
 from scipy.stats import pearsonr, spearmanr
 
 from rlhf_core.evaluation.intervals import wilson_interval
-from rlhf_core.evaluation.readings import Reading
+from rlhf_core.evaluation.response_scores import ResponseScore
 from rlhf_core.evaluation.uncertainty import (
     accuracy_figures,
     majority_margins,
@@ -21,14 +21,14 @@ from rlhf_core.evaluation.uncertainty import (
 from rlhf_core.models.scoring.ensemble import total_deviation
 
 
-def readings(*members: tuple[float, ...], deviation: float | None = None) -> list[Reading]:
-    return [Reading(score=float(np.mean(one)), members=one, deviation=deviation) for one in members]
+def readings(*members: tuple[float, ...], deviation: float | None = None) -> list[ResponseScore]:
+    return [ResponseScore(score=float(np.mean(one)), members=one, deviation=deviation) for one in members]
 
 
 def test_independent_deviations_add_in_squares() -> None:
-    chosen, rejected = [Reading(score=1.0, deviation=3.0)], [Reading(score=0.0, deviation=4.0)]
+    chosen, rejected = [ResponseScore(score=1.0, deviation=3.0)], [ResponseScore(score=0.0, deviation=4.0)]
     assert margin_deviations(chosen, rejected, 1.0) == [5.0]
-    assert margin_deviations([Reading(score=1.0)], [Reading(score=0.0)], 1.0) is None
+    assert margin_deviations([ResponseScore(score=1.0)], [ResponseScore(score=0.0)], 1.0) is None
 
 
 def test_what_members_say_of_both_responses_alike_does_not_count() -> None:
@@ -38,9 +38,9 @@ def test_what_members_say_of_both_responses_alike_does_not_count() -> None:
     """
     unit = 2.0
 
-    def reading(*members: float) -> Reading:
+    def reading(*members: float) -> ResponseScore:
         deviation = total_deviation(torch.tensor(members)[:, None], None).item() / unit
-        return Reading(score=0.0, members=members, deviation=deviation)
+        return ResponseScore(score=0.0, members=members, deviation=deviation)
 
     chosen, rejected = [reading(1.0, 11.0), reading(1.0, 3.0)], [reading(0.0, 10.0), reading(0.0, 0.0)]
     expected = [0.0, statistics.stdev([1.0, 3.0]) / unit]
@@ -49,8 +49,8 @@ def test_what_members_say_of_both_responses_alike_does_not_count() -> None:
 
 def test_own_deviations_of_members_stay_in_the_margin() -> None:
     """Spread 2 of the chosen side and own deviation 2 of each: 6 and 4 in squares; the margin has 2 + 4 + 4."""
-    chosen = [Reading(score=0.0, members=(1.0, 3.0), deviation=math.sqrt(6.0))]
-    rejected = [Reading(score=0.0, members=(0.0, 0.0), deviation=2.0)]
+    chosen = [ResponseScore(score=0.0, members=(1.0, 3.0), deviation=math.sqrt(6.0))]
+    rejected = [ResponseScore(score=0.0, members=(0.0, 0.0), deviation=2.0)]
     assert margin_deviations(chosen, rejected, 1.0) == pytest.approx([math.sqrt(10.0)])
 
 

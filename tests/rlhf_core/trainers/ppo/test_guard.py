@@ -12,7 +12,7 @@ from support.preference import in_processes
 from rlhf_core.config.ppo import GuardConfig
 from rlhf_core.errors import DataError
 from rlhf_core.state.train_state import TrainState
-from rlhf_core.trainers.ppo.guard import BEST, Reading, Watch, go_back, take_in
+from rlhf_core.trainers.ppo.guard import BEST, GuardReading, Watch, go_back, take_in
 from rlhf_core.trainers.ppo.replay import Written
 
 HELDOUT = [[9, 8], [12], [20, 7], [11], [16, 10], [18]]
@@ -27,8 +27,8 @@ def gold(rows: Sequence[Written]) -> list[float]:
     return [min(row.response_ids.count(GOOD), 1) - 0.3 * max(row.response_ids.count(GOOD) - 1, 0) for row in rows]
 
 
-def reading(step: int, proxy: float, heldout: float, kl: float = 1.0) -> Reading:
-    return Reading(step=step, proxy=proxy, heldout=heldout, kl=kl)
+def reading(step: int, proxy: float, heldout: float, kl: float = 1.0) -> GuardReading:
+    return GuardReading(step=step, proxy=proxy, heldout=heldout, kl=kl)
 
 
 def test_a_gamed_reward_ends_the_run_at_its_best_policy() -> None:

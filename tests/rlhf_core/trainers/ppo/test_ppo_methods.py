@@ -31,7 +31,7 @@ from rlhf_core.state.train_state import TrainState
 from rlhf_core.state.world import ALONE, World
 from rlhf_core.trainers.optimisation import make_optimizer
 from rlhf_core.trainers.ppo.credit import assign_credit, response_advantages
-from rlhf_core.trainers.ppo.forward import believe, reference_logprobs
+from rlhf_core.trainers.ppo.forward import believe, reference_token_logprobs
 from rlhf_core.trainers.ppo.update import run_epochs, set_learning_rates, update
 
 LEARNING = changed(
@@ -265,7 +265,7 @@ def test_adapters_make_the_policy_its_own_reference() -> None:
     assert state.history[-1]["rollout/kl_to_reference"] != 0.0
     part = roll(cfg, state).parts()[0]
     with torch.no_grad():
-        torch.testing.assert_close(reference_logprobs(policy, policy, part.batch, 1.0), part.ref_logprobs_BR)
+        torch.testing.assert_close(reference_token_logprobs(policy, policy, part.batch, 1.0), part.ref_logprobs_BR)
         assert not torch.equal(believe(state.modules, part.batch, 1.0).logprobs_BR, part.ref_logprobs_BR)
     frozen = dict(tiny_policy().named_parameters())
     kept = {name.replace(".base_layer", ""): p for name, p in policy.named_parameters() if not p.requires_grad}

@@ -30,13 +30,13 @@ def cache(tmp_path: Path) -> LogprobCache:
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Grows by one for every forward pass of the reference."""
     passes: list[int] = []
-    plain = module.summed_logprobs
+    plain = module.group_logprob_sums
 
     def counted(*arguments: Any) -> torch.Tensor:
         passes.append(1)
         return plain(*arguments)
 
-    monkeypatch.setattr(module, "summed_logprobs", counted)
+    monkeypatch.setattr(module, "group_logprob_sums", counted)
     return passes
 
 
@@ -159,13 +159,13 @@ def test_the_reference_sees_the_very_forward_passes_of_training(
 ) -> None:
     """Other company may give other last bits, and then the first loss would be ln 2 by luck only."""
     seen: list[list[list[int]]] = []
-    plain = module.summed_logprobs
+    plain = module.group_logprob_sums
 
     def noted(model: Any, groups: Any, pad_id: int) -> torch.Tensor:
         seen.append([group.prompt for group in groups])
         return plain(model, groups, pad_id)
 
-    monkeypatch.setattr(module, "summed_logprobs", noted)
+    monkeypatch.setattr(module, "group_logprob_sums", noted)
     groups = toy_groups(4)
     reference_logprobs(tiny_policy(), groups, BATCHES, PAD, per_forward=2)
     passes = [some for members in BATCHES for some in module.forward_passes(members, 2, ALONE)]

@@ -12,7 +12,7 @@ from support.reward import PAD, settings, toy_groups, train
 from torch import Tensor
 
 from rlhf_core.config.reward import RewardConfig
-from rlhf_core.models.scoring.reward_model import Reading, RewardModel
+from rlhf_core.models.scoring.reward_model import RewardModel, RewardOutput
 from rlhf_core.state.train_state import TrainState
 from rlhf_core.state.world import ALONE, World
 from rlhf_core.trainers.reward import passes as reward_passes
@@ -109,7 +109,7 @@ def gradient_of(model: RewardModel, loss_of: Any, *, count: int, world: World, *
     return [parameter.grad for parameter in model.parameters()]
 
 
-def squares(said: Reading) -> tuple[Tensor, dict[str, Tensor]]:
+def squares(said: RewardOutput) -> tuple[Tensor, dict[str, Tensor]]:
     return sum((values.square().sum() for values in said if values is not None), torch.zeros(())), {}
 
 

@@ -14,7 +14,7 @@ from rlhf_core.data.batching.pair_table import pair_table
 from rlhf_core.data.batching.pairs import PreferenceGroup, PreferencePair, collate_groups, group_batches, group_pairs
 from rlhf_core.engine.batches import SequenceBatch
 from rlhf_core.errors import Diverged, GateRefused
-from rlhf_core.models.scoring.reward_model import Reading, RewardModel
+from rlhf_core.models.scoring.reward_model import RewardModel, RewardOutput
 from rlhf_core.state.train_state import TrainState
 from rlhf_core.trainers.optimisation import make_optimizer
 from rlhf_core.trainers.reward.loss import group_loss
@@ -137,7 +137,7 @@ def test_three_bad_steps_in_a_row_end_the_run(
     model, calls, before = state.modules["reward"], [], {}
     read = RewardModel.read
 
-    def broken(self: RewardModel, batch: SequenceBatch, beside: Any) -> Reading:
+    def broken(self: RewardModel, batch: SequenceBatch, beside: Any) -> RewardOutput:
         calls.append(1)
         reading = read(self, batch, beside)
         return reading._replace(scores_BC=reading.scores_BC * (float("nan") if len(calls) in (2, 4, 5, 6) else 1.0))

@@ -138,8 +138,8 @@ def test_reference_logprobs_of_an_earlier_run_are_found_by_a_run_in_a_worktree(
     (file,) = (project / paths.REFERENCE_CACHE).iterdir()
     before = tree_digest(project / "artifacts/align/dpo")
     asked: list[int] = []
-    plain = reference.summed_logprobs
-    monkeypatch.setattr(reference, "summed_logprobs", lambda *rest: asked.append(1) or plain(*rest))
+    plain = reference.group_logprob_sums
+    monkeypatch.setattr(reference, "group_logprob_sums", lambda *rest: asked.append(1) or plain(*rest))
     monkeypatch.setattr(paths, "home", lambda root: project)
     worktree = project.parent / "worktree"
     shutil.copytree(project, worktree, symlinks=True, ignore=shutil.ignore_patterns("cache"))
@@ -159,8 +159,8 @@ def test_reference_logprobs_serve_every_loss_and_no_other_batches(
     project: Path, monkeypatch: pytest.MonkeyPatch, change_to: dict[str, Any]
 ) -> None:
     asked: list[int] = []
-    plain = reference.summed_logprobs
-    monkeypatch.setattr(reference, "summed_logprobs", lambda *rest: asked.append(1) or plain(*rest))
+    plain = reference.group_logprob_sums
+    monkeypatch.setattr(reference, "group_logprob_sums", lambda *rest: asked.append(1) or plain(*rest))
     with edited_yaml(project / "params.yaml") as params:
         params["align"]["dpo"] |= change_to
     assert run(project, "align@dpo") == 0

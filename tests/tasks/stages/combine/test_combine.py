@@ -16,7 +16,7 @@ from support.project import change_sections
 
 from rlhf_core.config import CombineConfig
 from rlhf_core.errors import Diverged
-from rlhf_core.evaluation.drift import summed_logprobs
+from rlhf_core.evaluation.drift import response_logprob_sums
 from rlhf_core.models.mixture import PolicyMixture, averaged_weights, load_any_policy
 from rlhf_core.models.policy import load_policy
 from rlhf_core.state.atomic import tree_digest
@@ -61,7 +61,7 @@ def chosen_likelihood(project: Path, policy: Any, measuring: bool = False) -> fl
     """Log-likelihood a token of the held-out chosen responses that the stage read, read here anew."""
     pairs = read_pairs(project)[measuring]
     rows = [pair.prompt for pair in pairs], [pair.chosen for pair in pairs]
-    return summed_logprobs(policy, *rows, pad_id=0, batch_size=1).sum() / sum(map(len, rows[1]))
+    return response_logprob_sums(policy, *rows, pad_id=0, batch_size=1).sum() / sum(map(len, rows[1]))
 
 
 def third_member(project: Path) -> None:
@@ -158,7 +158,9 @@ def test_a_gain_of_tokens_is_that_of_all_tokens_together() -> None:
 def test_a_mixture_is_chosen_with_one_pass_of_each_member(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Any] = []
     plain = combine.token_logprobs
-    monkeypatch.setattr(combine, "token_logprobs", lambda model, **more: asked.append(model) or plain(model, **more))
+    monkeypatch.setattr(
+        combine, "response_token_logprobs", lambda model, **more: asked.append(model) or plain(model, **more)
+    )
     combined(project, parts=20)
     assert run(project, "combine@probabilities") == 0
     assert len(asked) == 2

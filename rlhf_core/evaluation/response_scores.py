@@ -12,7 +12,7 @@ from rlhf_core.models.scoring.reward_model import Details, RewardModel
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Reading:
+class ResponseScore:
     """One response as a reward model sees it.
 
     Attributes:
@@ -36,7 +36,7 @@ def read_responses(
     *,
     pad_id: int,
     batch_size: int,
-) -> list[Reading]:
+) -> list[ResponseScore]:
     """Read every response; rows of like length share a batch, the very ones of `judges.reward_scores`.
 
     Raises:
@@ -44,7 +44,7 @@ def read_responses(
     """
     device = model.shift.device
     order = sorted(range(len(prompts)), key=lambda row: (len(prompts[row]) + len(responses[row]), row))
-    readings: dict[int, Reading] = {}
+    readings: dict[int, ResponseScore] = {}
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]
         batch = collate([prompts[row] for row in rows], [responses[row] for row in rows], pad_id).to(device)
@@ -58,13 +58,13 @@ def read_responses(
     return found
 
 
-def _rows(details: Details) -> list[Reading]:
+def _rows(details: Details) -> list[ResponseScore]:
     scores = details.scores_B.tolist()
     nothing: list[None] = [None] * len(scores)
     deviations = nothing if details.deviations_B is None else details.deviations_B.tolist()
     criteria = [()] * len(scores) if details.criteria_BC is None else map(tuple, details.criteria_BC.tolist())
     members = [()] * len(scores) if details.members_MB is None else map(tuple, details.members_MB.t().tolist())
     return [
-        Reading(score=score, deviation=deviation, criteria=by_criterion, members=by_member)
+        ResponseScore(score=score, deviation=deviation, criteria=by_criterion, members=by_member)
         for score, deviation, by_criterion, by_member in zip(scores, deviations, criteria, members, strict=True)
     ]

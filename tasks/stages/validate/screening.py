@@ -23,7 +23,7 @@ Entry = dict[str, Any]
 
 
 @dataclass(kw_only=True, slots=True)
-class Verdict:
+class Screening:
     """What validation says of one record kind.
 
     Attributes:
@@ -104,27 +104,30 @@ class Verdict:
         return {"judged": len(subjects), "judged_again": len(rows) - len(subjects), "annotators": len(annotators)}
 
 
-def totals(verdicts: Iterable[Verdict]) -> dict[str, Any]:
+def totals(screenings: Iterable[Screening]) -> dict[str, Any]:
     """Counts over all kinds, and under `kinds` those of each."""
-    verdicts = list(verdicts)
-    rows, bad = sum(verdict.rows for verdict in verdicts), sum(len(verdict.bad_entries) for verdict in verdicts)
+    screenings = list(screenings)
+    rows, bad = (
+        sum(screening.rows for screening in screenings),
+        sum(len(screening.bad_entries) for screening in screenings),
+    )
     return {
         "rows_in": rows,
-        "rows_kept": sum(len(verdict.kept) for verdict in verdicts),
+        "rows_kept": sum(len(screening.kept) for screening in screenings),
         "rows_bad": bad,
-        "rows_duplicate": sum(verdict.count(DUPLICATE) for verdict in verdicts),
-        "rows_revised": sum(verdict.count(REVISED) for verdict in verdicts),
-        "rows_warned": sum(len({(entry["line"], entry["item"]) for entry in one.warned}) for one in verdicts),
+        "rows_duplicate": sum(screening.count(DUPLICATE) for screening in screenings),
+        "rows_revised": sum(screening.count(REVISED) for screening in screenings),
+        "rows_warned": sum(len({(entry["line"], entry["item"]) for entry in one.warned}) for one in screenings),
         "bad_share": bad / rows,
-        "kinds": {verdict.kind: verdict.metrics() for verdict in verdicts},
+        "kinds": {screening.kind: screening.metrics() for screening in screenings},
     }
 
 
-def write_entries(folder: Path, verdicts: Mapping[Kind, Verdict]) -> None:
+def write_entries(folder: Path, screenings: Mapping[Kind, Screening]) -> None:
     """Write `quarantine.jsonl` and `warnings.jsonl`: one line a row set aside, one line a warning."""
     files = {
-        "quarantine": [entry for verdict in verdicts.values() for entry in verdict.quarantine],
-        "warnings": [entry for verdict in verdicts.values() for entry in verdict.warned],
+        "quarantine": [entry for screening in screenings.values() for entry in screening.quarantine],
+        "warnings": [entry for screening in screenings.values() for entry in screening.warned],
     }
     for name, entries in files.items():
         text = "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries)
