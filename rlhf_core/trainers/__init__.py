@@ -1,1 +1,1 @@
-"""Training loops: one algorithm, one file, one loop."""
+"""Training loops: a folder an algorithm with one loop in it, and what all of them share."""

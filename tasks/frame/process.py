@@ -1,4 +1,4 @@
-"""The frame around a stage's process: lock, staging folder, progress, publication, exit code.
+"""A stage's process: lock, staging folder, progress, publication, exit code.
 
 A stage that trains may have several processes, started by `tasks.frame.several` or by a torchrun of the user's. The
 first of them does here what a process alone does; the others only run the body, and end when training does.
@@ -44,7 +44,7 @@ def run_stage(name: str, body: Body, params: Params, root: Path) -> int:
     """Run one stage's body and publish what it wrote.
 
     Returns:
-        The exit code of the process (ARCHITECTURE, decision 9): 0, the code of an `RlhfError`, 130, 143, or 1.
+        The exit code of the process (docs/quick-start.md, "Exit codes"): 0, the code of an `RlhfError`, 130, 143, or 1.
     """
     place = Place.of(os.environ)
     try:

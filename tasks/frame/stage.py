@@ -1,4 +1,4 @@
-"""The frame around every stage: parameters in, outputs published at once, resume, progress, exit codes.
+"""What a stage's body works with: its parameters, inputs and outputs, randomness, checkpoints and progress.
 
 A stage's body is `run(stage) -> metrics` and only does its own work; what every stage needs to be killed, resumed,
 watched and reproduced stands here.

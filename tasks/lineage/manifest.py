@@ -93,7 +93,7 @@ def build_manifest(root: Path, stage: str) -> dict[str, Any]:
 
     Returns:
         `schema`, `stage`, `git` (commit, files), `params`, `dvc_lock`, `data` (texts), `data_hash`, `inputs_hash`,
-        `params_hash`, `recorded_environment`, `outputs` (stage -> file -> SHA-256, upstream stages first), `metrics`
+        `params_hash`, `environment`, `outputs` (stage -> file -> SHA-256, upstream stages first), `metrics`
         (stage -> headline figures).
 
     Raises:
