@@ -1,8 +1,8 @@
 """Stage `reward`: reward model from the SFT weights, judged on held-out pairs before anyone may use it.
 
 Reads artifacts/preferences, artifacts/sft/model and artifacts/validate/graded.parquet. Writes model/,
-heldout_scores.parquet, graded_scores.parquet and calibration.json. A reward model that fails the gate
-`reward.min_pairwise_accuracy` is not published.
+heldout_scores.parquet, graded_scores.parquet and calibration.json. A reward model that fails a gate of
+the section `reward` (`min_pairwise_accuracy`, `min_spearman`, `max_ece` and the like) is not published.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
