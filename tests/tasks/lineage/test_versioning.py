@@ -1,7 +1,9 @@
 import hashlib
 import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from support.tracking import git
@@ -52,9 +54,12 @@ ALL = {"first", "align@ppo", "align@dpo", "last"}
 
 
 def dvc(root, *arguments):
-    return subprocess.run(
-        [sys.executable, "-m", "dvc", *arguments], cwd=root, capture_output=True, text=True, check=True
-    ).stdout
+    path = os.pathsep.join(
+        [str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]
+    )  # for `python step.py`
+    command = [sys.executable, "-m", "dvc", *arguments]
+    environment = os.environ | {"PATH": path}
+    return subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=True).stdout
 
 
 def file_md5(path):

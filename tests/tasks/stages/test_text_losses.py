@@ -30,9 +30,7 @@ from tasks.stages.sft import run as sft
 from tasks.stages.text_lines import texts_line
 
 PROMPT_LIMIT, RESPONSE_LIMIT = 12, 6
-BODIES = {
-    module.__name__.rpartition(".")[2]: module.run for module in (align, combine, evaluate, generate, reward, sft)
-}
+BODIES = {module.__name__.split(".")[-2]: module.run for module in (align, combine, evaluate, generate, reward, sft)}
 
 
 @pytest.fixture

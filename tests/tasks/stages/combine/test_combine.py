@@ -157,7 +157,7 @@ def test_a_gain_of_tokens_is_that_of_all_tokens_together() -> None:
 
 def test_a_mixture_is_chosen_with_one_pass_of_each_member(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Any] = []
-    plain = combine.token_logprobs
+    plain = combine.response_token_logprobs
     monkeypatch.setattr(
         combine, "response_token_logprobs", lambda model, **more: asked.append(model) or plain(model, **more)
     )
