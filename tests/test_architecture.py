@@ -99,19 +99,36 @@ def test_files_and_functions_stay_small(path: Path) -> None:
             assert lines <= 60, f"{node.name} has {lines} lines"
 
 
+def stage_code(stage: str, item: str) -> set[str]:
+    """Files of code that decide what a stage writes: what it imports, and the sections that it reads."""
+    code = import_closure(ROOT / "tasks/stages" / stage / "run.py")
+    for key in stage_definition(ROOT, item).params:  # a section is read through `Params`, which is imported by all
+        field = Params.model_fields.get(key.split(".")[0], Params.model_fields.get(f"{key.split('.')[0]}_"))
+        if field is not None and getattr(field.annotation, "__name__", "") in SECTIONS:
+            code |= import_closure(file_of(SECTIONS[field.annotation.__name__]))
+    return {name for name in code - FRAME if not is_bare(ROOT / name)}
+
+
+def is_bare(path: Path) -> bool:
+    """Whether a file only says what its package is."""
+    return path.name == "__init__.py" and path.read_text().count("\n") <= 1
+
+
 @pytest.mark.parametrize("stage", STAGES)
-def test_dvc_names_all_code_that_a_stage_imports(stage: str) -> None:
-    for item in ITEMS.get(stage, (stage,)):
-        deps = stage_definition(ROOT, item).deps
-        code = import_closure(ROOT / "tasks/stages" / stage / "run.py")
-        for key in stage_definition(ROOT, item).params:  # a section is read through `Params`, which is imported by all
-            field = Params.model_fields.get(key.split(".")[0], Params.model_fields.get(f"{key.split('.')[0]}_"))
-            if field is not None and getattr(field.annotation, "__name__", "") in SECTIONS:
-                code |= import_closure(file_of(SECTIONS[field.annotation.__name__]))
-        for name in code - FRAME:
-            if name.endswith("__init__.py") and (ROOT / name).read_text().count("\n") <= 1:
-                continue
-            assert any(name == dep or name.startswith(f"{dep}/") for dep in deps), f"{item} lacks {name}"
+def test_dvc_names_the_code_that_a_stage_imports_and_no_other(stage: str) -> None:
+    """A folder is named where all of its files are imported: code that a stage does not read must not rerun it."""
+    items = ITEMS.get(stage, (stage,))
+    needed = {item: stage_code(stage, item) for item in items}
+    for item in items:
+        deps = [dep for dep in stage_definition(ROOT, item).deps if dep.split("/")[0] in PACKAGES]
+        lacking = [name for name in needed[item] if not any(name == dep or name.startswith(f"{dep}/") for dep in deps)]
+        assert not lacking, f"{item} lacks {lacking}"
+        for dep in deps:
+            files = (
+                [ROOT / dep] if dep.endswith(".py") else [one for one in (ROOT / dep).rglob("*.py") if not is_bare(one)]
+            )
+            more = {one.relative_to(ROOT).as_posix() for one in files} - set.union(*needed.values())
+            assert not more, f"{item} names {sorted(more)} without need"
 
 
 @pytest.mark.parametrize("stage", STAGES)
