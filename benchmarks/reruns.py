@@ -1,8 +1,9 @@
-"""How many stages the changes of the past would rerun by today's `dvc.yaml`: `python -m benchmarks.reruns`.
+"""How many stages the changes of the past would rerun today: `python -m benchmarks.reruns --until COMMIT`.
 
-For each commit up to `--until` it takes the files of code that the commit touched, by the names that git finds
-they have now, and counts the stages that name one of them as an input; and the same with the
-`dvc.yaml` of `--until` and the names of then. Reads git alone.
+For each commit up to `--until` it takes the files of code that the commit touched, by the names that they have now,
+and counts the stages that name one of them as an input; and the same with the `dvc.yaml` of `--until` and the names
+of then. A file is followed through the renames of each commit since; one that has no place any more reruns what it
+reran then. Reads git alone.
 """
 
 import argparse
@@ -35,9 +36,17 @@ def reruns(touched: Collection[str], stages: Mapping[str, list[str]]) -> int:
 
 
 def moves(commit: str) -> dict[str, str]:
-    """Where the files of a commit are now, as git follows their content."""
-    lines = git("diff", "--name-status", "--find-renames=50%", "-l0", "--diff-filter=R", commit, "HEAD").splitlines()
-    return {old: new for _, old, new in (line.split("\t") for line in lines)}
+    """Where the files of a commit are now, commit by commit: over all at once git takes much edited files for others."""
+    places: dict[str, str] = {}
+    for later in git("rev-list", "--reverse", f"{commit}..HEAD").split():
+        lines = git(
+            "diff-tree", "-r", "--no-commit-id", "--find-renames=40%", "-l0", "--diff-filter=R", "--name-status", later
+        )
+        renamed = {old: new for _, old, new in (line.split("\t") for line in lines.splitlines())}
+        places = {old: renamed.get(place, place) for old, place in places.items()} | {
+            old: new for old, new in renamed.items() if old not in places.values()
+        }
+    return places
 
 
 def main() -> None:
@@ -47,13 +56,18 @@ def main() -> None:
     options = parser.parse_args()
     moved, now = moves(options.until), inputs(Path("dvc.yaml").read_text())
     then = inputs(git("show", f"{options.until}:dvc.yaml"))
+    here = set(git("ls-files").split())
     commits, before, after = 0, 0, 0
     for commit in git("rev-list", options.until).split():
         touched = git("diff-tree", "--no-commit-id", "--name-only", "-r", "--root", commit).splitlines()
         code = [path for path in touched if path.endswith(".py") and path.startswith(CODE)]
         commits += bool(code)
         before += reruns(code, then)
-        after += reruns([moved.get(path, path) for path in code], now)
+        places = {path: moved.get(path, path) for path in code}
+        gone = [path for path, place in places.items() if place not in here]
+        after += sum(
+            bool(reruns(places.values(), {name: now[name]}) or reruns(gone, {name: then.get(name, [])})) for name in now
+        )
     print(
         f"{commits} commits touched code: by the dvc.yaml of {options.until} {before} stages rerun, by this one {after}"
     )
