@@ -36,7 +36,7 @@ def reruns(touched: Collection[str], stages: Mapping[str, list[str]]) -> int:
 
 
 def moves(commit: str) -> dict[str, str]:
-    """Where the files of a commit are now, commit by commit: over all at once git takes much edited files for others."""
+    """Where a commit's files are now, commit by commit: over all at once git takes much edited files for others."""
     places: dict[str, str] = {}
     for later in git("rev-list", "--reverse", f"{commit}..HEAD").split():
         lines = git(
