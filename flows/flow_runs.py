@@ -20,8 +20,10 @@ from prefect.client.schemas.filters import (
     FlowRunFilterStateType,
 )
 from prefect.client.schemas.objects import ConcurrencyLimitStrategy, FlowRun, State, StateType, TaskRun
+from prefect.context import FlowRunContext
 from prefect.exceptions import ObjectNotFound, PrefectException
 from prefect.runtime import deployment, flow_run
+from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 from prefect.states import Cancelled
 
 from flows.local.settings import api_address
@@ -76,6 +78,22 @@ def server_answers() -> Iterator[None]:
         why = " ".join(str(error).split()) or type(error).__name__
         cure = "rlhf up, or correct PREFECT_API_URL; rlhf doctor"
         raise EnvironmentProblem(f"{api_address()}: the Prefect server: {why[:300]}. Fix: {cure}") from error
+
+
+@contextmanager
+def heartbeats(*, wanted: bool) -> Iterator[None]:
+    """Have the flow runs that begin within tell the server now and then that they live, or not.
+
+    A run that begins them waits for the second in which it may end them. One that has nothing to do is over before.
+    """
+    with temporary_settings({} if wanted else {PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
+        yield
+
+
+def under_worker() -> bool:
+    """Whether this flow run is a deployment's. Prefect's own `runtime.deployment` asks the server for it each time."""
+    context = FlowRunContext.get()
+    return context is not None and context.flow_run is not None and context.flow_run.deployment_id is not None
 
 
 def drop_others_due() -> None:

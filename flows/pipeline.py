@@ -36,6 +36,7 @@ from flows.flow_runs import (
     skip_due_meanwhile,
     tag_flow_run,
     tell_server,
+    under_worker,
 )
 from flows.local.settings import GPU_TAG
 from flows.root import find_root
@@ -88,7 +89,7 @@ def pipeline(run: RunRequest = RunRequest(), missed: Missed = "newest") -> State
         return _run_stages(current)
     end_in_one_line()
     state = _run_in_worktree(run, missed)
-    if _under_worker():
+    if under_worker():
         tell_server(skip_due_meanwhile, "runs that came due meanwhile")
     return state
 
@@ -151,7 +152,7 @@ def _run_stages(current: PipelineRun) -> State:
     tags = {
         "prefect_flow_run_id": str(run_id or ""),
         "prefect_flow_run_url": str(flow_run.ui_url or ""),
-        "started_by": "deployment" if _under_worker() else "command line",
+        "started_by": "deployment" if under_worker() else "command line",
     }
     status: RunStatus = "interrupted"
     exit_code, message = 1, "ended by an error of the program"
@@ -203,7 +204,9 @@ def _settle_stages(current: PipelineRun) -> Iterator[StageSummary]:
         if not running:
             return
         name = ended.get()
-        state = running.pop(name).state
+        future = running.pop(name)
+        future.wait()  # it has ended; before this its state is what the server says, later than here and by a request
+        state = future.state
         stage = current.summary.stage(name)
         if (state.is_failed() or state.is_crashed()) and stage.status not in ("failed", "interrupted"):
             state.result()  # raises what went wrong around the stage
@@ -232,7 +235,7 @@ def _signals(stop: Stop) -> Iterator[None]:
 
     Under a worker Prefect's own handling stays, since the worker tells by it whether a run was cancelled.
     """
-    if threading.current_thread() is not threading.main_thread() or flow_run.id is None or _under_worker():
+    if threading.current_thread() is not threading.main_thread() or flow_run.id is None or under_worker():
         yield
         return
 
@@ -260,12 +263,6 @@ def _time_limit(minutes: int | None, stop: Stop) -> Iterator[None]:
         yield
     finally:
         timer.cancel()
-
-
-def _under_worker() -> bool:
-    from prefect.runtime import deployment
-
-    return deployment.id is not None
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 import os
 import sys
 import threading
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
@@ -22,6 +22,7 @@ from flows.run.request import PreparedRun, RunRequest, complaint, prepare_run
 from flows.run.summary import LIVE_FILE, RunSummary, read_summary
 from rlhf_core.errors import ConfigError, EnvironmentProblem
 from tasks import paths
+from tasks.frame.asked import ChangedStages
 from tasks.frame.forked import Forks
 from tasks.frame.locks import RunLock
 from tasks.frame.runner import Stop, start_forks
@@ -175,23 +176,28 @@ def _execute(prepared: PreparedRun, *, as_json: bool) -> int:
 
 def _run_flow(prepared: PreparedRun) -> RunSummary:
     with ExitStack() as stack:
-        # the server takes seconds to answer, and so do the imports; look at the files meanwhile
-        pool = stack.enter_context(ThreadPoolExecutor(max_workers=1))
+        # the server takes seconds to start, Prefect to import, DVC to look at the files: all three side by side
+        pool = stack.enter_context(ThreadPoolExecutor(max_workers=2))
+        asked = stack.enter_context(ChangedStages(prepared.root))
         print("starting or finding the Prefect server", file=sys.stderr)
         server = pool.submit(_server, prepared.home)
-        from tasks.frame.changes import changed_stages
-
-        changed = changed_stages(prepared.root)
-        forks = stack.enter_context(start_forks(prepared.root, changed)) if changed else None
+        stages = pool.submit(_changed_and_forks, prepared.root, asked, stack)
         _use(prepared.home, server)
-        return _run_stages(prepared, changed, forks)
+        return _run_stages(prepared, stages)
 
 
-def _run_stages(prepared: PreparedRun, changed: Collection[str], forks: Forks | None) -> RunSummary:
-    from flows.flow_runs import server_answers
+def _changed_and_forks(root: Path, asked: ChangedStages, stack: ExitStack) -> tuple[set[str], Forks | None]:
+    """The stages that have to run, and what will fork them; that begins to import as soon as it is known which."""
+    changed = asked.result()
+    return changed, stack.enter_context(start_forks(root, changed)) if changed else None
+
+
+def _run_stages(prepared: PreparedRun, stages_to_run: "Future[tuple[set[str], Forks | None]]") -> RunSummary:
+    from flows.flow_runs import heartbeats, server_answers
     from flows.pipeline import CURRENT, pipeline
     from flows.run.execution import PipelineRun
 
+    changed, forks = stages_to_run.result()
     current = PipelineRun(prepared, changed, stop=Stop(), forks=forks)
     stages = [stage.name for stage in current.summary.stages if stage.name in current.chosen]
     with watch(stages, sys.stderr, expected_seconds(prepared.root, stages, changed)) as view:
@@ -199,7 +205,7 @@ def _run_stages(prepared: PreparedRun, changed: Collection[str], forks: Forks | 
         _leave_in_time(current)
         token = CURRENT.set(current)
         try:
-            with server_answers():
+            with server_answers(), heartbeats(wanted=bool(current.changed)):
                 state = pipeline(prepared.request, return_state=True)
         except EnvironmentProblem as error:  # the server took no run, or not its end
             if current.summary.status == "running":

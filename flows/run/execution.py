@@ -111,6 +111,10 @@ class PipelineRun:
         """The open tracking record; None where there is nothing to tell it."""
         return self.record.recorder if self.record else None
 
+    def passes_over(self, name: str) -> bool:
+        """Whether a stage has nothing to do and nothing to record: all of it was settled by an earlier run."""
+        return self._settled(name) is not None
+
     def run_stage(self, name: str, on_line: Callable[[str], None]) -> StageSummary:
         """Bring one stage up to date and have it recorded; returns its summary, whose status says how it went."""
         started = time.monotonic()

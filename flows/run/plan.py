@@ -15,10 +15,13 @@ class Plan:
     Args:
         reads: of each stage, in the order of `dvc.yaml`, those that it reads from.
         limit: says how many may run at once; asked only while none runs, since those that run use what it counts.
+        idle: stages with nothing to do and nothing to record. They wait for none and are not counted.
     """
 
-    def __init__(self, reads: Mapping[str, Collection[str]], limit: Callable[[], int]) -> None:
-        self._reads, self._limit = reads, limit
+    def __init__(
+        self, reads: Mapping[str, Collection[str]], limit: Callable[[], int], idle: Collection[str] = ()
+    ) -> None:
+        self._reads, self._limit, self._idle = reads, limit, frozenset(idle)
         self._waiting = list(reads)
         self._settled: set[str] = set()
         self._failed = False
@@ -28,16 +31,19 @@ class Plan:
     def of(cls, run: PipelineRun) -> Self:
         """The plan of a run in its checkout."""
         names = [stage.name for stage in run.summary.stages if stage.name in run.chosen]
-        return cls(stage_reads(run.root, names), lambda: at_once(run.prepared.params, run.root))
+        idle = [name for name in names if run.passes_over(name)]
+        return cls(stage_reads(run.root, names), lambda: at_once(run.prepared.params, run.root), idle)
 
     def startable(self, running: Collection[str]) -> Sequence[str]:
         """Stages to start now beside those that run; none once one has failed. They count as started."""
         if self._failed:
             return ()
-        if not running:
+        at_work = [name for name in running if name not in self._idle]
+        idle = [name for name in self._waiting if name in self._idle]
+        ready = [name for name in self._waiting if name not in idle and self._settled.issuperset(self._reads[name])]
+        if ready and not at_work:
             self._at_once = self._limit()
-        ready = [name for name in self._waiting if self._settled.issuperset(self._reads[name])]
-        chosen = ready[: max(0, self._at_once - len(running))]
+        chosen = idle + ready[: max(0, self._at_once - len(at_work))]
         self._waiting = [name for name in self._waiting if name not in chosen]
         return chosen
 

@@ -19,8 +19,8 @@ def changed_stages(root: Path) -> set[str]:
     """Stages that have to run: they, or one they read from, differ from `dvc.lock` in inputs, parameters or outputs.
 
     Raises:
-        ConfigError: `dvc.yaml` is wrong.
-        EnvironmentProblem: `root` is no DVC repository, or another dvc command holds its lock.
+        ConfigError: `dvc.yaml` is wrong, or `root` is no DVC repository.
+        EnvironmentProblem: another dvc command holds its lock.
     """
     return set(stage_changes(root))
 
@@ -31,8 +31,8 @@ def stage_changes(root: Path) -> dict[str, tuple[str, ...]]:
     A `dvc.lock` that a kill cut off is mended first, with a line to standard error.
 
     Raises:
-        ConfigError: `dvc.yaml` is wrong, or `dvc.lock` holds a merge conflict.
-        EnvironmentProblem: `root` is no DVC repository, or another dvc command holds its lock.
+        ConfigError: `dvc.yaml` is wrong, `dvc.lock` holds a merge conflict, or `root` is no DVC repository.
+        EnvironmentProblem: another dvc command holds its lock.
     """
     from dvc.exceptions import DvcException
     from dvc.lock import LockError

@@ -7,16 +7,20 @@ from html import unescape
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from uuid import uuid4
 
 import httpx
 import pytest
 from markdown_it import MarkdownIt
+from prefect.client.schemas.objects import FlowRun
+from prefect.context import FlowRunContext
+from prefect.settings import get_current_settings
 from prefect.states import Failed
 
 import flows.flow_runs
 from flows.artifacts import _cells, summary_page
 from flows.cli.result import print_result
-from flows.flow_runs import RETRY_SECONDS, retrying, tell_server
+from flows.flow_runs import RETRY_SECONDS, heartbeats, retrying, tell_server, under_worker
 from flows.pipeline import _request
 from flows.run.names import folder_of, run_name, run_tags
 from flows.run.request import RunRequest, prepare_run, profiles
@@ -227,3 +231,25 @@ def test_the_terminal_says_it_letter_for_letter_too() -> None:
     stream = io.StringIO()
     print_result(RunSummary(run="night", run_key="n", started=0.0, stages=[], tracking=REFUSED), stream)
     assert " ".join(REFUSED.split()) in " ".join(stream.getvalue().split())
+
+
+def test_a_run_with_nothing_to_do_sends_no_heartbeats() -> None:
+    def every() -> int | None:
+        return get_current_settings().flows.heartbeat_frequency
+
+    usual = every()
+    assert usual is not None
+    with heartbeats(wanted=True):
+        assert every() == usual
+    with heartbeats(wanted=False):
+        assert every() is None
+    assert every() == usual
+
+
+def test_whether_a_worker_runs_it_is_known_without_a_server() -> None:
+    assert not under_worker()
+    for deployment, expected in ((None, False), (uuid4(), True)):
+        run = FlowRun(flow_id=uuid4(), deployment_id=deployment)
+        context = FlowRunContext.model_construct(flow_run=run)
+        with context:
+            assert under_worker() is expected

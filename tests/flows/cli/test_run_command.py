@@ -45,6 +45,15 @@ with get_client(sync_client=True) as client:
         "logs": [log.message for log in logs], "artifacts": sorted(one.key for one in artifacts),
     }))
 """
+RUN_WITHOUT_ASKING = """
+import sys
+from prefect.client.orchestration import SyncPrefectClient
+def refuse(client, task_run_id):
+    raise AssertionError(f"asked how {task_run_id} ended")
+SyncPrefectClient.read_task_run = refuse
+from flows.cli.app import run_command
+sys.exit(run_command(["run"]))
+"""
 
 
 def rlhf(project: Path, *arguments: str) -> subprocess.Popen[str]:
@@ -124,6 +133,12 @@ def test_a_run_and_its_repetition(served_project: Path) -> None:
     assert all(command in out for command in ("rlhf ui", "rlhf report", "rlhf models compare"))
     names = {name for _, name in state_of(served_project, again)["tasks"].values()}
     assert names == {"Unchanged"}
+
+
+def test_how_a_stage_ended_is_not_asked_of_the_server(served_project: Path) -> None:
+    """It answers from events that may be on their way still: of a stage that failed, that it runs."""
+    on_server(served_project, RUN_WITHOUT_ASKING)  # asserts that it ends well
+    assert {stage["status"] for stage in live(served_project)["stages"]} <= {"done", "unchanged"}
 
 
 def test_cancelling_through_the_api_ends_the_stage(served_project: Path) -> None:

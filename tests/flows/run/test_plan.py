@@ -80,6 +80,21 @@ def test_nothing_starts_once_a_stage_has_failed() -> None:
     assert plan.startable(()) == ()
 
 
+def test_stages_with_nothing_to_do_wait_for_none_and_take_no_place() -> None:
+    reads = {"a": (), "b": ("a",), "c": ("b",), "d": ("c",), "e": ("c",)}
+    plan = Plan(reads, lambda: 1, idle=["a", "c"])
+    assert plan.startable(()) == ["a", "c"]
+    assert plan.startable(["a", "c"]) == []
+    plan.settle(done("a"))
+    assert plan.startable(["c"]) == ["b"], "the place is free, since c does nothing"
+    plan.settle(done("c"))
+    assert plan.startable(["b"]) == [], "one at work, and one place"
+    plan.settle(done("b"))
+    assert plan.startable(()) == ["d"]
+    plan.settle(StageSummary(name="d", status="failed"))
+    assert plan.startable(()) == ()
+
+
 @given(st.lists(st.sets(st.integers(0, 7)), min_size=1, max_size=8), st.integers(1, 4), st.randoms())
 def test_on_any_graph_all_stages_start_once_after_what_they_read(before, at_most, chance) -> None:
     reads = {str(number): {str(one) for one in some if one < number} for number, some in enumerate(before)}
