@@ -1,7 +1,7 @@
 """The three blocks of a Llama or Qwen2 layer whose projections are plain, each one step of autograd.
 
 What a block can make again without a matrix product it does not keep: normed inputs, activations, joined weights.
-It works piece by piece (see `products`), so what lies between two products is small. Weights may be float32 while
+It works piece by piece (see `matmul`), so what lies between two products is small. Weights may be float32 while
 products run in bfloat16 (`dtype`); sums over the residual stream stay in its own type.
 Shape suffixes: T = packed tokens, D = hidden size, F = feed-forward width, J = joined outputs, E = half a head.
 """
@@ -19,20 +19,20 @@ from rlhf_core.engine.kernels import (
     inverse_rms,
     rms_norm,
     rms_norm_backward,
+    rotate,
     spread,
     spread_backward,
     swiglu,
     swiglu_backward,
-    turn,
 )
 from rlhf_core.engine.layout import AttentionGroup
-from rlhf_core.engine.products import pieces, product
+from rlhf_core.engine.matmul import linear, pieces
 
 
 def interleaved(tensor: Tensor, head_size: int, dim: int = 0) -> Tensor:
     """Places a, b, c, ..., A, B, C, ... of each head become a, A, b, B, c, C, ...; head size 0 leaves them as they are.
 
-    A rotation then turns pairs that stand side by side, as `kernels.turn` wants them.
+    A rotation then rotates pairs that stand side by side, as `kernels.rotate` wants them.
     """
     if not head_size:
         return tensor
@@ -53,7 +53,7 @@ class AttentionIn(torch.autograd.Function):
         x_TD: residual stream.
         norm_weight_D, eps: the norm.
         dtype: of the product.
-        turns_T1E: see `kernels.turn`.
+        rotations_T1E: see `kernels.rotate`.
         heads, groups: see `kernels.spread`.
         tensors: weights of queries, keys and values, then a bias or None for each.
 
@@ -68,37 +68,37 @@ class AttentionIn(torch.autograd.Function):
         norm_weight_D: Tensor,
         eps: float,
         dtype: torch.dtype,
-        turns_T1E: Tensor,
+        rotations_T1E: Tensor,
         heads: tuple[int, int],
         groups: tuple[AttentionGroup, ...],
         *tensors: Tensor | None,
     ) -> tuple[Tensor, ...]:
-        size = 2 * turns_T1E.shape[-1]
+        size = 2 * rotations_T1E.shape[-1]
         ctx.head_sizes, ctx.dtype, ctx.heads, ctx.groups = (size, size, 0), dtype, heads, groups
         inverse_T1 = inverse_rms(x_TD, eps)
-        ctx.save_for_backward(x_TD, norm_weight_D, inverse_T1, turns_T1E, *tensors)
+        ctx.save_for_backward(x_TD, norm_weight_D, inverse_T1, rotations_T1E, *tensors)
         weight_JD, bias_J = _join(tensors, ctx.head_sizes, dtype)
         joined_TJ = weight_JD.new_empty(len(x_TD), len(weight_JD))
         for piece in pieces(len(x_TD), weight_JD):
-            joined = product(rms_norm(x_TD[piece], inverse_T1[piece], norm_weight_D, dtype), weight_JD, bias_J)
-            turn(joined, turns_T1E[piece], sum(heads))
+            joined = linear(rms_norm(x_TD[piece], inverse_T1[piece], norm_weight_D, dtype), weight_JD, bias_J)
+            rotate(joined, rotations_T1E[piece], sum(heads))
             joined_TJ[piece] = joined
         return spread(joined_TJ, heads, groups)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
-        x_TD, norm_weight_D, inverse_T1, turns_T1E, *tensors = ctx.saved_tensors
+        x_TD, norm_weight_D, inverse_T1, rotations_T1E, *tensors = ctx.saved_tensors
         weight_JD, _ = _join(tensors, ctx.head_sizes, ctx.dtype)
         weights = _Sums(tensors, ctx.head_sizes, wanted=any(ctx.needs_input_grad[7:]))
         norm = _Sums([norm_weight_D, None], (0,), wanted=ctx.needs_input_grad[1])
         grad_TJ, grad_x_TD = spread_backward(gradients, ctx.groups), torch.empty_like(x_TD)
-        turns_T1E = turns_T1E.conj()
+        rotations_T1E = rotations_T1E.conj()
         for piece in pieces(len(x_TD), weight_JD):
             grad, x, inverse = grad_TJ[piece], x_TD[piece], inverse_T1[piece]
-            turn(grad, turns_T1E[piece], sum(ctx.heads))
+            rotate(grad, rotations_T1E[piece], sum(ctx.heads))
             weights.add_product(grad, rms_norm(x, inverse, norm_weight_D, ctx.dtype))
-            grad_x, grad_norm = rms_norm_backward(product(grad, weight_JD.t()), x, inverse, norm_weight_D)
+            grad_x, grad_norm = rms_norm_backward(linear(grad, weight_JD.t()), x, inverse, norm_weight_D)
             norm.add(grad_norm)
             grad_x_TD[piece] = grad_x
         return grad_x_TD, *norm.gradients()[:1], *[None] * 5, *weights.gradients()
@@ -130,7 +130,7 @@ class AttentionOut(torch.autograd.Function):
         weight, bias = _join((weight_DD, bias_D), (0,), dtype)
         attended_TD, out_TD = gather(groups, attended), torch.empty_like(x_TD)
         for piece in pieces(len(x_TD), weight):
-            torch.add(x_TD[piece], product(attended_TD[piece], weight, bias), out=out_TD[piece])
+            torch.add(x_TD[piece], linear(attended_TD[piece], weight, bias), out=out_TD[piece])
         return out_TD
 
     @staticmethod
@@ -143,7 +143,7 @@ class AttentionOut(torch.autograd.Function):
         attended_TD = gather(ctx.groups, attended)
         for piece in pieces(len(grad_TD), weight):
             sums.add_product(narrow_TD[piece], attended_TD[piece])
-            attended_TD[piece] = product(narrow_TD[piece], weight.t())  # its gradient, where it is not read again
+            attended_TD[piece] = linear(narrow_TD[piece], weight.t())  # its gradient, where it is not read again
         return grad_TD, *sums.gradients(), None, None, *gather_backward(attended_TD, ctx.groups, attended)
 
 
@@ -175,8 +175,8 @@ class FeedForward(torch.autograd.Function):
         kept = []
         for piece in pieces(len(x_TD), weight_JD):
             normed = rms_norm(x_TD[piece], inverse_T1[piece], norm_weight_D, dtype)
-            kept.append(product(normed, weight_JD, bias_J))
-            torch.add(x_TD[piece], product(swiglu(kept[-1])[0], down, down_bias), out=out_TD[piece])
+            kept.append(linear(normed, weight_JD, bias_J))
+            torch.add(x_TD[piece], linear(swiglu(kept[-1])[0], down, down_bias), out=out_TD[piece])
         ctx.save_for_backward(x_TD, norm_weight_D, inverse_T1, down_DF, down_bias_D, *tensors, *kept)
         ctx.dtype = dtype
         return out_TD
@@ -196,9 +196,9 @@ class FeedForward(torch.autograd.Function):
             grad, x, inverse = narrow_TD[piece], x_TD[piece], inverse_T1[piece]
             hidden, activated = swiglu(joined)
             downs.add_product(grad, hidden)
-            grad_joined = swiglu_backward(product(grad, down.t()), joined, activated)
+            grad_joined = swiglu_backward(linear(grad, down.t()), joined, activated)
             weights.add_product(grad_joined, rms_norm(x, inverse, norm_weight_D, ctx.dtype))
-            grad_x, grad_norm = rms_norm_backward(product(grad_joined, weight_JD.t()), x, inverse, norm_weight_D)
+            grad_x, grad_norm = rms_norm_backward(linear(grad_joined, weight_JD.t()), x, inverse, norm_weight_D)
             norm.add(grad_norm)
             torch.add(grad_x, grad_TD[piece], out=grad_x_TD[piece])
         return grad_x_TD, *norm.gradients()[:1], None, None, *downs.gradients(), *weights.gradients()
@@ -223,7 +223,7 @@ class _Sums:
         """A piece of a projection's output gradient and of its input."""
         if not self.wanted:
             return
-        self.add(product(grad_TJ.t(), input_TD.t()))
+        self.add(linear(grad_TJ.t(), input_TD.t()))
         if self.has_bias:
             bias_J = grad_TJ.sum(0, dtype=self.tensors[0].dtype)
             self.bias = bias_J if self.bias is None else self.bias.add_(bias_J)

@@ -92,18 +92,18 @@ class SwiGLU(torch.autograd.Function):
         return swiglu_backward(gradients[0].clone(), joined_TF, F.silu(joined_TF.chunk(2, -1)[0]))
 
 
-def turn(joined_TJ: Tensor, turns_T1E: Tensor, num_turning: int) -> None:
-    """Rotate the first `num_turning` heads of each token to its position, in place (RoPE, Su et al. 2021).
+def rotate(joined_TJ: Tensor, rotations_T1E: Tensor, num_rotated: int) -> None:
+    """Rotate the first `num_rotated` heads of each token to its position, in place (RoPE, Su et al. 2021).
 
-    Places 2i and 2i + 1 of a head are a pair that turns together, so a rotation is a product of complex numbers:
-    `turns_T1E` holds exp(i * angle), one a pair.
+    Places 2i and 2i + 1 of a head are a pair that is rotated together, so a rotation is a product of complex numbers:
+    `rotations_T1E` holds exp(i * angle), one a pair.
     """
-    size = 2 * turns_T1E.shape[-1]
-    turning = joined_TJ[:, : num_turning * size].unflatten(1, (num_turning, size // 2, 2))
-    if turning.dtype in (torch.float32, torch.float64):
-        torch.view_as_complex(turning).mul_(turns_T1E)
+    size = 2 * rotations_T1E.shape[-1]
+    rotated = joined_TJ[:, : num_rotated * size].unflatten(1, (num_rotated, size // 2, 2))
+    if rotated.dtype in (torch.float32, torch.float64):
+        torch.view_as_complex(rotated).mul_(rotations_T1E)
     else:
-        turning.copy_(torch.view_as_real(torch.view_as_complex(turning.float()) * turns_T1E))
+        rotated.copy_(torch.view_as_real(torch.view_as_complex(rotated.float()) * rotations_T1E))
 
 
 def spread(joined_TJ: Tensor, heads: tuple[int, int], groups: tuple[AttentionGroup, ...]) -> tuple[Tensor, ...]:
@@ -139,23 +139,23 @@ def spread_backward(gradients: Sequence[Tensor], groups: tuple[AttentionGroup, .
 
 
 class Spread(torch.autograd.Function):
-    """`turn` and `spread` by themselves; the first argument is used up, for the rotation happens in place."""
+    """`rotate` and `spread` by themselves; the first argument is used up, for the rotation happens in place."""
 
     @staticmethod
     def forward(
-        ctx: Any, joined_TJ: Tensor, turns_T1E: Tensor, heads: tuple[int, int], groups: tuple[AttentionGroup, ...]
+        ctx: Any, joined_TJ: Tensor, rotations_T1E: Tensor, heads: tuple[int, int], groups: tuple[AttentionGroup, ...]
     ) -> tuple[Tensor, ...]:
-        ctx.save_for_backward(turns_T1E)
+        ctx.save_for_backward(rotations_T1E)
         ctx.heads, ctx.groups = heads, groups
-        turn(joined_TJ, turns_T1E, sum(heads))
+        rotate(joined_TJ, rotations_T1E, sum(heads))
         return spread(joined_TJ, heads, groups)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        (turns_T1E,) = ctx.saved_tensors
+        (rotations_T1E,) = ctx.saved_tensors
         grad_TJ = spread_backward(gradients, ctx.groups)
-        turn(grad_TJ, turns_T1E.conj(), sum(ctx.heads))
+        rotate(grad_TJ, rotations_T1E.conj(), sum(ctx.heads))
         return grad_TJ, None, None, None
 
 

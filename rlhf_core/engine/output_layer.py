@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from rlhf_core.engine.kernels import at_least_float32
-from rlhf_core.engine.products import PIECES, pieces, product
+from rlhf_core.engine.matmul import PIECES, linear, pieces
 from rlhf_core.state.compute_mode import compute_mode
 
 KEPT_LOGITS = 2**25
@@ -120,4 +120,4 @@ def _wide_product(x_NK: Tensor, weight_MK: Tensor, dtype: torch.dtype) -> Tensor
     narrow = torch.bfloat16 in (dtype, weight_MK.dtype) or compute_mode().precision == "bfloat16"
     if narrow and x_NK.device.type == "cuda":
         return torch.mm(x_NK.bfloat16(), weight_MK.bfloat16().t(), out_dtype=torch.float32)
-    return product(at_least_float32(x_NK), at_least_float32(weight_MK))
+    return linear(at_least_float32(x_NK), at_least_float32(weight_MK))

@@ -78,22 +78,24 @@ def packed_states(body: nn.Module, ids_T: Tensor, layout: Layout, wanted_N: Tens
     x_TD = body.embed_tokens(ids_T)
     cos_1TD, sin_1TD = body.rotary_emb(x_TD, layout.positions_T[None])
     half = cos_1TD.shape[-1] // 2
-    turns_T1E = torch.complex(at_least_float32(cos_1TD[0, :, :half]), at_least_float32(sin_1TD[0, :, :half]))[:, None]
+    rotations_T1E = torch.complex(at_least_float32(cos_1TD[0, :, :half]), at_least_float32(sin_1TD[0, :, :half]))[
+        :, None
+    ]
     layers = body.layers[: body.config.num_hidden_layers]
     for number, layer in enumerate(layers):
         wanted = wanted_N if number == len(layers) - 1 else None
         if compute_mode().activation_checkpointing and torch.is_grad_enabled():
-            x_TD = checkpoint(run_gathered, layer, _layer, x_TD, turns_T1E, layout, wanted, use_reentrant=False)
+            x_TD = checkpoint(run_gathered, layer, _layer, x_TD, rotations_T1E, layout, wanted, use_reentrant=False)
         else:
-            x_TD = run_gathered(layer, _layer, x_TD, turns_T1E, layout, wanted)
+            x_TD = run_gathered(layer, _layer, x_TD, rotations_T1E, layout, wanted)
     return _norm(body.norm, x_TD)
 
 
-def _layer(layer: nn.Module, x_TD: Tensor, turns_T1E: Tensor, layout: Layout, wanted_N: Tensor | None) -> Tensor:
+def _layer(layer: nn.Module, x_TD: Tensor, rotations_T1E: Tensor, layout: Layout, wanted_N: Tensor | None) -> Tensor:
     """One decoder layer; its second half at the wanted tokens only."""
     attention = layer.self_attn
     num_heads, num_kv_heads = attention.config.num_attention_heads, attention.config.num_key_value_heads
-    parts = _queries_keys_values(layer, x_TD, turns_T1E, (num_heads, num_kv_heads), layout)
+    parts = _queries_keys_values(layer, x_TD, rotations_T1E, (num_heads, num_kv_heads), layout)
     attended = [
         F.scaled_dot_product_attention(
             queries, keys, values, is_causal=True, scale=attention.scaling, enable_gqa=num_heads != num_kv_heads
@@ -112,12 +114,12 @@ def _layer(layer: nn.Module, x_TD: Tensor, turns_T1E: Tensor, layout: Layout, wa
 
 
 def _queries_keys_values(
-    layer: nn.Module, x_TD: Tensor, turns_T1E: Tensor, heads: tuple[int, int], layout: Layout
+    layer: nn.Module, x_TD: Tensor, rotations_T1E: Tensor, heads: tuple[int, int], layout: Layout
 ) -> tuple[Tensor, ...]:
     """Queries, keys and values of each group of rows, rotated."""
     attention, norm = layer.self_attn, layer.input_layernorm
     parts = (attention.q_proj, attention.k_proj, attention.v_proj)
-    where = (turns_T1E, heads, layout.groups)
+    where = (rotations_T1E, heads, layout.groups)
     if _is_norm(norm) and all(map(_is_plain, parts)):
         plain = (norm.weight, norm.variance_epsilon, _product_type(x_TD))
         return AttentionIn.apply(x_TD, *plain, *where, *_weights(parts))

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rlhf_core.engine.products import PIECES, pieces
+from rlhf_core.engine.matmul import PIECES, pieces
 
 FEW = 2**19
 """Multiplications below which calling oneDNN costs more than it spares (measured at 8 to 64 rows)."""

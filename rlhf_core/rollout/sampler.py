@@ -15,9 +15,9 @@ from transformers import PreTrainedModel
 
 from rlhf_core.engine.batches import collate
 from rlhf_core.engine.packed_weight import GRAIN
-from rlhf_core.rollout.choice import OPEN, Choice, CutOff, checked_logprobs, choose_tokens
 from rlhf_core.rollout.decoder import Decoder
 from rlhf_core.rollout.decoders import make_decoder
+from rlhf_core.rollout.token_draw import OPEN, CutOff, TokenDraw, checked_logprobs, draw_tokens
 
 DROP_SHARE = 0.2
 """Finished rows leave a batch together once this share of it can: leaving costs a copy of the cache."""
@@ -146,7 +146,7 @@ def _decode(
     device, last = end_V.device, growing.max_new_tokens - 1
     logits_BV = _prefill(decoder, prompts, pad_id, growing.max_new_tokens, device)
     for place in range(growing.max_new_tokens):
-        chosen = choose_tokens(logits_BV, growing.temperature, growing.draws_TB[place], cut_off)
+        chosen = draw_tokens(logits_BV, growing.temperature, growing.draws_TB[place], cut_off)
         growing.add(place, chosen, end_V)
         if place == last:
             return
@@ -199,7 +199,7 @@ class _Growing:
         alike = len(set(temperatures)) == 1
         self.temperature: float | Tensor = temperatures[0] if alike else torch.tensor(temperatures, device=device)
 
-    def add(self, place: int, chosen: Choice, end_V: Tensor) -> None:
+    def add(self, place: int, chosen: TokenDraw, end_V: Tensor) -> None:
         """Note the tokens at `place`, and which rows they end."""
         self.tokens_TB[place].index_copy_(0, self.number_B, chosen.tokens_B)
         self.logprobs_TB[place].index_copy_(0, self.number_B, chosen.logprobs_B)

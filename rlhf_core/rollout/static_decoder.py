@@ -14,9 +14,9 @@ from transformers import PreTrainedModel
 
 from rlhf_core.engine.batches import SequenceBatch
 from rlhf_core.engine.effective import effective_linear
-from rlhf_core.engine.kernels import turn
+from rlhf_core.engine.kernels import rotate
+from rlhf_core.engine.matmul import pieces
 from rlhf_core.engine.packed_weight import PackedWeight
-from rlhf_core.engine.products import pieces
 from rlhf_core.state.compute_mode import compute_mode
 
 MODEL_TYPES = frozenset({"llama", "qwen2"})
@@ -42,7 +42,7 @@ class StaticDecoder:
 
     It spares the bookkeeping of a general forward: no mask is rebuilt, no tensor concatenated, a prompt's last layer
     runs at its last place only, and keys and values lie the way that a single query reads them fastest. The two halves
-    of a head that rotate together are stored side by side, so that turning it is one complex product. The weights are
+    of a head that rotate together are stored side by side, so that rotated it is one complex product. The weights are
     copies, made when the decoder is: use it while the model does not change. Low-rank adapters count as in the model's
     forward. Where the process computes in bfloat16, products and cache are in it, residual stream and norms are not.
 
@@ -84,7 +84,7 @@ class StaticDecoder:
         self.next_position_B = mask_BP.sum(1)
         cos, sin = self.rotary(self.eps, torch.arange(self.places, device=device)[None])
         half = self.head_size // 2
-        self.turn_TE = torch.complex(cos[0, :, :half], sin[0, :, :half])
+        self.rotation_TE = torch.complex(cos[0, :, :half], sin[0, :, :half])
         # In the cache a prompt begins at the first place: over it attention is causal, with nothing to mask.
         behind_BP = torch.arange(self.filled, device=device) >= self.next_position_B[:, None]
         hidden_BT = F.pad(behind_BP.to(self.dtype) * HIDDEN, (0, max_new_tokens))
@@ -94,11 +94,11 @@ class StaticDecoder:
     def step(self, tokens_B: Tensor) -> Tensor:
         """See `Decoder`."""
         x_BD = F.embedding(tokens_B, self.embedding)
-        turn_B1E = self.turn_TE.index_select(0, self.next_position_B)[:, None]
+        rotation_B1E = self.rotation_TE.index_select(0, self.next_position_B)[:, None]
         place, self.filled = self.filled, self.filled + 1
         hidden_N1T = self.hidden_N1T[..., : self.filled]
         for number, layer in enumerate(self.layers):
-            queries_BHE, keys_BKE, values_BKE = self._split(self._turned(layer, x_BD, turn_B1E))
+            queries_BHE, keys_BKE, values_BKE = self._split(self._rotated(layer, x_BD, rotation_B1E))
             self.keys[number].select(-1, place).copy_(keys_BKE)
             self.values[number].select(-1, place).copy_(values_BKE)
             x_BD = self._mlp(layer, layer.out(self._attend(number, queries_BHE, hidden_N1T), plus=x_BD))
@@ -132,10 +132,10 @@ class StaticDecoder:
         scale_N1 = torch.addcmul(self.eps, length_N1, length_N1, value=1 / x_ND.shape[1]).rsqrt_()
         return x_ND * scale_N1.to(x_ND.dtype)
 
-    def _turned(self, layer: _Layer, x_ND: Tensor, turn_N1E: Tensor) -> Tensor:
-        """Queries, keys and values side by side, joined_NJ, the first two turned to their positions."""
+    def _rotated(self, layer: _Layer, x_ND: Tensor, rotation_N1E: Tensor) -> Tensor:
+        """Queries, keys and values side by side, joined_NJ, the first two rotated to their positions."""
         joined_NJ = layer.qkv(self._norm(x_ND))
-        turn(joined_NJ, turn_N1E, self.num_heads + self.num_kv_heads)
+        rotate(joined_NJ, rotation_N1E, self.num_heads + self.num_kv_heads)
         return joined_NJ
 
     def _split(self, joined: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -166,13 +166,13 @@ class StaticDecoder:
         rows, width = len(self.next_position_B), self.filled
         row_T = torch.arange(rows, device=ids_T.device).repeat_interleave(self.next_position_B)
         place_T, last_B = row_T * width + positions_T, self.next_position_B.cumsum(0) - 1
-        x_TD, turn_T1E = self.embedding[ids_T], self.turn_TE[positions_T][:, None]
+        x_TD, rotation_T1E = self.embedding[ids_T], self.rotation_TE[positions_T][:, None]
         grouped, cuts = self.num_heads != self.num_kv_heads, pieces(len(x_TD), x_TD)
         size = (self.num_heads + 2 * self.num_kv_heads) * self.head_size
         padded = x_TD.new_zeros(rows * width, size, dtype=self.dtype)  # padding stays 0 in every layer
         for number, layer in enumerate(self.layers):
             for cut in cuts:
-                padded[place_T[cut]] = self._turned(layer, x_TD[cut], turn_T1E[cut])
+                padded[place_T[cut]] = self._rotated(layer, x_TD[cut], rotation_T1E[cut])
             queries, keys, values = self._split(padded.view(rows, width, -1))
             self.keys[number][..., :width] = keys.permute(0, 2, 3, 1)
             self.values[number][..., :width] = values.permute(0, 2, 3, 1)
@@ -188,10 +188,10 @@ class StaticDecoder:
 
     def _layer(self, layer: nn.Module) -> _Layer:
         query, key, value, out, gate, up, down = _linears(layer)
-        turning = (self.num_heads + self.num_kv_heads) * self.head_size
-        # rotate_half turns place i with place i + E/2
-        order = torch.arange(turning).view(-1, 2, self.head_size // 2).transpose(1, 2).flatten()
-        order = torch.cat([order, torch.arange(turning, turning + self.num_kv_heads * self.head_size)])
+        rotated = (self.num_heads + self.num_kv_heads) * self.head_size
+        # rotate_half rotates place i with place i + E/2
+        order = torch.arange(rotated).view(-1, 2, self.head_size // 2).transpose(1, 2).flatten()
+        order = torch.cat([order, torch.arange(rotated, rotated + self.num_kv_heads * self.head_size)])
         return _Layer(
             qkv=_joined([query, key, value], self.dtype, layer.input_layernorm.weight, order),
             out=_joined([out], self.dtype),

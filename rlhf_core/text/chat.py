@@ -51,7 +51,7 @@ class ReplyForm:
     after_end: int
 
 
-def settle_template(tokenizer: PreTrainedTokenizerBase, origin: str) -> None:
+def fix_template(tokenizer: PreTrainedTokenizerBase, origin: str) -> None:
     """Make a tokenizer's template, if it has one, give the same tokens on every day, and end with its end of a turn.
 
     The date becomes a constant, which the template carries from then on, also when the tokenizer is saved. The
@@ -90,7 +90,7 @@ def reply_form(tokenizer: PreTrainedTokenizerBase) -> ReplyForm:
     """`ReplyForm` of the tokenizer's template.
 
     Raises:
-        ConfigError: see `settle_template`; says what is wrong without saying where.
+        ConfigError: see `fix_template`; says what is wrong without saying where.
     """
     return _reply_form(tokenizer, tokenizer.chat_template, tokenizer.eos_token)
 

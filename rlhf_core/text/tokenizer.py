@@ -18,7 +18,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 
 from rlhf_core.errors import ConfigError, DataError
 from rlhf_core.model_folder import check_model_folder
-from rlhf_core.text.chat import render_prompts, render_responses, reply_form, settle_template
+from rlhf_core.text.chat import fix_template, render_prompts, render_responses, reply_form
 from rlhf_core.text.control import as_letters, encode_marked, has_control, spelled
 from rlhf_core.text.encoded import Encoded, TextCounts
 from rlhf_core.text.transcripts import earlier_replies, prompt_turns
@@ -93,7 +93,7 @@ def load_tokenizer(folder: Path | str, chat: ChatMode = "auto") -> PreTrainedTok
         raise ConfigError(f"params.yaml: model.chat: {folder} has no chat template. Fix: auto, or plain")
     if tokenizer.pad_token_id is None and tokenizer.eos_token_id is not None:
         tokenizer.pad_token = tokenizer.eos_token  # before a template names another end token: two tokens are clearer
-    settle_template(tokenizer, str(folder))
+    fix_template(tokenizer, str(folder))
     if tokenizer.eos_token_id is None:
         raise ConfigError(
             f"{Path(folder) / 'tokenizer_config.json'}: eos_token: there is none, so no response could end. "

@@ -11,7 +11,7 @@ from support.device_tensors import GPU, PretendTensor
 from support.preference import PAD
 
 from rlhf_core.engine.batches import collate
-from rlhf_core.engine.products import product
+from rlhf_core.engine.matmul import linear
 from rlhf_core.rollout.logprobs import response_logprobs
 from rlhf_core.rollout.sampler import STEPS_BETWEEN_LOOKS, sample_responses
 
@@ -39,7 +39,7 @@ def test_products_of_a_size_for_onednn_stay_off_it_on_a_gpu() -> None:
     """The jobs' models are too small for it; on a CPU it is what a product of this size goes through."""
     x_NK, weight_MK = torch.randn(2, 64, 64, generator=torch.Generator().manual_seed(0)).unbind()
     with pretend_gpu():
-        found = product(x_NK.to(GPU), weight_MK.to(GPU)).cpu()
+        found = linear(x_NK.to(GPU), weight_MK.to(GPU)).cpu()
     torch.testing.assert_close(found, x_NK @ weight_MK.t())
 
 

@@ -20,13 +20,13 @@ from rlhf_core.evaluation.shares import best_parts
 from rlhf_core.models.scoring.ensemble import RewardEnsemble
 from rlhf_core.models.scoring.reward_model import RewardModel
 from rlhf_core.rollout.best_of_n import pick
-from rlhf_core.rollout.choice import OPEN, CutOff, choose_tokens
 from rlhf_core.rollout.sampler import sample_responses
+from rlhf_core.rollout.token_draw import OPEN, CutOff, draw_tokens
 from rlhf_core.state.train_state import TrainState
 from rlhf_core.trainers.ppo.guard import Watch
 from rlhf_core.trainers.preference.reference import reference_logprobs
 from rlhf_core.trainers.reward.plan import Phase
-from rlhf_core.trainers.reward.teacher import settle
+from rlhf_core.trainers.reward.teacher import fit_aggregation
 from rlhf_core.trainers.reward.trainer import standardise
 from rlhf_core.trainers.sft import note_heldout_loss
 
@@ -52,10 +52,10 @@ def test_logits_that_are_no_distribution_give_no_token(bad: Any, temperature: An
         logits[1, 5] = bad
     how = torch.tensor([0.0, 0.0, 1.0]) if temperature == "mixed" else temperature
     with pytest.raises(Diverged, match="1 of 3 tokens have logits that are NaN or infinite"):
-        choose_tokens(logits, how, torch.rand(3), cut_off)
+        draw_tokens(logits, how, torch.rand(3), cut_off)
     logits[1] = -math.inf
     logits[1, 5] = 0.0
-    assert choose_tokens(logits, how, torch.rand(3), cut_off).tokens_B[1].item() == 5, "forbidding tokens is allowed"
+    assert draw_tokens(logits, how, torch.rand(3), cut_off).tokens_B[1].item() == 5, "forbidding tokens is allowed"
 
 
 def test_sampling_from_a_spoilt_policy_is_an_error() -> None:
@@ -163,7 +163,7 @@ def test_an_ensembles_member_that_gives_no_number_is_named() -> None:
         Phase(name=f"member-{n}", address=f"m{n}", start=n, end=n + 1, drawn=(0,), distills=False) for n in range(2)
     ]
     with pytest.raises(Diverged, match="member 1: the score of training response"):
-        settle(RewardEnsemble(members, "accuracy"), groups, plan, ["overall"], PAD)
+        fit_aggregation(RewardEnsemble(members, "accuracy"), groups, plan, ["overall"], PAD)
 
 
 def test_a_reference_that_gives_no_number_is_an_error_before_training() -> None:

@@ -33,8 +33,8 @@ from rlhf_core.models.policy import build_policy
 from rlhf_core.models.scoring.reward_model import RewardModel
 from rlhf_core.models.scoring.value import ValueHead, ValueModel
 from rlhf_core.rollout.best_of_n import pick
-from rlhf_core.rollout.choice import OPEN, CutOff
 from rlhf_core.rollout.sampler import sample_responses
+from rlhf_core.rollout.token_draw import OPEN, CutOff
 from rlhf_core.state.checkpoint import Checkpointer
 from rlhf_core.state.compute_mode import ComputeMode, computing
 from rlhf_core.state.rng import StepRng
@@ -44,7 +44,7 @@ from rlhf_core.trainers.ppo.guard import Watch
 from rlhf_core.trainers.ppo.trainer import Sampling, train_ppo
 from rlhf_core.trainers.preference.trainer import train_dpo
 from rlhf_core.trainers.reward.plan import ensemble_of, make_models, phases
-from rlhf_core.trainers.reward.teacher import settle
+from rlhf_core.trainers.reward.teacher import fit_aggregation
 from rlhf_core.trainers.reward.trainer import standardise, train_reward
 from rlhf_core.trainers.sft import train_sft
 from support.preference import EOS, PAD, toy_groups
@@ -135,7 +135,7 @@ def reward(device: torch.device, kind: str = "llama", tied: bool = False, **sett
     train_reward(cfg, state, groups, seed=0, pad_id=PAD, log=_quiet, checkpoint=_quiet)
     model: Any = models.get("reward") or ensemble_of(cfg, models)
     if cfg.ensemble.members > 1 and cfg.ensemble.distill == "none":
-        settle(model, groups, phases(cfg, len(groups), 0), list(cfg.criteria), PAD)
+        fit_aggregation(model, groups, phases(cfg, len(groups), 0), list(cfg.criteria), PAD)
     asked = [group.prompt for group in groups], [group.responses[0] for group in groups]
     standardise(model, reward_scores(model, *asked, pad_id=PAD, batch_size=3))
     readings = read_responses(model, *asked, pad_id=PAD, batch_size=3)

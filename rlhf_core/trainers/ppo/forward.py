@@ -22,7 +22,7 @@ from rlhf_core.rollout.logprobs import (
 from rlhf_core.state.sharding import run_gathered
 
 
-class Beliefs(NamedTuple):
+class PolicyOutputs(NamedTuple):
     """What the policy says of the response tokens; padding has 0.
 
     Attributes:
@@ -41,23 +41,23 @@ def shares_trunk(modules: Mapping[str, nn.Module]) -> bool:
     return isinstance(modules.get("value"), ValueHead)
 
 
-def believe(
+def policy_outputs(
     modules: Mapping[str, nn.Module], batch: SequenceBatch, temperature: float, *, with_entropy: bool = False
-) -> Beliefs:
+) -> PolicyOutputs:
     """Ask the policy about a batch; where gradients are recorded, entropies have one too."""
     policy = modules["policy"]
     if shares_trunk(modules):
-        return Beliefs(*response_logprobs_and_states(policy, batch, temperature, with_entropy=with_entropy))
+        return PolicyOutputs(*response_logprobs_and_states(policy, batch, temperature, with_entropy=with_entropy))
     if with_entropy:
-        return Beliefs(*response_logprobs_and_entropy(policy, batch, temperature), None)
+        return PolicyOutputs(*response_logprobs_and_entropy(policy, batch, temperature), None)
     logprobs_BR = response_logprobs(policy, batch, temperature)
-    return Beliefs(logprobs_BR, torch.zeros_like(logprobs_BR), None)
+    return PolicyOutputs(logprobs_BR, torch.zeros_like(logprobs_BR), None)
 
 
-def values_of(modules: Mapping[str, nn.Module], batch: SequenceBatch, believed: Beliefs) -> Tensor:
+def values_of(modules: Mapping[str, nn.Module], batch: SequenceBatch, outputs: PolicyOutputs) -> Tensor:
     """Values before each response token was written, values_BR: of a model of its own, or from the policy's states."""
     value = modules["value"]
-    return value(batch) if believed.states_ND is None else value(believed.states_ND, batch)
+    return value(batch) if outputs.states_ND is None else value(outputs.states_ND, batch)
 
 
 def last_values_of(modules: Mapping[str, nn.Module], batch: SequenceBatch) -> Tensor:

@@ -24,7 +24,7 @@ from rlhf_core.state.rng import StepRng
 from rlhf_core.state.sharding import in_step, part_like, whole
 from rlhf_core.state.train_state import TrainState
 from rlhf_core.state.world import World
-from rlhf_core.trainers.ppo.forward import believe, reference_token_logprobs
+from rlhf_core.trainers.ppo.forward import policy_outputs, reference_token_logprobs
 from rlhf_core.trainers.ppo.rollout import RewardFn, Sampling, write_responses
 from rlhf_core.trainers.ppo.terms import Rate, checked_rates
 
@@ -113,7 +113,7 @@ class Guard:
         for rows, counts in in_step(chunks, policy, self.world):
             ids = [prompts[row.prompt] for row in rows], [row.response_ids for row in rows]
             batch = collate(*ids, self.sampling.pad_id).to(policy.device)
-            logprobs_BR = believe(state.modules, batch, temperature).logprobs_BR
+            logprobs_BR = policy_outputs(state.modules, batch, temperature).logprobs_BR
             others_BR = reference_token_logprobs(policy, self.reference, batch, temperature)
             if counts:  # else it was gone through for the sake of the other processes
                 proxy += self.reward_fn(batch).tolist()

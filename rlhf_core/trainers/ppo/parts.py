@@ -1,4 +1,4 @@
-"""What a rollout consists of: responses, and what the models believed of them, in the parts that they compute together.
+"""What a rollout consists of: responses, and what the models say of them, in the parts that they compute together.
 
 Shape suffixes: B = rows of a part, R = response tokens, N = all responses of the rollout.
 """
@@ -16,7 +16,7 @@ from rlhf_core.trainers.ppo.replay import Written
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RolloutPart:
-    """Rows that go through a model together, with what was believed of them when the rollout was made.
+    """Rows that go through a model together, with what the models said of them when the rollout was made.
 
     The old log-probabilities and values are computed on this very batch, with its padding, and not copied from the
     sampler: the first update then starts from a log-ratio of exactly 0, and any other number is a bug.

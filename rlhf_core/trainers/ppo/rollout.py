@@ -1,4 +1,4 @@
-"""A rollout: responses sampled and scored, and what the models believe of them before anything is learned.
+"""A rollout: responses sampled and scored, and what the models say of them before anything is learned.
 
 Shape suffixes: B = rows of a part, R = response tokens, N = all responses of the rollout.
 """
@@ -21,7 +21,7 @@ from rlhf_core.state.train_state import TrainState
 from rlhf_core.state.world import ALONE, World
 from rlhf_core.trainers.ppo.aside import left_alone, not_finite, with_stand_ins
 from rlhf_core.trainers.ppo.batches import mixed_minibatches, passes
-from rlhf_core.trainers.ppo.forward import believe, last_values_of, reference_token_logprobs, values_of
+from rlhf_core.trainers.ppo.forward import last_values_of, policy_outputs, reference_token_logprobs, values_of
 from rlhf_core.trainers.ppo.parts import Rollout, RolloutPart
 from rlhf_core.trainers.ppo.replay import Written
 
@@ -87,7 +87,7 @@ def collect_rollout(
     generator: torch.Generator,
     world: World = ALONE,
 ) -> Rollout:
-    """Score fresh responses, and note what the models believe of fresh and replayed ones.
+    """Score fresh responses, and note what the models say of fresh and replayed ones.
 
     Minibatches are dealt at random, the responses to one prompt in one, which spares computing it again; each process
     takes its share of every minibatch and cuts it into passes by length, of `cfg.microbatch` rows at most. Responses of
@@ -171,22 +171,22 @@ def with_logprobs(rollout: Rollout, rows: Sequence[int], world: World = ALONE) -
 def _part(
     ask: _Ask, responses: Sequence[Written], rows: list[int], aside: Mapping[int, str], *, scored: bool
 ) -> RolloutPart:
-    """What is believed of `rows`, asked in one pass; `scored`: by the reward model too, else they have their score."""
+    """What the models say of `rows`, in one pass; `scored`: by the reward model too, else they have their score."""
     cfg, modules, policy = ask.cfg, ask.modules, ask.modules["policy"]
     written = [responses[row] for row in rows]
     batch = collate([ask.prompts[row.prompt] for row in written], [row.response_ids for row in written], ask.pad_id)
     batch = batch.to(policy.device)
-    believed = believe(modules, batch, cfg.temperature, with_entropy=True)
-    old_BR = believed.logprobs_BR
+    outputs = policy_outputs(modules, batch, cfg.temperature, with_entropy=True)
+    old_BR = outputs.logprobs_BR
     known_B = torch.tensor([row.score for row in written], device=policy.device)
     return RolloutPart(
         rows=rows,
         batch=batch,
         old_logprobs_BR=old_BR,
         ref_logprobs_BR=reference_token_logprobs(policy, ask.reference, batch, cfg.temperature),
-        old_values_BR=values_of(modules, batch, believed) if "value" in modules else torch.zeros_like(old_BR),
+        old_values_BR=values_of(modules, batch, outputs) if "value" in modules else torch.zeros_like(old_BR),
         last_values_B=_last_values(cfg, modules, batch, written),
-        entropy_BR=believed.entropy_BR,
+        entropy_BR=outputs.entropy_BR,
         scores_B=ask.reward_fn(batch) if scored else known_B,
         weights_BR=importance(old_BR, batch.response_mask_BR, written, cfg.replay.max_weight),
         counts_B=torch.tensor([float(row not in aside) for row in rows], device=policy.device),

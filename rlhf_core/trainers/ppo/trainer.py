@@ -67,7 +67,7 @@ def train_ppo(
     while state.step < cfg.steps and STOPPED not in state.extra:
         rng = StepRng(seed, "ppo", state.step)
 
-        # 1. Roll out: sample responses, score them, note what the models believe now; what is no number is set aside.
+        # 1. Roll out: sample responses, score them, note what the models say now; what is no number is set aside.
         chosen = choose_prompts(cfg, state, len(prompts), seed)
         fresh = write_responses(state, prompts, chosen, sampling, cfg.temperature, rng("sample"), world)
         fresh, rated = with_terms(terms, fresh, world)

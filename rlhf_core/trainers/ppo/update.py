@@ -17,7 +17,7 @@ from rlhf_core.state.world import ALONE, World
 from rlhf_core.trainers.figures import numbers
 from rlhf_core.trainers.optimisation import note_refusal, set_learning_rate, take_step
 from rlhf_core.trainers.ppo.credit import CreditedPart, Minibatch
-from rlhf_core.trainers.ppo.forward import Beliefs, believe, shares_trunk, values_of
+from rlhf_core.trainers.ppo.forward import PolicyOutputs, policy_outputs, shares_trunk, values_of
 from rlhf_core.trainers.schedule import learning_rate
 
 MOVED, LARGEST = "policy/approx_kl", "policy/ratio_max"
@@ -69,15 +69,15 @@ def update(
     sums: dict[str, float] = {}
     ratios: list[float] = []
     for credited in minibatch.parts:
-        believed = believe(state.modules, credited.part.batch, cfg.temperature, with_entropy=cfg.entropy_coef > 0)
-        loss, figures = policy_term(cfg, credited, believed, minibatch)
+        outputs = policy_outputs(state.modules, credited.part.batch, cfg.temperature, with_entropy=cfg.entropy_coef > 0)
+        loss, figures = policy_term(cfg, credited, outputs, minibatch)
         ratios.append(figures.pop(LARGEST))
         _add(sums, figures)
         # Divergence only grows from part to part: once it is too far, the rest is looked at and not learned from.
         if world.size == 1 and sums[MOVED] > cfg.target_kl:
             continue
         if learns_value:
-            _add(sums, backward_both(cfg, state, credited, believed, loss, minibatch))
+            _add(sums, backward_both(cfg, state, credited, outputs, loss, minibatch))
         else:
             loss.backward()
     totals = _over_all(sums, world) | {LARGEST: largest_of(world.collect(ratios))}
@@ -93,12 +93,12 @@ def update(
 
 
 def policy_term(
-    cfg: PPOConfig, credited: CreditedPart, believed: Beliefs, minibatch: Minibatch
+    cfg: PPOConfig, credited: CreditedPart, outputs: PolicyOutputs, minibatch: Minibatch
 ) -> tuple[Tensor, dict[str, float]]:
     """A part's share of the policy loss, the entropy bonus taken off, and of its figures."""
     mask_BR = credited.part.mask_BR
     losses_BR, stats = ppo_policy_losses(
-        believed.logprobs_BR,
+        outputs.logprobs_BR,
         credited.part.old_logprobs_BR,
         credited.advantages_BR,
         mask_BR,
@@ -106,14 +106,19 @@ def policy_term(
         cfg.kl.k3_cap,
     )
     if cfg.entropy_coef:
-        losses_BR = losses_BR + cfg.entropy_coef * entropy_losses(believed.entropy_BR, mask_BR)
+        losses_BR = losses_BR + cfg.entropy_coef * entropy_losses(outputs.entropy_BR, mask_BR)
     loss, largest = losses_BR.sum() / minibatch.divisor, stats.pop("policy/ratio").max()
     sums = {key: value_BR.sum() / minibatch.tokens for key, value_BR in stats.items()}
     return loss, numbers({POLICY_LOSS: loss, LARGEST: largest, **sums})
 
 
 def backward_both(
-    cfg: PPOConfig, state: TrainState, credited: CreditedPart, believed: Beliefs, loss: Tensor, minibatch: Minibatch
+    cfg: PPOConfig,
+    state: TrainState,
+    credited: CreditedPart,
+    outputs: PolicyOutputs,
+    loss: Tensor,
+    minibatch: Minibatch,
 ) -> dict[str, float]:
     """Add the gradients of policy and value loss, in one pass where they share a body; return the value's figures.
 
@@ -122,7 +127,7 @@ def backward_both(
     part, shared = credited.part, shares_trunk(state.modules)
     if not shared:
         loss.backward()
-    values_BR = values_of(state.modules, part.batch, believed)
+    values_BR = values_of(state.modules, part.batch, outputs)
     losses_BR, stats = value_losses(
         values_BR, part.old_values_BR, credited.returns_BR, part.mask_BR, cfg.value_clip_eps
     )

@@ -53,14 +53,14 @@ def lay_gradient(
     passes = [mine[number * size : (number + 1) * size] for number in range(num_passes)]
     if num_passes == 1:
         reading, own = _read(model, groups, mine, beside, pad_id)
-        loss, figures = loss_of(_joined(_told(own, mine, device, world), own))
+        loss, figures = loss_of(_joined(_of_all_groups(own, mine, device, world), own))
         (loss if mine else loss + _nothing(reading)).backward()
         return numbers({"loss/train": loss, **figures})
     known = None
     if coupled:
         with torch.no_grad():
             looks = [_read(model, groups, some, beside, pad_id)[1] for some in passes]
-            known = _told({place: said for own in looks for place, said in own.items()}, mine, device, world)
+            known = _of_all_groups({place: said for own in looks for place, said in own.items()}, mine, device, world)
     seen: dict[int, RewardOutput] = {}
     for some in passes:
         reading, own = _read(model, groups, some, beside, pad_id)
@@ -68,7 +68,7 @@ def lay_gradient(
         (loss if some else loss + _nothing(reading)).backward()
         seen |= {place: _moved(said, device) for place, said in own.items()}
     with torch.no_grad():
-        loss, figures = loss_of(_joined(known or _told(seen, mine, device, world), {}))
+        loss, figures = loss_of(_joined(known or _of_all_groups(seen, mine, device, world), {}))
     return numbers({"loss/train": loss, **figures})
 
 
@@ -100,7 +100,7 @@ def _read(
     return reading, dict(zip(places, (RewardOutput(*values) for values in zip(*fields, strict=True)), strict=False))
 
 
-def _told(
+def _of_all_groups(
     own: Mapping[int, RewardOutput], mine: Sequence[int], device: torch.device, world: World
 ) -> list[RewardOutput]:
     """What the model said of every group, in whichever process, on `device` and without gradients."""

@@ -92,7 +92,7 @@ def make_models(cfg: RewardConfig, policy: PreTrainedModel, rng: StepRng) -> dic
 
 
 def ensemble_of(cfg: RewardConfig, modules: Mapping[str, torch.nn.Module]) -> RewardEnsemble:
-    """The members as one model, without the weights and references of `settle`."""
+    """The members as one model, without the weights and references of `fit_aggregation`."""
     members = [module for name, module in modules.items() if name != PUBLISHED and isinstance(module, RewardModel)]
     ensemble = RewardEnsemble(members, cfg.ensemble.aggregate, cfg.ensemble.pessimism)
     return ensemble.to(members[0].shift.device).eval()

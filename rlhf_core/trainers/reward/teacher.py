@@ -20,7 +20,7 @@ REFERENCES = 512  # scores a member's ranks are told from
 
 
 @torch.no_grad()
-def settle(
+def fit_aggregation(
     ensemble: RewardEnsemble,
     groups: Sequence[PreferenceGroup],
     plan: Sequence[Phase],

@@ -20,7 +20,7 @@ from rlhf_core.trainers.figures import reportable
 from rlhf_core.trainers.optimisation import apply_gradients, set_learning_rate
 from rlhf_core.trainers.reward.plan import Phase, ensemble_of, epoch_batches, phases
 from rlhf_core.trainers.reward.step import distilled_step, labelled_step
-from rlhf_core.trainers.reward.teacher import settle, teacher_scores
+from rlhf_core.trainers.reward.teacher import fit_aggregation, teacher_scores
 from rlhf_core.trainers.schedule import learning_rate
 
 TEACHER = "teacher_scores"
@@ -58,7 +58,7 @@ def train_reward(
             state.optimizers[done.name].state.clear()
         if phase.distills and TEACHER not in state.tensors:
             ensemble = ensemble_of(cfg, state.modules)
-            settle(ensemble, groups, plan, list(cfg.criteria), pad_id)
+            fit_aggregation(ensemble, groups, plan, list(cfg.criteria), pad_id)
             state.tensors[TEACHER] = teacher_scores(ensemble, groups, pad_id)
         while state.step < phase.end:
             epoch, place = divmod(state.step - phase.start, (phase.end - phase.start) // cfg.epochs)

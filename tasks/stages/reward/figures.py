@@ -70,7 +70,7 @@ def margins(chosen: Readings, rejected: Readings) -> list[float]:
     return [better.score - worse.score for better, worse in zip(chosen, rejected, strict=True)]
 
 
-def sureness(
+def uncertainty(
     chosen: Readings, rejected: Readings, unit: float, grades: Sequence[float], graded: Readings
 ) -> dict[str, Any]:
     """`uncertainty`: whether the model is unsure where it is wrong; nothing where it gives no deviations."""

@@ -28,7 +28,7 @@ from rlhf_core.text.identity import prompt_group
 from rlhf_core.text.tokenizer import encode_prompts, encode_responses, encode_whole_responses, load_tokenizer
 from rlhf_core.trainers.optimisation import make_optimizer, refused_steps
 from rlhf_core.trainers.reward.plan import PUBLISHED, ensemble_of, make_models, phases
-from rlhf_core.trainers.reward.teacher import settle
+from rlhf_core.trainers.reward.teacher import fit_aggregation
 from rlhf_core.trainers.reward.trainer import standardise_on, train_reward
 from tasks import paths
 from tasks.frame.stage import Stage
@@ -40,7 +40,7 @@ from tasks.stages.reward.figures import (
     member_figures,
     pair_rows,
     ranking_figures,
-    sureness,
+    uncertainty,
 )
 from tasks.stages.texts import count_texts, text_figures, warn_of_texts
 from tasks.tables import SCHEMAS, read_table, write_table
@@ -96,7 +96,7 @@ def run(stage: Stage) -> dict[str, Any]:
     write_json(stage.out / "calibration.json", calibration(card, heldout, chosen, rejected, float(model.scale)))
     model.save(stage.out / "model", tokenizer)
     card["num_graded_left_out"] = num_trained
-    card |= sureness(chosen, rejected, unit, grades, readings)
+    card |= uncertainty(chosen, rejected, unit, grades, readings)
     card |= criterion_figures(cfg, [*heldout, *others], *reader.pairs([*heldout, *others]))
     if ensemble is not None:
         members = _Reader(stage, ensemble, tokenizer).pairs(heldout)
@@ -190,7 +190,7 @@ def _ensemble(
         return None, []
     ensemble = ensemble_of(cfg, state.modules)
     plan = phases(cfg, len(groups), stage.params.seed)
-    return ensemble, settle(ensemble, groups, plan, list(cfg.criteria), pad_id)
+    return ensemble, fit_aggregation(ensemble, groups, plan, list(cfg.criteria), pad_id)
 
 
 def _published(

@@ -1,4 +1,4 @@
-"""Every written-out backward against finite differences in float64, and products against torch's own."""
+"""Every written-out backward against finite differences in float64, and matrix products against torch's own."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import gradcheck
 
-from rlhf_core.engine import products
+from rlhf_core.engine import matmul
 from rlhf_core.engine.batches import collate
 from rlhf_core.engine.blocks import AttentionIn, AttentionOut, FeedForward, interleaved, separated
 from rlhf_core.engine.kernels import Gather, RMSNorm, Spread, SwiGLU, Take
@@ -33,7 +33,7 @@ def turns() -> Tensor:
 def cut(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks cut tokens into pieces for oneDNN alone; here they do it in float64 too."""
     if request.param == "in pieces":
-        monkeypatch.setattr(products, "PIECES", (4, 2))
+        monkeypatch.setattr(matmul, "PIECES", (4, 2))
         monkeypatch.setattr(
             "rlhf_core.engine.blocks.pieces",
             lambda count, like: [slice(start, min(start + 4, count)) for start in range(0, count, 4)],
@@ -106,21 +106,21 @@ def test_interleaving_makes_a_rotation_of_halves_one_of_neighbours() -> None:
 @pytest.mark.parametrize("count", [0, 1, 63, 64, 65, 500, 1536, 1600])
 def test_pieces_cover_all_tokens_once_and_have_few_lengths(count: int) -> None:
     like = torch.zeros(1)
-    found = products.pieces(count, like)
+    found = matmul.pieces(count, like)
     assert [token for piece in found for token in range(piece.start, piece.stop)] == list(range(count))
     lengths = [piece.stop - piece.start for piece in found]
-    assert all(length in products.PIECES for length in lengths[:-1])
-    assert all(length <= 128 for length in (p.stop - p.start for p in products.pieces(count, like, 128)))
-    assert products.pieces(count, like.double()) == [slice(0, count)]
+    assert all(length in matmul.PIECES for length in lengths[:-1])
+    assert all(length <= 128 for length in (p.stop - p.start for p in matmul.pieces(count, like, 128)))
+    assert matmul.pieces(count, like.double()) == [slice(0, count)]
 
 
 @pytest.mark.parametrize("rows", [0, 5, 64, 130])
 def test_products_equal_those_of_torch(rows: int) -> None:
-    """Transposed views too; the bound is a float32 sum of 130 products of numbers of size 1."""
+    """Transposed views too; the bound is a float32 sum of 130 matmul of numbers of size 1."""
     generator = torch.Generator().manual_seed(0)
     x_NK, weight_MK, bias_M = (torch.randn(*s, generator=generator) for s in ((rows, 130), (96, 130), (96,)))
     expected = x_NK @ weight_MK.t() + bias_M
-    torch.testing.assert_close(products.product(x_NK, weight_MK, bias_M), expected, atol=3e-5, rtol=0)
+    torch.testing.assert_close(matmul.linear(x_NK, weight_MK, bias_M), expected, atol=3e-5, rtol=0)
     grad_NM = torch.randn(rows, 96, generator=generator)
-    torch.testing.assert_close(products.product(grad_NM, weight_MK.t()), grad_NM @ weight_MK, atol=3e-5, rtol=0)
-    torch.testing.assert_close(products.product(grad_NM.t(), x_NK.t()), grad_NM.t() @ x_NK, atol=3e-5, rtol=0)
+    torch.testing.assert_close(matmul.linear(grad_NM, weight_MK.t()), grad_NM @ weight_MK, atol=3e-5, rtol=0)
+    torch.testing.assert_close(matmul.linear(grad_NM.t(), x_NK.t()), grad_NM.t() @ x_NK, atol=3e-5, rtol=0)

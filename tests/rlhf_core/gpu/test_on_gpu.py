@@ -34,9 +34,9 @@ from support.preference import toy_groups
 
 from rlhf_core.config import DPOConfig
 from rlhf_core.engine.batches import SequenceBatch, collate
-from rlhf_core.rollout.choice import OPEN, CutOff
 from rlhf_core.rollout.logprobs import response_logprobs
 from rlhf_core.rollout.sampler import sample_responses
+from rlhf_core.rollout.token_draw import OPEN, CutOff
 from rlhf_core.state.compute_mode import ComputeMode, computing
 from rlhf_core.trainers.ppo.rollout import collect_rollout, write_responses
 from rlhf_core.trainers.ppo.trainer import Sampling

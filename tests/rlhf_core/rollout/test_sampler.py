@@ -17,11 +17,11 @@ from transformers import (
 from rlhf_core.config import ModelConfig
 from rlhf_core.engine.batches import SequenceBatch, collate
 from rlhf_core.models.policy import build_policy
-from rlhf_core.rollout.choice import OPEN, CutOff
 from rlhf_core.rollout.decoders import CacheDecoder, Decoder, make_decoder
 from rlhf_core.rollout.logprobs import response_logprobs
 from rlhf_core.rollout.sampler import Samples, sample_responses
 from rlhf_core.rollout.static_decoder import StaticDecoder
+from rlhf_core.rollout.token_draw import OPEN, CutOff
 from rlhf_core.state.compute_mode import ComputeMode, computing
 
 VOCABULARY, PAD, ENDS = 50, 0, (1, 2, 3, 4)

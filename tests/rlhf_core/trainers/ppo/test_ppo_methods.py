@@ -31,7 +31,7 @@ from rlhf_core.state.train_state import TrainState
 from rlhf_core.state.world import ALONE, World
 from rlhf_core.trainers.optimisation import make_optimizer
 from rlhf_core.trainers.ppo.credit import assign_credit, response_advantages
-from rlhf_core.trainers.ppo.forward import believe, reference_token_logprobs
+from rlhf_core.trainers.ppo.forward import policy_outputs, reference_token_logprobs
 from rlhf_core.trainers.ppo.update import run_epochs, set_learning_rates, update
 
 LEARNING = changed(
@@ -151,7 +151,7 @@ def test_n16_a_value_is_read_before_its_token_is_known(model: str) -> None:
     from rlhf_core.trainers.ppo.forward import values_of
 
     with torch.no_grad():
-        moved_BR = values_of(state.modules, part.batch, believe(state.modules, part.batch, 1.0))
+        moved_BR = values_of(state.modules, part.batch, policy_outputs(state.modules, part.batch, 1.0))
     rows = part.batch.response_mask_BR[:, place + 1] == 1
     torch.testing.assert_close(moved_BR[rows, : place + 1], part.old_values_BR[rows, : place + 1])
     assert bool((moved_BR[rows, place + 1] - part.old_values_BR[rows, place + 1]).abs().max() > 1e-3)
@@ -266,7 +266,7 @@ def test_adapters_make_the_policy_its_own_reference() -> None:
     part = roll(cfg, state).parts()[0]
     with torch.no_grad():
         torch.testing.assert_close(reference_token_logprobs(policy, policy, part.batch, 1.0), part.ref_logprobs_BR)
-        assert not torch.equal(believe(state.modules, part.batch, 1.0).logprobs_BR, part.ref_logprobs_BR)
+        assert not torch.equal(policy_outputs(state.modules, part.batch, 1.0).logprobs_BR, part.ref_logprobs_BR)
     frozen = dict(tiny_policy().named_parameters())
     kept = {name.replace(".base_layer", ""): p for name, p in policy.named_parameters() if not p.requires_grad}
     assert set(kept) == set(frozen)

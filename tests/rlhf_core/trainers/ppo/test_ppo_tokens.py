@@ -20,7 +20,7 @@ from rlhf_core.state.train_state import TrainState
 from rlhf_core.trainers.optimisation import make_optimizer
 from rlhf_core.trainers.ppo.batches import mixed_minibatches, passes
 from rlhf_core.trainers.ppo.credit import assign_credit
-from rlhf_core.trainers.ppo.forward import Beliefs
+from rlhf_core.trainers.ppo.forward import PolicyOutputs
 from rlhf_core.trainers.ppo.parts import Rollout
 from rlhf_core.trainers.ppo.replay import Written
 from rlhf_core.trainers.ppo.rollout import collect_rollout
@@ -46,7 +46,9 @@ def token_weights(cfg: PPOConfig, rollout: Rollout) -> dict[int, float]:
         for credited in minibatch.parts:
             logprobs_BR = credited.part.old_logprobs_BR.clone().requires_grad_()
             plain = replace(credited, advantages_BR=torch.ones_like(credited.advantages_BR))
-            policy_term(cfg, plain, Beliefs(logprobs_BR, torch.zeros_like(logprobs_BR), None), minibatch)[0].backward()
+            policy_term(cfg, plain, PolicyOutputs(logprobs_BR, torch.zeros_like(logprobs_BR), None), minibatch)[
+                0
+            ].backward()
             for row, gradient_R in zip(credited.part.rows, logprobs_BR.grad, strict=True):
                 found[row] = gradient_R[: LENGTHS[row]].abs().max().item()
                 assert gradient_R[: LENGTHS[row]].abs().min().item() == pytest.approx(found[row])

@@ -19,7 +19,7 @@ from rlhf_core.state.train_state import TrainState
 from rlhf_core.state.world import ALONE
 from rlhf_core.trainers.reward.plan import ensemble_of, epoch_batches, phases
 from rlhf_core.trainers.reward.step import distilled_step
-from rlhf_core.trainers.reward.teacher import settle
+from rlhf_core.trainers.reward.teacher import fit_aggregation
 from rlhf_core.trainers.reward.trainer import TEACHER, standardise, train_reward
 
 MakeState: TypeAlias = Callable[[RewardConfig], TrainState]
@@ -165,7 +165,7 @@ def test_an_ensemble_learns_and_knows_itself(make_reward_state: MakeState, aggre
     groups = toy_groups(60, seed=1)
     state = train(cfg, make_reward_state(cfg), groups)
     ensemble = ensemble_of(cfg, state.modules)
-    left_out = settle(ensemble, groups, phases(cfg, len(groups), 0), ["overall"], PAD)
+    left_out = fit_aggregation(ensemble, groups, phases(cfg, len(groups), 0), ["overall"], PAD)
     assert all(share is not None and share > 0.7 for share in left_out)
     batch, _, _ = collate_groups(groups, PAD)
     with torch.no_grad():

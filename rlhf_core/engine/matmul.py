@@ -28,7 +28,7 @@ def pieces(count: int, like: Tensor, longest: int = PIECES[0]) -> list[slice]:
     return found
 
 
-def product(x_NK: Tensor, weight_MK: Tensor, bias_M: Tensor | None = None) -> Tensor:
+def linear(x_NK: Tensor, weight_MK: Tensor, bias_M: Tensor | None = None) -> Tensor:
     """x W^T + b, [N, M]; both may be views of transposed tensors."""
     shortest = min(len(x_NK), len(weight_MK), x_NK.shape[1])
     if shortest >= PIECES[-1] and _through_onednn(x_NK):

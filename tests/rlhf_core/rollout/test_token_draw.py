@@ -8,7 +8,7 @@ from scipy.stats import chisquare
 from torch import Tensor
 from transformers import TopKLogitsWarper, TopPLogitsWarper
 
-from rlhf_core.rollout.choice import OPEN, CutOff, choose_tokens
+from rlhf_core.rollout.token_draw import OPEN, CutOff, draw_tokens
 
 DRAWS = 40_000
 CUT_OFFS = [OPEN, CutOff(top_k=7), CutOff(top_p=0.8), CutOff(top_k=20, top_p=0.6), CutOff(top_k=1), CutOff(top_p=1e-6)]
@@ -37,7 +37,7 @@ def expected_logprobs(logits_BV: Tensor, temperature: float, cut_off: CutOff) ->
 def test_tokens_come_as_often_as_their_probability_says(temperature: float, cut_off: CutOff) -> None:
     """Chi-square of 40,000 draws; the seed is fixed, and a p-value under 1e-4 would be a fault and not bad luck."""
     logits = logits_of(1, 70)
-    tokens = choose_tokens(logits.expand(DRAWS, -1), temperature, uniform_of(DRAWS), cut_off).tokens_B
+    tokens = draw_tokens(logits.expand(DRAWS, -1), temperature, uniform_of(DRAWS), cut_off).tokens_B
     counts = torch.bincount(tokens, minlength=70).double()
     expected = expected_logprobs(logits, temperature, cut_off)[0].exp() * DRAWS
     assert counts[expected == 0].sum() == 0, "a token was drawn that is cut off"
@@ -53,7 +53,7 @@ def test_tokens_come_as_often_as_their_probability_says(temperature: float, cut_
 def test_n02_both_logprobs_are_those_of_a_plain_softmax(temperature: float, cut_off: CutOff) -> None:
     """What training computes over the whole vocabulary, and what the token was really drawn with."""
     logits = logits_of(500, 1000)
-    chosen = choose_tokens(logits, temperature, uniform_of(500), cut_off)
+    chosen = draw_tokens(logits, temperature, uniform_of(500), cut_off)
     tokens = chosen.tokens_B[:, None]
     plain = expected_logprobs(logits, temperature, OPEN).gather(1, tokens)[:, 0]
     behaviour = expected_logprobs(logits, temperature, cut_off).gather(1, tokens)[:, 0]
@@ -65,7 +65,7 @@ def test_n02_both_logprobs_are_those_of_a_plain_softmax(temperature: float, cut_
 def test_a_nucleus_wider_than_the_first_candidates_is_found_in_the_whole_vocabulary() -> None:
     flat, sharp = torch.zeros(1, 5000), torch.cat([torch.full((1, 3), 20.0), torch.zeros(1, 4997)], 1)
     rows = torch.cat([sharp, flat, sharp]).repeat(300, 1)
-    chosen = choose_tokens(rows, 1.0, uniform_of(900), CutOff(top_p=0.9))
+    chosen = draw_tokens(rows, 1.0, uniform_of(900), CutOff(top_p=0.9))
     assert chosen.tokens_B[0::3].max() < 3
     assert chosen.tokens_B[1::3].unique().numel() > 250
     torch.testing.assert_close(
@@ -80,7 +80,7 @@ def test_inversion_is_that_of_the_cumulative_sum(size: int) -> None:
     logits, uniform = logits_of(2000, size), uniform_of(2000)
     cumulative = logits.double().softmax(-1).cumsum(-1)
     expected = torch.searchsorted(cumulative, uniform.double()[:, None], right=True)[:, 0]
-    found = choose_tokens(logits, 1.0, uniform).tokens_B
+    found = draw_tokens(logits, 1.0, uniform).tokens_B
     distance = (cumulative - uniform.double()[:, None]).abs().min(-1).values
     assert torch.equal(found[distance > 1e-6], expected[distance > 1e-6])
     assert (distance > 1e-6).float().mean() > 0.99
@@ -89,9 +89,9 @@ def test_inversion_is_that_of_the_cumulative_sum(size: int) -> None:
 @pytest.mark.parametrize("cut_off", CUT_OFFS)
 def test_a_row_does_not_depend_on_its_batch(cut_off: CutOff) -> None:
     logits, uniform = logits_of(40, 700), uniform_of(40)
-    together = choose_tokens(logits, 1.3, uniform, cut_off)
+    together = draw_tokens(logits, 1.3, uniform, cut_off)
     for row in range(40):
-        alone = choose_tokens(logits[row : row + 1], 1.3, uniform[row : row + 1], cut_off)
+        alone = draw_tokens(logits[row : row + 1], 1.3, uniform[row : row + 1], cut_off)
         assert [column.item() for column in alone] == [column[row].item() for column in together]
 
 
@@ -101,7 +101,7 @@ def test_the_ends_of_the_uniform_interval_find_a_possible_token(cut_off: CutOff)
     for first, last, size in ((1, 2, 4), (0, 63, 128), (64, 127, 200), (63, 64, 128), (130, 199, 200)):
         logits = torch.full((2, size), -math.inf)
         logits[:, [first, last]] = 0.0
-        tokens = choose_tokens(logits, 1.0, torch.tensor([0.0, 1.0 - 2**-24]), cut_off).tokens_B.tolist()
+        tokens = draw_tokens(logits, 1.0, torch.tensor([0.0, 1.0 - 2**-24]), cut_off).tokens_B.tolist()
         assert set(tokens) == {first, last}
 
 
@@ -111,16 +111,16 @@ def test_draws_at_the_borders_of_blocks_find_a_possible_token() -> None:
     logits = logits_of(1, 1024).masked_fill(~possible, -math.inf)
     borders = logits.softmax(-1).view(-1, 64).sum(-1).cumsum(0)
     near = torch.cat([borders * (1 + step * 2**-24) for step in range(-40, 41)]).clamp(0.0, 1 - 2**-24)
-    tokens = choose_tokens(logits.expand(len(near), -1), 1.0, near).tokens_B
+    tokens = draw_tokens(logits.expand(len(near), -1), 1.0, near).tokens_B
     assert possible[tokens].all()
 
 
 def test_every_row_has_its_own_temperature() -> None:
     logits, uniform = logits_of(30, 100), uniform_of(30)
     temperatures = torch.tensor([0.0, 0.7, 1.0] * 10)
-    mixed = choose_tokens(logits, temperatures, uniform, CutOff(top_k=5))
+    mixed = draw_tokens(logits, temperatures, uniform, CutOff(top_k=5))
     for row, temperature in enumerate(temperatures.tolist()):
-        alone = choose_tokens(logits[row : row + 1], temperature, uniform[row : row + 1], CutOff(top_k=5))
+        alone = draw_tokens(logits[row : row + 1], temperature, uniform[row : row + 1], CutOff(top_k=5))
         assert alone.tokens_B.item() == mixed.tokens_B[row].item()
         torch.testing.assert_close(alone.logprobs_B[0], mixed.logprobs_B[row])
         torch.testing.assert_close(alone.behaviour_logprobs_B[0], mixed.behaviour_logprobs_B[row])

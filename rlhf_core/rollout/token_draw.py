@@ -23,7 +23,7 @@ FIRST_CANDIDATES = 256
 LARGEST_BELOW_1 = 1.0 - 2.0**-24
 
 
-class Choice(NamedTuple):
+class TokenDraw(NamedTuple):
     """Tokens chosen, a row each.
 
     Attributes:
@@ -66,7 +66,7 @@ class CutOff:
 OPEN = CutOff()
 
 
-def choose_tokens(logits_BV: Tensor, temperature: float | Tensor, uniform_B: Tensor, cut_off: CutOff = OPEN) -> Choice:
+def draw_tokens(logits_BV: Tensor, temperature: float | Tensor, uniform_B: Tensor, cut_off: CutOff = OPEN) -> TokenDraw:
     """Choose a token a row by inverting the cumulative distribution at `uniform_B`; 0 temperature takes the largest.
 
     Args:
@@ -99,32 +99,32 @@ def checked_logprobs(logprobs: Tensor) -> None:
         )
 
 
-def _chosen_tokens(logits_BV: Tensor, temperature: float | Tensor, uniform_B: Tensor, cut_off: CutOff) -> Choice:
+def _chosen_tokens(logits_BV: Tensor, temperature: float | Tensor, uniform_B: Tensor, cut_off: CutOff) -> TokenDraw:
     if isinstance(temperature, Tensor):
         greedy_B = temperature == 0.0
         drawn = _draw(logits_BV / torch.where(greedy_B, 1.0, temperature)[:, None], uniform_B, cut_off)
         taken = _take_likeliest(logits_BV)
-        return Choice(*(torch.where(greedy_B, one, other) for one, other in zip(taken, drawn, strict=True)))
+        return TokenDraw(*(torch.where(greedy_B, one, other) for one, other in zip(taken, drawn, strict=True)))
     if temperature == 0.0:
         return _take_likeliest(logits_BV)
     return _draw(logits_BV if temperature == 1.0 else logits_BV / temperature, uniform_B, cut_off)
 
 
-def _take_likeliest(logits_BV: Tensor) -> Choice:
+def _take_likeliest(logits_BV: Tensor) -> TokenDraw:
     tokens_B = logits_BV.argmax(-1)
     logprobs_B = _chosen(torch.softmax(logits_BV, -1), tokens_B).log()
-    return Choice(tokens_B, logprobs_B, torch.zeros_like(logprobs_B))
+    return TokenDraw(tokens_B, logprobs_B, torch.zeros_like(logprobs_B))
 
 
-def _draw(logits_BV: Tensor, uniform_B: Tensor, cut_off: CutOff) -> Choice:
+def _draw(logits_BV: Tensor, uniform_B: Tensor, cut_off: CutOff) -> TokenDraw:
     probs_BV = torch.softmax(logits_BV, -1)
     if cut_off.is_open:
         tokens_B = _invert(probs_BV, uniform_B)
         logprobs_B = _chosen(probs_BV, tokens_B).log()
-        return Choice(tokens_B, logprobs_B, logprobs_B)
+        return TokenDraw(tokens_B, logprobs_B, logprobs_B)
     tokens_B, share_B = _invert_cut_off(probs_BV, uniform_B, cut_off)
     logprobs_B = _chosen(probs_BV, tokens_B).log()
-    return Choice(tokens_B, logprobs_B, logprobs_B - share_B.log())
+    return TokenDraw(tokens_B, logprobs_B, logprobs_B - share_B.log())
 
 
 def _invert(probs_BV: Tensor, uniform_B: Tensor) -> Tensor:
