@@ -15,6 +15,7 @@ from rich.table import Table
 from flows.cli.result import PLAIN_WIDTH
 from flows.root import find_root
 from flows.run.headlines import number
+from rlhf_core.config.evaluation import JUDGE_ROWS
 from tasks import paths
 from tasks.params import load_params
 
@@ -179,7 +180,7 @@ def _with_interval(entry: Mapping[str, Any], side: str) -> str:
 
 
 def _ab_line(a: str, b: str, entry: Mapping[str, Any]) -> str:
-    simulated = " (simulated)" if entry["judge"] == "gold" else ""
+    simulated = " (simulated)" if JUDGE_ROWS[entry["judge"]].simulated else ""
     low, high = entry["win_rate_low"], entry["win_rate_high"]
     interval = "(too few prompts for an interval)" if low is None else f"[{low:.3f}, {high:.3f}]"
     return (

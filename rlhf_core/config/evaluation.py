@@ -1,6 +1,8 @@
 """Settings of the A/B evaluation and of the gates."""
 
 import re
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, field_validator
@@ -24,6 +26,44 @@ REFUSALS = (
 """What an English refusal says: that the speaker cannot or will not do it, declines, or has rules."""
 
 
+JudgeName = Literal["gold", "reward_model"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class JudgeRow:
+    """What is known of a judge without asking it; how it is asked stands in `rlhf_core/evaluation/judge_registry.py`.
+
+    Attributes:
+        docs: one line for the reference page.
+        title: what the report calls it.
+        tie_within: how near two scores must be to count as equal; of a pairwise judge, how near to 1/2 the probability
+            that one response is the better.
+        simulated: where nobody real judged, what the report says of that; else empty.
+    """
+
+    docs: str
+    title: str
+    tie_within: float = 0.0
+    simulated: str = ""
+
+
+# A reward model's scores have a standard deviation of about 1 and float32 noise near 1e-6 that depends on the batch:
+# with less room than this the same response, written by both models, would win or lose by chance where it must tie.
+JUDGE_ROWS: Mapping[JudgeName, JudgeRow] = {
+    "gold": JudgeRow(
+        docs="the demo world's gold scorer, a program that grades replies to the demo's prompts",
+        title="gold scorer (simulated)",
+        tie_within=1e-9,
+        simulated="the gold scorer is a program that grades the demo world",
+    ),
+    "reward_model": JudgeRow(
+        docs="the reward model of the run; it scores every response also where it is no judge",
+        title="reward model",
+        tie_within=1e-4,
+    ),
+}
+
+
 class EvaluateConfig(Section):
     """A/B evaluation of each candidate against the SFT model on held-out prompts."""
 
@@ -31,7 +71,7 @@ class EvaluateConfig(Section):
     temperatures: tuple[NonNegativeFloat, ...] = Field(
         (1.0, 0.0), min_length=1, strict=False, description="each gives a comparison of its own; 0 is greedy"
     )
-    judges: tuple[Literal["gold", "reward_model"], ...] = Field(
+    judges: tuple[JudgeName, ...] = Field(
         ("gold", "reward_model"), min_length=1, strict=False, description="the first one decides the verdict"
     )
     confidence: Annotated[float, Field(gt=0.5, lt=1.0)] = Field(

@@ -16,18 +16,13 @@ from rlhf_core.evaluation.intervals import bounds, sign_test, too_few, why_no_bo
 from rlhf_core.evaluation.selection import confidence_of_each
 
 Choice = Literal["first", "second", "tie"]
+Answer = Choice | float  # the better one, or the probability that it is the first
 Outcome = Literal["win", "tie", "loss"]
 R = TypeVar("R")
-# (prompts, responses shown first, responses shown second) -> the better one of each row
-Judge = Callable[[Sequence[str], Sequence[R], Sequence[R]], Sequence[Choice]]
+# (prompts, responses shown first, responses shown second) -> which is better, a row each
+Judge = Callable[[Sequence[str], Sequence[R], Sequence[R]], Sequence[Answer]]
 
-TIE_WITHIN = {"gold": 1e-9, "reward_model": 1e-4}
-"""How near two scores must be to count as equal. A reward model's scores have a standard deviation of about 1 and
-float32 noise near 1e-6 that depends on the batch: with less room than this the same response, written by both
-models, would win or lose by chance where it must tie."""
-
-_SWAPPED: dict[Choice, Choice] = {"first": "second", "second": "first", "tie": "tie"}
-_OUTCOME: dict[Choice, Outcome] = {"first": "win", "second": "loss", "tie": "tie"}
+_SHARES: dict[Answer, float] = {"first": 1.0, "second": 0.0, "tie": 0.5}
 
 
 class Verdicts(NamedTuple):
@@ -35,14 +30,13 @@ class Verdicts(NamedTuple):
 
     outcomes: list[Outcome]  # of A, one a prompt
     consistency: float | None  # share of prompts judged alike in both orders; None without prompts
+    shares: list[float]  # probability that A's response is the better, a mean over both orders, one a prompt
 
 
 def compare_scores(
     scores_a: Sequence[float], scores_b: Sequence[float], confidence: float = 0.95, tolerance: float = 1e-9
 ) -> dict[str, Any]:
     """Compare A with B by one score a prompt each; scores within `tolerance` of each other are a tie.
-
-    `TIE_WITHIN` holds the tolerance of each judge.
 
     Returns what `summarise` returns. Raises ValueError for unequal lengths and for scores that are not finite.
     """
@@ -80,20 +74,38 @@ def summarise(outcomes: Sequence[Outcome], confidence: float = 0.95, candidates:
 
 
 def both_orders(
-    judge: Judge[R], prompts: Sequence[str], responses_a: Sequence[R], responses_b: Sequence[R]
+    judge: Judge[R], prompts: Sequence[str], responses_a: Sequence[R], responses_b: Sequence[R], tie_within: float = 0.0
 ) -> Verdicts:
-    """Show the judge A first, then B first; a prompt it judges differently in the two orders is a tie."""
+    """Show the judge A first, then B first; a prompt it judges differently in the two orders is a tie.
+
+    A judge may answer with the probability that the response shown first is the better: within `tie_within` of 1/2 that
+    is a tie, above it the first is better.
+
+    Raises ValueError for unequal lengths and for a judge that does not answer every row.
+    """
     if not len(prompts) == len(responses_a) == len(responses_b):
         raise ValueError(f"{len(prompts)} prompts, {len(responses_a)} responses of A, {len(responses_b)} of B")
-    forward = _choices(judge, prompts, responses_a, responses_b)
-    backward = [_SWAPPED[choice] for choice in _choices(judge, prompts, responses_b, responses_a)]
-    alike = [one == other for one, other in zip(forward, backward, strict=True)]
-    outcomes = [_OUTCOME[choice] if same else "tie" for choice, same in zip(forward, alike, strict=True)]
-    return Verdicts(outcomes, sum(alike) / len(alike) if alike else None)
+    forward = _shares(judge, prompts, responses_a, responses_b)
+    backward = [1.0 - share for share in _shares(judge, prompts, responses_b, responses_a)]
+    first = [_outcome(share, tie_within) for share in forward]
+    alike = [one == _outcome(share, tie_within) for one, share in zip(first, backward, strict=True)]
+    outcomes: list[Outcome] = [one if same else "tie" for one, same in zip(first, alike, strict=True)]
+    shares = [(one + other) / 2.0 for one, other in zip(forward, backward, strict=True)]
+    return Verdicts(outcomes, sum(alike) / len(alike) if alike else None, shares)
 
 
-def _choices(judge: Judge[R], prompts: Sequence[str], first: Sequence[R], second: Sequence[R]) -> list[Choice]:
-    choices = list(judge(prompts, first, second))
-    if len(choices) != len(prompts) or not set(choices) <= set(_SWAPPED):
-        raise ValueError(f"the judge must answer 'first', 'second' or 'tie' to each of {len(prompts)} rows")
-    return choices
+def _outcome(share: float, tie_within: float) -> Outcome:
+    if abs(share - 0.5) <= tie_within:
+        return "tie"
+    return "win" if share > 0.5 else "loss"
+
+
+def _shares(judge: Judge[R], prompts: Sequence[str], first: Sequence[R], second: Sequence[R]) -> list[float]:
+    """Probability that the response shown first is the better, one a prompt."""
+    answers = list(judge(prompts, first, second))
+    shares = [answer if isinstance(answer, float) else _SHARES.get(answer, -1.0) for answer in answers]
+    if len(shares) != len(prompts) or not all(0.0 <= share <= 1.0 for share in shares):
+        raise ValueError(
+            f"the judge must answer 'first', 'second', 'tie' or a probability to each of {len(prompts)} rows"
+        )
+    return shares

@@ -1,24 +1,22 @@
-"""Candidates against each other, and against the SFT model task by task, on responses that are judged already."""
+"""Candidates against each other, and against the SFT model task by task."""
 
 from collections.abc import Mapping, Sequence
 from itertools import combinations, compress
 from typing import Any
 
 from rlhf_core.config import EvaluateConfig
-from rlhf_core.evaluation.ab import TIE_WITHIN, Outcome, both_orders, summarise
-from rlhf_core.evaluation.judges import score_judge
-from rlhf_core.evaluation.response_set import JudgedSet
+from rlhf_core.evaluation.ab import Outcome, Verdicts, summarise
 
 
 def head_to_head(
-    settings: EvaluateConfig, candidates: Sequence[str], judged: Mapping[tuple[str, float], JudgedSet]
+    settings: EvaluateConfig, candidates: Sequence[str], compared: Mapping[tuple[str, str, float, str], Verdicts]
 ) -> dict[str, Any]:
     """How every two candidates fare against each other; empty for one candidate.
 
     Args:
         settings: the section `evaluate`.
         candidates: in the order of the parameters; of two the first is A.
-        judged: response sets by model and temperature.
+        compared: verdicts by A, B, temperature and judge.
 
     Returns:
         `<a>_against_<b>` -> judge -> `T=<temperature>` -> what `ab.summarise` returns of A. As many intervals as there
@@ -29,7 +27,7 @@ def head_to_head(
         f"{a}_against_{b}": {
             judge: {
                 f"T={temperature:g}": summarise(
-                    _outcomes(judge, judged[a, temperature], judged[b, temperature]), settings.confidence, len(pairs)
+                    compared[a, b, temperature, judge].outcomes, settings.confidence, len(pairs)
                 )
                 for temperature in settings.temperatures
             }
@@ -50,8 +48,3 @@ def by_task(
         task: summarise(list(compress(outcomes, [one == task for one in tasks])), confidence, candidates)
         for task in sorted(set(tasks) - {""})
     }
-
-
-def _outcomes(judge: str, a: JudgedSet, b: JudgedSet) -> list[Outcome]:
-    shown = [""] * len(a.scores[judge])  # the judge of scores reads no prompts
-    return both_orders(score_judge(TIE_WITHIN[judge]), shown, a.scores[judge], b.scores[judge]).outcomes

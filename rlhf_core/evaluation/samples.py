@@ -17,18 +17,15 @@ def side_by_side(
     sets: Mapping[str, JudgedSet],
     *,
     best: str,
-    baseline: str,
-    judge: str,
+    gains: Sequence[float],
     count: int,
     generator: torch.Generator,
 ) -> list[dict[str, Any]]:
     """Return `count` rows (fewer only where there are fewer prompts); `why` is "drawn" or "largest loss".
 
-    Only prompts on which `best` scored lower than `baseline` count as losses; drawn rows fill their places where
-    there are too few.
+    `gains` is by how much `best` was judged better than the baseline on each prompt. Only prompts on which it lost
+    count as losses; drawn rows fill their places where there are too few.
     """
-    pairs = zip(sets[best].scores[judge], sets[baseline].scores[judge], strict=True)
-    gains = [ours - theirs for ours, theirs in pairs]
     worst_first = sorted(range(len(prompts)), key=lambda row: (gains[row], row))
     losses = [row for row in worst_first if gains[row] < 0][: count // 2]
     order = torch.randperm(len(prompts), generator=generator).tolist()

@@ -14,15 +14,15 @@ from typing import Any
 
 from rlhf_core.config import EvaluateConfig
 from rlhf_core.demo.gold import CRITERIA, Grade
-from rlhf_core.evaluation.ab import Verdicts, summarise
+from rlhf_core.evaluation.ab import summarise
 from rlhf_core.evaluation.gains import paired_gains
 from rlhf_core.evaluation.head_to_head import by_task, head_to_head
+from rlhf_core.evaluation.judge_registry import JUDGES, Compared
 from rlhf_core.evaluation.refusals import refusal_figures, refusal_test
 from rlhf_core.evaluation.response_set import JudgedSet
 from rlhf_core.evaluation.text import length_figures, variety_figures
 
 SFT = "sft"
-SIMULATED_JUDGES = frozenset({"gold"})
 VERDICT_FIGURES = (
     "win_rate", "win_rate_low", "win_rate_high", "p_value", "wins", "ties", "losses", "num_prompts", "kl_to_sft",
 )  # fmt: skip
@@ -32,7 +32,7 @@ def evaluation_metrics(
     settings: EvaluateConfig,
     algorithms: Sequence[str],
     judged: Mapping[tuple[str, float], JudgedSet],
-    compared: Mapping[tuple[str, float, str], Verdicts],
+    compared: Compared,
     drift: Mapping[str, Mapping[str, Any]],
     tasks: Sequence[str],
 ) -> dict[str, Any]:
@@ -42,7 +42,7 @@ def evaluation_metrics(
         settings: the section `evaluate`.
         algorithms: the candidates, in the order of the parameters.
         judged: response sets by model and temperature.
-        compared: verdicts on a candidate against SFT by candidate, temperature and judge.
+        compared: verdicts on each candidate against SFT, and on every two candidates.
         drift: `drift.drift_figures` by model.
         tasks: of the prompts, in their order; `settings.refuse_tasks` says which should be refused.
     """
@@ -67,7 +67,7 @@ def evaluation_metrics(
             [refuses(text) for text in compress(judged[one, first].responses.texts, answerable)] for one in (name, SFT)
         ]
         gains = paired_gains(judged[name, first], judged[SFT, first], refused, settings.confidence)
-        outcomes = compared[name, first, settings.judges[0]].outcomes
+        outcomes = compared[name, SFT, first, settings.judges[0]].outcomes
         models[name]["tasks"] = by_task(outcomes, tasks, settings.confidence, len(algorithms))
         undefined = {**headline.get("undefined", {}), **gains.get("undefined", {})}
         headline["num_candidates"] = len(algorithms)
@@ -76,12 +76,12 @@ def evaluation_metrics(
     verdict = {key: models[best][key] for key in VERDICT_FIGURES} | {
         "judge": settings.judges[0],
         "num_candidates": len(algorithms),
-        "simulated": settings.judges[0] in SIMULATED_JUDGES,
+        "simulated": bool(JUDGES[settings.judges[0]].row.simulated),
         "temperature": first,
         "best": best,
         "confidence": settings.confidence,
     }
-    between = head_to_head(settings, algorithms, judged)
+    between = head_to_head(settings, algorithms, compared)
     models |= {"head_to_head": between} if between else {}
     return models | {"verdict": verdict, "num_prompts": len(judged[SFT, first].responses.texts)}
 
@@ -91,13 +91,11 @@ def temperature_label(temperature: float) -> str:
     return f"T={temperature:g}"
 
 
-def _comparisons(
-    settings: EvaluateConfig, name: str, compared: Mapping[tuple[str, float, str], Verdicts], candidates: int
-) -> dict[str, dict[str, Any]]:
+def _comparisons(settings: EvaluateConfig, name: str, compared: Compared, candidates: int) -> dict[str, dict[str, Any]]:
     judges: dict[str, dict[str, Any]] = {judge: {} for judge in settings.judges}
     for judge, figures in judges.items():
         for temperature in settings.temperatures:
-            verdicts = compared[name, temperature, judge]
+            verdicts = compared[name, SFT, temperature, judge]
             summary = summarise(verdicts.outcomes, settings.confidence, candidates)
             figures[temperature_label(temperature)] = summary | {"order_consistency": verdicts.consistency}
     return judges

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rlhf_core.config.evaluation import JUDGE_ROWS, JudgeName
 from rlhf_core.state.atomic import digest_of
 from tasks import paths
 from tasks.lineage.manifest import bars_promotion, flat_params
@@ -44,12 +45,13 @@ class Comparison:
     note: str = ""
 
 
-def compare_versions(root: Path, a: str, b: str, *, judge: str, confidence: float) -> Comparison:
+def compare_versions(root: Path, a: str, b: str, *, judge: JudgeName, confidence: float) -> Comparison:
     """Compare two versions, given as `name@alias` or `name/number`.
 
     Args:
-        judge: `gold` or `reward_model`: the column of the recorded responses that decides the A/B. Scores of two
-            different reward models cannot be held against each other: A's reward model then scores both sides anew.
+        judge: one of `evaluate.judges` that gives scores: the column of the recorded responses that decides the A/B.
+            Scores of two different reward models cannot be held against each other: A's reward model then scores both
+            sides anew.
         confidence: level of the intervals.
 
     Raises:
@@ -61,7 +63,9 @@ def compare_versions(root: Path, a: str, b: str, *, judge: str, confidence: floa
         return _compared(store, resolve(store, a), resolve(store, b), judge, confidence)
 
 
-def _compared(store: Store, first: ModelVersion, second: ModelVersion, judge: str, confidence: float) -> Comparison:
+def _compared(
+    store: Store, first: ModelVersion, second: ModelVersion, judge: JudgeName, confidence: float
+) -> Comparison:
     manifest_a, manifest_b = manifest_of(store, first), manifest_of(store, second)
     ab, note = _on_same_prompts(store, first, second, judge, confidence)
     return Comparison(
@@ -89,7 +93,7 @@ def read_manifest(root: Path, reference: str) -> tuple[ModelVersion, dict[str, A
 
 
 def versus(
-    store: Store, a: ModelVersion, b: ModelVersion, judge: str, confidence: float, temperature: float
+    store: Store, a: ModelVersion, b: ModelVersion, judge: JudgeName, confidence: float, temperature: float
 ) -> tuple[Mapping[str, Any], str]:
     """The A/B of two versions at one temperature; empty where it cannot be had, with the reason."""
     entries, note = _on_same_prompts(store, a, b, judge, confidence)
@@ -133,7 +137,7 @@ def paired_metrics(a: Mapping[str, float | None], b: Mapping[str, float | None])
     }
 
 
-def join_scores(a: Sequence[Row], b: Sequence[Row], judge: str) -> dict[float, tuple[list[float], list[float]]]:
+def join_scores(a: Sequence[Row], b: Sequence[Row], judge: JudgeName) -> dict[float, tuple[list[float], list[float]]]:
     """Scores of A and of B for the prompts that both answered, by temperature, in the order of A."""
     answers = {(row["prompt_id"], row["temperature"]): row[judge] for row in b}
     joined: dict[float, tuple[list[float], list[float]]] = {}
@@ -147,7 +151,7 @@ def join_scores(a: Sequence[Row], b: Sequence[Row], judge: str) -> dict[float, t
 
 
 def _on_same_prompts(
-    store: Store, a: ModelVersion, b: ModelVersion, judge: str, confidence: float
+    store: Store, a: ModelVersion, b: ModelVersion, judge: JudgeName, confidence: float
 ) -> tuple[tuple[Mapping[str, Any], ...], str]:
     """The A/B at each temperature, or none and why."""
     if "rlhf-reward" in (a.name, b.name):
@@ -167,12 +171,13 @@ def _on_same_prompts(
 
 
 def _entries(
-    joined: Mapping[float, tuple[list[float], list[float]]], judge: str, confidence: float
+    joined: Mapping[float, tuple[list[float], list[float]]], judge: JudgeName, confidence: float
 ) -> tuple[tuple[Mapping[str, Any], ...], str]:
-    from rlhf_core.evaluation.ab import TIE_WITHIN, compare_scores
+    from rlhf_core.evaluation.ab import compare_scores
 
+    tie_within = JUDGE_ROWS[judge].tie_within
     entries = tuple(
-        {"judge": judge, "temperature": temperature, **compare_scores(ours, theirs, confidence, TIE_WITHIN[judge])}
+        {"judge": judge, "temperature": temperature, **compare_scores(ours, theirs, confidence, tie_within)}
         for temperature, (ours, theirs) in joined.items()
     )
     return entries, "" if entries else "no prompt was answered and judged for both at one temperature"

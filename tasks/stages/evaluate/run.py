@@ -10,64 +10,42 @@ Reads artifacts/validate/heldout_prompts.parquet, artifacts/sft/model, artifacts
 judge `reward_model`, artifacts/reward/model. Writes responses.parquet, comparisons.parquet and samples.json.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from rlhf_core.data.reading.records import prompt_id
-from rlhf_core.demo.gold import CRITERIA
-from rlhf_core.errors import ConfigError, DataError
+from rlhf_core.errors import DataError
 from rlhf_core.evaluation import samples
-from rlhf_core.evaluation.ab import TIE_WITHIN, Verdicts, both_orders
 from rlhf_core.evaluation.drift import drift_figures, response_logprob_sums
-from rlhf_core.evaluation.judges import gold_grades, reward_scores, score_judge
+from rlhf_core.evaluation.judge_registry import (
+    JUDGES,
+    Compared,
+    Material,
+    compare_sets,
+    compared_numbers,
+    judge_sets,
+    model_pairs,
+)
 from rlhf_core.evaluation.response_set import JudgedSet, ResponseSet, sample_response_set
 from rlhf_core.evaluation.verdict import SFT, evaluation_metrics
 from rlhf_core.models.mixture import PolicyMixture, load_any_policy
-from rlhf_core.models.scoring.ensemble import load_reward_model
 from rlhf_core.state.atomic import write_json
+from rlhf_core.text.encoded import TextCounts
 from rlhf_core.text.tokenizer import encode_prompts, load_tokenizer
 from tasks import paths
 from tasks.frame.at_once import at_once
 from tasks.frame.stage import Stage
 from tasks.frame.workers import Tell, in_turn, side_by_side
+from tasks.stages.evaluate.rows import COMPARISONS, comparison_rows, response_rows, responses_schema
 from tasks.stages.texts import count_texts, text_figures, warn_of_texts
 from tasks.tables import read_table, write_table
 
 SAMPLING_BATCH = 256
 SCORING_BATCH = 64  # on two cores twice as fast as 256, whose activations leave the cache
-
-_TEXT, _NUMBER = pa.string(), pa.float64()
-RESPONSES = pa.schema(
-    [
-        pa.field("model", _TEXT, nullable=False),
-        pa.field("temperature", _NUMBER, nullable=False),
-        pa.field("prompt_id", _TEXT, nullable=False),
-        pa.field("prompt", _TEXT, nullable=False),
-        pa.field("response", _TEXT, nullable=False),
-        pa.field("num_tokens", pa.int64(), nullable=False),
-        pa.field("finished", pa.bool_(), nullable=False),
-        pa.field("gold", _NUMBER),
-        *(pa.field(name, _NUMBER) for name in CRITERIA),
-        pa.field("reward_model", _NUMBER),
-    ]
-)
-COMPARISONS = pa.schema(
-    [
-        pa.field("model", _TEXT, nullable=False),
-        pa.field("temperature", _NUMBER, nullable=False),
-        pa.field("judge", _TEXT, nullable=False),
-        pa.field("prompt_id", _TEXT, nullable=False),
-        pa.field("score", _NUMBER, nullable=False),
-        pa.field("sft_score", _NUMBER, nullable=False),
-        pa.field("outcome", _TEXT, nullable=False),
-    ]
-)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -88,24 +66,17 @@ def run(stage: Stage) -> dict[str, Any]:
     names = (SFT, *stage.params.candidates)
     evaluated = _all_models(stage, names)
     prompts = _evaluation_prompts(stage)
-    _count_prompts(stage, prompts)
+    tokenizer = load_tokenizer(stage.root / paths.SFT / "model")
+    material = _material(stage, tokenizer, prompts, count_texts(stage, "prompts"))
+    warn_of_texts(stage)
     judged = {(name, temperature): one for name in names for temperature, one in evaluated[name].judged.items()}
-    compared: dict[tuple[str, float, str], Verdicts] = {
-        (name, temperature, judge): both_orders(
-            score_judge(TIE_WITHIN[judge]),
-            prompts,
-            judged[name, temperature].scores[judge],
-            judged[SFT, temperature].scores[judge],
-        )
-        for name in stage.params.candidates
-        for temperature in stage.params.evaluate.temperatures
-        for judge in stage.params.evaluate.judges
-    }
-    write_table(stage.out / "responses.parquet", _response_rows(prompts, judged), RESPONSES)
-    write_table(stage.out / "comparisons.parquet", _comparison_rows(prompts, judged, compared), COMPARISONS)
+    pairs = model_pairs(stage.params.candidates, SFT)
+    compared = compare_sets(stage.params.evaluate.judges, material, judged, pairs)
+    write_table(stage.out / "responses.parquet", response_rows(prompts, judged), responses_schema())
+    write_table(stage.out / "comparisons.parquet", comparison_rows(prompts, judged, compared), COMPARISONS)
     drift = {name: evaluated[name].drift for name in names}
     metrics = evaluation_metrics(stage.params.evaluate, stage.params.candidates, judged, compared, drift, _tasks(stage))
-    write_json(stage.out / "samples.json", _samples(stage, prompts, judged, metrics["verdict"]["best"]))
+    write_json(stage.out / "samples.json", _samples(stage, prompts, judged, compared, metrics["verdict"]["best"]))
     return metrics | text_figures(stage)
 
 
@@ -122,24 +93,32 @@ def _all_models(stage: Stage, names: Sequence[str]) -> dict[str, Evaluated]:
     return side_by_side(jobs, tell, at_most=at_most) if at_most > 1 else in_turn(jobs, tell)
 
 
-def _count_prompts(stage: Stage, prompts: Sequence[str]) -> None:
-    """What the prompts lose when they are encoded, which every model does for itself, perhaps in its own process."""
-    limit, tokenizer = stage.params.model.max_prompt_tokens, load_tokenizer(stage.root / paths.SFT / "model")
-    encode_prompts(tokenizer, prompts, limit, count_texts(stage, "prompts"))
-    warn_of_texts(stage)
+def _material(
+    stage: Stage, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], counts: TextCounts | None = None
+) -> Material:
+    """What judges may look at; `counts` is told what the prompts lose when they are encoded."""
+    return Material(
+        prompts=prompts,
+        prompt_ids=encode_prompts(tokenizer, prompts, stage.params.model.max_prompt_tokens, counts),
+        pad_id=tokenizer.pad_token_id,
+        reward_model=stage.root / paths.REWARD / "model",
+        device=stage.device,
+        batch_size=SCORING_BATCH,
+    )
 
 
 def _one_model(stage: Stage, name: str, tell: Tell) -> Evaluated:
     """Sample, judge and measure one model; tells the tokens of each response set."""
     prompts = _evaluation_prompts(stage)
-    if "gold" in stage.params.evaluate.judges:
-        _require_demo_world(prompts)
+    for judge in stage.params.evaluate.judges:
+        JUDGES[judge].refuse(prompts)
     model = _load(stage, name)
     tokenizer = load_tokenizer(stage.root / paths.SFT / "model")
-    encoded = encode_prompts(tokenizer, prompts, stage.params.model.max_prompt_tokens)
+    material = _material(stage, tokenizer, prompts)
+    encoded = material.prompt_ids
     sets = _sample_all(stage, name, model, tokenizer, encoded, tell)
     compared = {temperature: sets[temperature] for temperature in stage.params.evaluate.temperatures}
-    judged = _judge_all(stage, prompts, encoded, compared, tokenizer.pad_token_id)
+    judged = judge_sets(stage.params.evaluate.judges, material, compared)
     sft = model if name == SFT else _load(stage, SFT)
     under_sft = _summed(sft, encoded, sets[1.0], tokenizer.pad_token_id)
     under_policy = under_sft if name == SFT else _summed(model, encoded, sets[1.0], tokenizer.pad_token_id)
@@ -153,16 +132,20 @@ def _sampled_at(stage: Stage) -> Sequence[float]:
 
 
 def _samples(
-    stage: Stage, prompts: Sequence[str], judged: dict[tuple[str, float], JudgedSet], best: str
+    stage: Stage,
+    prompts: Sequence[str],
+    judged: Mapping[tuple[str, float], JudgedSet],
+    compared: Compared,
+    best: str,
 ) -> list[dict[str, Any]]:
     settings = stage.params.evaluate
-    first = settings.temperatures[0]
+    first, judge = settings.temperatures[0], settings.judges[0]
+    ours, theirs = compared_numbers(judge, judged[best, first], judged[SFT, first], compared[best, SFT, first, judge])
     return samples.side_by_side(
         prompts,
         {name: one for (name, temperature), one in judged.items() if temperature == first},
         best=best,
-        baseline=SFT,
-        judge=settings.judges[0],
+        gains=[one - other for one, other in zip(ours, theirs, strict=True)],
         count=settings.num_samples,
         generator=stage.rng()("samples"),
     )
@@ -214,74 +197,7 @@ def _sample_all(
     return sets
 
 
-def _judge_all(
-    stage: Stage,
-    prompts: Sequence[str],
-    encoded: Sequence[list[int]],
-    sets: dict[float, ResponseSet],
-    pad_id: int,
-) -> dict[float, JudgedSet]:
-    judges = stage.params.evaluate.judges
-    model = load_reward_model(stage.root / paths.REWARD / "model").to(stage.device).eval()
-    judged = {}
-    for temperature, responses in sets.items():
-        grades = gold_grades(prompts, responses.texts, responses.finished) if "gold" in judges else []
-        scores = {"gold": [grade.gold for grade in grades]} if grades else {}
-        scores["reward_model"] = reward_scores(
-            model, encoded, responses.response_ids, pad_id=pad_id, batch_size=SCORING_BATCH
-        )
-        judged[temperature] = JudgedSet(responses=responses, scores=scores, grades=grades)
-    return judged
-
-
-def _require_demo_world(prompts: Sequence[str]) -> None:
-    """Refuse the judge `gold` for other data now, before minutes of sampling."""
-    try:
-        gold_grades(prompts, [""] * len(prompts), [True] * len(prompts))
-    except DataError as error:
-        raise ConfigError(
-            f"params.yaml: evaluate.judges: 'gold' grades prompts of the demo world only ({error}). "
-            "Fix: evaluate.judges: [reward_model]"
-        ) from error
-
-
 def _summed(
     model: PreTrainedModel | PolicyMixture, prompts: Sequence[list[int]], responses: ResponseSet, pad_id: int
 ) -> np.ndarray:
     return response_logprob_sums(model, prompts, responses.response_ids, pad_id=pad_id, batch_size=SCORING_BATCH)
-
-
-def _response_rows(prompts: Sequence[str], judged: dict[tuple[str, float], JudgedSet]) -> Iterator[dict[str, Any]]:
-    for (name, temperature), one in judged.items():
-        for row, prompt in enumerate(prompts):
-            grade = one.grades[row] if one.grades else None
-            yield {
-                "model": name,
-                "temperature": temperature,
-                "prompt_id": prompt_id(prompt),
-                "prompt": prompt,
-                "response": one.responses.texts[row],
-                "num_tokens": len(one.responses.response_ids[row]),
-                "finished": one.responses.finished[row],
-                "gold": grade.gold if grade else None,
-                **{name: getattr(grade, name) if grade else None for name in CRITERIA},
-                "reward_model": one.scores["reward_model"][row],
-            }
-
-
-def _comparison_rows(
-    prompts: Sequence[str],
-    judged: dict[tuple[str, float], JudgedSet],
-    compared: dict[tuple[str, float, str], Verdicts],
-) -> Iterator[dict[str, Any]]:
-    for (name, temperature, judge), verdicts in compared.items():
-        for row, prompt in enumerate(prompts):
-            yield {
-                "model": name,
-                "temperature": temperature,
-                "judge": judge,
-                "prompt_id": prompt_id(prompt),
-                "score": judged[name, temperature].scores[judge][row],
-                "sft_score": judged[SFT, temperature].scores[judge][row],
-                "outcome": verdicts.outcomes[row],
-            }

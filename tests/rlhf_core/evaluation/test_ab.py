@@ -64,7 +64,7 @@ def test_an_unknown_outcome_is_refused():
 
 def test_a_judge_without_bias_says_the_same_in_both_orders():
     verdicts = both_orders(longer, ["p"] * 3, ["aaa", "a", "aa"], ["b", "bbb", "bb"])
-    assert verdicts == (["win", "loss", "tie"], 1.0)
+    assert verdicts == (["win", "loss", "tie"], 1.0, [1.0, 0.0, 0.5])
 
 
 def test_a_judge_of_the_place_gets_only_ties():
@@ -72,7 +72,7 @@ def test_a_judge_of_the_place_gets_only_ties():
         return ["first"] * len(prompts)
 
     verdicts = both_orders(always_first, ["p"] * 4, ["a"] * 4, ["b"] * 4)
-    assert verdicts == (["tie"] * 4, 0.0)
+    assert verdicts == (["tie"] * 4, 0.0, [0.5] * 4)
 
 
 def test_a_judge_biased_by_place_keeps_only_what_both_orders_say():
@@ -88,3 +88,25 @@ def test_a_judge_biased_by_place_keeps_only_what_both_orders_say():
 def test_a_judge_that_does_not_answer_is_refused(answers: list[str]):
     with pytest.raises(ValueError, match="must answer"):
         both_orders(lambda prompts, first, second: answers, ["p", "q"], ["a", "b"], ["c", "d"])
+
+
+@pytest.mark.parametrize("answers", [[0.5, 1.5], [float("nan"), 0.0], [-0.1, 0.3]])
+def test_a_number_that_is_no_probability_is_refused(answers: list[float]):
+    with pytest.raises(ValueError, match="a probability"):
+        both_orders(lambda prompts, first, second: answers, ["p", "q"], ["a", "b"], ["c", "d"])
+
+
+def test_probabilities_are_read_in_both_orders_by_hand():
+    """Of a, b, c, d against x: P(shown first is better), with a liking of 0.1 for the first place."""
+    liking = {"a": 0.8, "b": 0.2, "c": 0.55, "d": 0.5}
+
+    def judge(prompts, first, second):
+        return [liking[a] + 0.1 if a in liking else 1.0 - liking[b] + 0.1 for a, b in zip(first, second, strict=True)]
+
+    rows = ["p"] * 4, list("abcd"), ["x"] * 4
+    verdicts = both_orders(judge, *rows)
+    assert verdicts.outcomes == ["win", "loss", "tie", "tie"]  # c: 0.65 shown first, 0.45 shown second
+    assert verdicts.consistency == 0.5
+    assert verdicts.shares == pytest.approx([0.8, 0.2, 0.55, 0.5])
+    lenient = both_orders(judge, *rows, tie_within=0.16)
+    assert (lenient.outcomes, lenient.consistency) == (["win", "loss", "tie", "tie"], 1.0)

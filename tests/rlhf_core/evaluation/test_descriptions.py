@@ -8,10 +8,12 @@ import pytest
 import torch
 
 from rlhf_core.config import EvaluateConfig, ModelConfig
+from rlhf_core.config.evaluation import JUDGE_ROWS
 from rlhf_core.demo.gold import Grade
-from rlhf_core.evaluation.ab import TIE_WITHIN, both_orders
+from rlhf_core.evaluation.ab import both_orders
 from rlhf_core.evaluation.drift import drift_figures, response_logprob_sums, response_token_logprobs
 from rlhf_core.evaluation.intervals import mean_interval
+from rlhf_core.evaluation.judge_registry import model_pairs
 from rlhf_core.evaluation.judges import score_judge
 from rlhf_core.evaluation.response_set import JudgedSet, ResponseSet
 from rlhf_core.evaluation.samples import side_by_side
@@ -118,8 +120,7 @@ def test_samples_show_losses_beside_a_random_draw():
         prompts,
         {"sft": sft, "dpo": dpo},
         best="dpo",
-        baseline="sft",
-        judge="gold",
+        gains=[0.1] * 28 + [-0.4, -0.2],
         count=30,
         generator=torch.Generator().manual_seed(1),
     )
@@ -138,15 +139,15 @@ def test_samples_never_show_more_losses_than_half():
     prompts = [f"prompt {row}" for row in range(30)]
     sets = {"sft": judged("sft", 1.0, [0.5] * 30), "ppo": judged("ppo", 1.0, [0.1] * 30)}
     generator = torch.Generator().manual_seed(1)
-    rows = side_by_side(prompts, sets, best="ppo", baseline="sft", judge="gold", count=10, generator=generator)
+    rows = side_by_side(prompts, sets, best="ppo", gains=[-0.4] * 30, count=10, generator=generator)
     assert [row["why"] for row in rows].count("largest loss") == 5
 
 
 def test_a_reward_model_ties_what_only_rounding_tells_apart():
     scores, other = [1.5, 1.5, -0.25], [1.500002, 1.49, -0.2500007]
-    verdicts = both_orders(score_judge(TIE_WITHIN["reward_model"]), ["p"] * 3, scores, other)
-    assert verdicts == (["tie", "win", "tie"], 1.0)
-    assert both_orders(score_judge(TIE_WITHIN["gold"]), ["p"], [0.71], [0.709]).outcomes == ["win"]
+    verdicts = both_orders(score_judge(JUDGE_ROWS["reward_model"].tie_within), ["p"] * 3, scores, other)
+    assert verdicts[:2] == (["tie", "win", "tie"], 1.0)
+    assert both_orders(score_judge(JUDGE_ROWS["gold"].tie_within), ["p"], [0.71], [0.709]).outcomes == ["win"]
 
 
 def test_metrics_name_the_best_and_repeat_the_first_judge():
@@ -155,8 +156,8 @@ def test_metrics_name_the_best_and_repeat_the_first_judge():
     truthful = {"sft": [1.0, 0.5, 0.5, 1.0], "ppo": [1.0, 1.0, 1.0, 0.5], "dpo": [1.0] * 4}
     sets = {(name, at): judged(name, at, gold[name], truthful[name]) for name in gold for at in (1.0, 0.0)}
     compared = {
-        (name, at, judge): both_orders(score_judge(TIE_WITHIN[judge]), ["p"] * 4, gold[name], gold["sft"])
-        for name in ("ppo", "dpo")
+        (a, b, at, judge): both_orders(score_judge(JUDGE_ROWS[judge].tie_within), ["p"] * 4, gold[a], gold[b])
+        for a, b in model_pairs(("ppo", "dpo"), "sft")
         for at in (1.0, 0.0)
         for judge in settings.judges
     }

@@ -8,6 +8,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from rlhf_core.config import EvaluateConfig, Params
+from rlhf_core.config.evaluation import JUDGE_ROWS
 from tasks.catalogue import stage_title
 from tasks.stages.report.html import words
 from tasks.stages.report.html.between import between_candidates, task_table, win_rate_row
@@ -74,9 +75,8 @@ def simulated_parts(params: Params) -> list[str]:
     parts = []
     if params.label.source == "simulated":
         parts.append("preferences come from simulated annotators")
-    if "gold" in params.evaluate.judges:
-        parts.append("the gold scorer is a program that grades the demo world")
-    return parts
+    parts += [row.simulated for name, row in JUDGE_ROWS.items() if name in params.evaluate.judges]
+    return [part for part in parts if part]
 
 
 def _tiles(run: RunFiles, algorithms: Sequence[str]) -> Iterator[tuple[str, str, str]]:

@@ -4,13 +4,14 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from rlhf_core.config.evaluation import JUDGE_ROWS
 from tasks.catalogue import POLICIES as POLICY_TITLES
 
 # Control characters, bidirectional overrides and zero-width marks: they would hide or reorder what a model wrote.
 _INVISIBLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b\u200e\u200f\u202a-\u202e\u2060-\u2069\ufeff\ud800-\udfff]")
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
-JUDGES = {"gold": "gold scorer (simulated)", "reward_model": "reward model"}
+JUDGES = {name: row.title for name, row in JUDGE_ROWS.items()}
 POLICIES = {"sft": "SFT", **POLICY_TITLES}
 
 

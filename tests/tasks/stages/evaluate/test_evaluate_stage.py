@@ -1,78 +1,21 @@
 """Stage `evaluate` on tiny models: what it writes, that it repeats itself, that it refuses what it cannot judge."""
 
 import json
-import random
 import shutil
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 
-from rlhf_core.config import AlignConfig, ComputeConfig, EvaluateConfig, MachineConfig, ModelConfig, Params
-from rlhf_core.demo.world import draw_scenes
+from rlhf_core.config import EvaluateConfig, MachineConfig
 from rlhf_core.errors import ConfigError, DataError, RlhfError
+from rlhf_core.evaluation import judge_registry
 from rlhf_core.evaluation.judges import reward_scores
-from rlhf_core.models.policy import build_policy, save_policy
 from rlhf_core.models.scoring.reward_model import RewardModel
 from rlhf_core.state.atomic import tree_digest
-from rlhf_core.text.tokenizer import encode_prompts, load_tokenizer, train_tokenizer
+from rlhf_core.text.tokenizer import encode_prompts, load_tokenizer
 from tasks import paths
-from tasks.frame.definition import stage_definition
-from tasks.frame.stage import Stage
-from tasks.stages.evaluate import run as evaluate
-from tasks.tables import SCHEMAS, write_table
-
-REPOSITORY = Path(__file__).parents[4]
-PARAMS = Params(
-    compute=ComputeConfig(device="cpu", threads=1),
-    model=ModelConfig(hidden_size=32, layers=1, heads=2, intermediate_size=32, vocab_size=300, max_response_tokens=8),
-    align=AlignConfig(algorithms=("ppo", "dpo")),
-    evaluate=EvaluateConfig(num_prompts=12, num_samples=4),
-)
-
-
-@dataclass
-class Log:
-    """Keeps what a stage reports."""
-
-    rows: list[tuple[int, int, int]] = field(default_factory=list)
-
-    def __call__(self, step: int, total: int, metrics: Any, tokens: int) -> None:
-        self.rows.append((step, total, tokens))
-
-    def event(self, kind: str, **words: str) -> None:
-        """Warnings are read from the figures here."""
-
-
-@pytest.fixture
-def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A run whose `ppo` is the SFT model itself and whose `dpo` is another one."""
-    monkeypatch.chdir(tmp_path)
-    prompts = [scene.prompt() for scene in draw_scenes(random.Random(0), 16, "heldout")]
-    tokenizer = train_tokenizer(prompts, 300)
-    models = [
-        build_policy(PARAMS.model, len(tokenizer), tokenizer.pad_token_id, tokenizer.eos_token_id, seed)
-        for seed in (0, 1)
-    ]
-    for folder, model in (("sft", models[0]), ("align/ppo", models[0]), ("align/dpo", models[1])):
-        save_policy(model, tokenizer, tmp_path / "artifacts" / folder / "model")
-    RewardModel.from_policy(models[0], "last", 0).save(tmp_path / "artifacts/reward/model", tokenizer)
-    write_prompts(tmp_path, prompts)
-    return tmp_path
-
-
-def write_prompts(root: Path, prompts: list[str]) -> None:
-    rows = [{"id": str(row), "prompt": prompt, "task": "any"} for row, prompt in enumerate(prompts)]
-    write_table(root / paths.VALIDATE / "heldout_prompts.parquet", rows, SCHEMAS["heldout_prompts"])
-
-
-def run(root: Path, params: Params = PARAMS, out: str = "out") -> tuple[dict[str, Any], Path, Log]:
-    folder, log = root / out, Log()
-    folder.mkdir()
-    stage = Stage(stage_definition(REPOSITORY, "evaluate"), params, root, folder, log)
-    return evaluate.run(stage), folder, log
+from tests.support.evaluate_stage import PARAMS, run, write_prompts
 
 
 def test_figures_tables_and_samples(root: Path):
@@ -116,8 +59,10 @@ def test_equal_weights_do_not_drift_and_draw_other_samples(root: Path):
 
 def test_the_same_response_ties_in_whatever_batch_it_is_scored(root: Path, monkeypatch: pytest.MonkeyPatch):
     sizes = iter([5, 3, 12] * 4)
-    scorer = evaluate.reward_scores
-    monkeypatch.setattr(evaluate, "reward_scores", lambda *a, **k: scorer(*a, **(k | {"batch_size": next(sizes)})))
+    scorer = judge_registry.reward_scores
+    monkeypatch.setattr(
+        judge_registry, "reward_scores", lambda *a, **k: scorer(*a, **(k | {"batch_size": next(sizes)}))
+    )
     metrics, _, _ = run(root)
     assert metrics["ppo"]["judges"]["reward_model"]["T=0"]["ties"] == 12
 
