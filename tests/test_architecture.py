@@ -30,7 +30,6 @@ OVER_EIGHT = {
     "rlhf_core/trainers/ppo/trainer.py:train_ppo",
     "rlhf_core/trainers/preference/trainer.py:train_dpo",
     "rlhf_core/trainers/sft.py:train_sft",
-    "tasks/tracking/registration.py:register_version",
     "flows/cli/deploy.py:deploy",
     "flows/cli/run.py:run",
 }

@@ -27,7 +27,7 @@ from tasks.frame.forked import Forks
 from tasks.frame.runner import Event, ProgressFollower, StageResult, Stop, run_stage_process
 
 if TYPE_CHECKING:
-    from tasks.tracking import Recorder
+    from tasks.tracking import Recorder, Status
 
 CURVE_SECONDS = 3.0
 CLOSING_PATIENCE_S = 60.0
@@ -145,7 +145,7 @@ class PipelineRun:
         if status == "done":
             self._report()
         if self.record:
-            run_state = {"done": "FINISHED", "failed": "FAILED"}.get(status, "KILLED")
+            run_state: Status = "FINISHED" if status == "done" else "FAILED" if status == "failed" else "KILLED"
             patience = HURRIED_PATIENCE_S if hurried else CLOSING_PATIENCE_S
             self.summary.tracking = self.record.close(run_state, patience, why=message)
         self.summary.model_versions = {

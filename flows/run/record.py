@@ -4,7 +4,7 @@ import getpass
 import json
 import os
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flows.run.request import PreparedRun
 from flows.run.summary import RunSummary, StageSummary
@@ -14,6 +14,9 @@ from tasks.frame.definition import stage_definition, stage_settings
 from tasks.lineage.manifest import commit_of, stage_inputs
 from tasks.paths import LOCK
 from tasks.stages.report.headline import run_figures
+
+if TYPE_CHECKING:
+    from tasks.tracking import DataSet, Judging, Status
 
 ENDED = ("finished_share", "finished_share_low", "finished_share_high")
 
@@ -77,7 +80,7 @@ class RunRecord:
         self._unwatch(stage.name)
         self.recorder.finish_stage(stage.name, "KILLED" if interrupted else "FAILED", why=why)
 
-    def close(self, status: str, patience_s: float, why: str) -> str:
+    def close(self, status: "Status", patience_s: float, why: str) -> str:
         """End the run and send what waits; returns what could not be recorded, in words, empty where all was."""
         if self._watch:
             self._watch.stop()
@@ -90,7 +93,7 @@ class RunRecord:
     def _evaluation(self, metrics: Mapping[str, Any]) -> None:
         """Give every model its figures and answers; then all of this lineage become candidates, at once."""
         verdict = metrics.get("verdict") or {}
-        told = {key: verdict.get(key) for key in ("judge", "simulated", "temperature", "confidence", "num_prompts")}
+        judging = _judging(verdict)
         best: dict[str, str] = {}
         for stage in self.summary.stages:
             row = stage_row(stage.name)
@@ -101,7 +104,7 @@ class RunRecord:
                 best[stage.name] = stage.outputs_hash
             figures = _evaluated(metrics.get(of), verdict.get("temperature")) if row.role != "judge" else {}
             if figures:
-                compared = told if row.role == "policy" else None
+                compared = judging if row.role == "policy" else None
                 self.recorder.attach(stage.name, stage.outputs_hash, figures, verdict=compared)
                 answers = paths.EVALUATE / "responses.parquet"
                 self.recorder.attach_responses(stage.name, stage.outputs_hash, answers, rows_of=of)
@@ -111,12 +114,14 @@ class RunRecord:
     def _params(self, stage: str) -> dict[str, Any]:
         return stage_settings(stage_definition(self.root, stage), self.prepared.params)
 
-    def _data(self, stage: str, context: str) -> Iterator[dict[str, str]]:
+    def _data(self, stage: str, context: str) -> Iterator["DataSet"]:
         """Data that a stage read, by DVC's hashes: no code."""
+        from tasks.tracking import DataSet
+
         for path, digest in stage_inputs(self.root / LOCK, stage).items():
             if path.startswith(("data", "artifacts", "models")):
                 source = json.dumps({"uri": str(self.root / path)})
-                yield {"name": path, "digest": digest, "source": source, "context": context}
+                yield DataSet(name=path, digest=digest, source=source, context=context)
 
     def _tags(self, tags: Mapping[str, str]) -> dict[str, str]:
         request = self.prepared.request
@@ -157,6 +162,14 @@ def _evaluated(figures: Mapping[str, Any] | None, temperature: float | None) -> 
     lengths = figures.get("lengths", {}).get(f"T={temperature:g}" if temperature is not None else "", {})
     ended = {name: lengths[name] for name in ENDED if name in lengths}
     return numbers(figures) | ended
+
+
+def _judging(verdict: Mapping[str, Any]) -> "Judging | None":
+    """How the policies were compared; None where the evaluation does not say."""
+    from tasks.tracking import Judging
+
+    found = {key: verdict.get(key) for key in Judging.model_fields}
+    return None if None in found.values() else Judging.model_validate(found)
 
 
 def _user() -> str:

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from tasks.tracking.audit import AuditRow, read_audit
     from tasks.tracking.compare import Comparison, compare_versions, read_manifest
     from tasks.tracking.delivery import Delivery, flush, pending
+    from tasks.tracking.events import DataSet, Judging, Status
     from tasks.tracking.names import ModelVersion
     from tasks.tracking.promotion import Promotion, promote, rollback
     from tasks.tracking.recorder import Recorder
@@ -47,11 +48,14 @@ if TYPE_CHECKING:
 __all__ = [
     "AuditRow",
     "Comparison",
+    "DataSet",
     "Delivery",
+    "Judging",
     "ModelVersion",
     "Promotion",
     "Recorder",
     "Standing",
+    "Status",
     "Store",
     "SystemWatch",
     "compare_versions",
@@ -73,11 +77,14 @@ __all__ = [
 _MODULES = {
     "AuditRow": "audit",
     "Comparison": "compare",
+    "DataSet": "events",
     "Delivery": "delivery",
+    "Judging": "events",
     "ModelVersion": "names",
     "Promotion": "promotion",
     "Recorder": "recorder",
     "Standing": "standing",
+    "Status": "events",
     "Store": "store",
     "SystemWatch": "system",
     "compare_versions": "compare",

@@ -27,7 +27,7 @@ class BackgroundSender:
         self._root, self._spool = root, spool
         self._changed = threading.Condition()
         self._new = True
-        self._asked = self._answered = 0  # numbers of the attempts that `settle` wants and has got
+        self._asked = self._answered = 0  # numbers of the attempts that `drain` wants and has got
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="mlflow-recorder", daemon=True)
         self._thread.start()
@@ -38,7 +38,7 @@ class BackgroundSender:
             self._new = True
             self._changed.notify_all()
 
-    def settle(self, patience_s: float) -> None:
+    def drain(self, patience_s: float) -> None:
         """Wait for one attempt that begins after now to send everything, or for `patience_s` seconds."""
         with self._changed:
             self._asked += 1

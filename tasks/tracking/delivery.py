@@ -10,15 +10,16 @@ every `flush`. Nothing is given up.
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from rlhf_core.errors import EnvironmentProblem
 from rlhf_core.faults import faultpoint
 from tasks import paths
+from tasks.tracking.events import Event, MetricsEvent, Refusal, WithFile, in_words
 from tasks.tracking.sender import METRICS_A_BATCH, Sender, would_not_be_taken
-from tasks.tracking.spool import Event, Spool, spools
+from tasks.tracking.spool import Spool, spools
 from tasks.tracking.store import first_line, lock, open_store
 
 SENDER_PATIENCE_S = 5.0
@@ -72,7 +73,7 @@ class Delivery:
 
 def pending(root: Path) -> int:
     """Number of recorded events that the store has not taken yet. Cheap: opens no store."""
-    return sum(spool.pending() + len(spool.refusals()) for spool in spools(paths.home(root)))
+    return sum(spool.pending() + spool.set_aside() for spool in spools(paths.home(root)))
 
 
 def flush(root: Path) -> Delivery:
@@ -81,7 +82,7 @@ def flush(root: Path) -> Delivery:
     The store being away is no error here: the delivery says so and the events wait on.
     """
     home = paths.home(root)
-    waiting = [spool for spool in spools(home) if spool.pending() or spool.refusals()]
+    waiting = [spool for spool in spools(home) if spool.pending() or spool.set_aside()]
     total = Delivery()
     if waiting:
         try:
@@ -117,26 +118,26 @@ def deliver(sender: Sender) -> Delivery:
 def offer_again(sender: Sender) -> Delivery:
     """Send what was refused before, and keep what still is."""
     spool, total = sender.spool, Delivery()
-    if not spool.refusals():
+    if not spool.set_aside():
         return total
     try:
         with lock(sender.store.home, f"spool-{spool.run_key}", patience_s=SENDER_PATIENCE_S):
             kept = []
-            for row in spool.refusals():
-                sent = _send(sender, [row["event"]])
+            for refusal in spool.refusals():
+                sent = _send(sender, [refusal.event])
                 total += sent
                 if sent.refused or sent.problem:
-                    kept.append(row | ({"reason": sent.refused[0]} if sent.refused else {}))
+                    kept.append(Refusal(reason=(sent.refused or (refusal.reason,))[0], event=refusal.event))
                     total += Delivery(pending=int(sent.problem is not None))
                 else:
-                    _drop_files(spool, [row["event"]])
+                    _drop_files(spool, [refusal.event])
             spool.keep_refused(kept)
     except EnvironmentProblem as error:
-        return total + Delivery(pending=len(spool.refusals()), problem=str(error))
+        return total + Delivery(pending=spool.set_aside(), problem=str(error))
     return total
 
 
-def _hand_over(sender: Sender, events: list[Event]) -> Delivery:
+def _hand_over(sender: Sender, events: Sequence[Event]) -> Delivery:
     """Send events of one kind together; where one of them is at fault, one by one, setting that one aside."""
     sent = _send(sender, events)
     if not sent.refused:
@@ -147,41 +148,49 @@ def _hand_over(sender: Sender, events: list[Event]) -> Delivery:
     return sum((_hand_over(sender, [event]) for event in events), Delivery())
 
 
-def _send(sender: Sender, events: list[Event]) -> Delivery:
+def _send(sender: Sender, events: Sequence[Event]) -> Delivery:
     try:
         sender.send(events)
     except Exception as error:  # every library between here and a database has its own kinds
         obstacle = sender.obstacle(events[0])
         if obstacle is not None or not would_not_be_taken(error):
             return Delivery(problem=obstacle or first_line(error))
-        return Delivery(refused=(f"{sender.in_words(events[0])}: {first_line(error)}",))
+        return Delivery(refused=(f"{in_words(events[0])}: {first_line(error)}",))
     return Delivery(sent=len(events), cut=sender.take_cut())
 
 
-def _drop_files(spool: Spool, events: list[Event]) -> None:
+def _drop_files(spool: Spool, events: Sequence[Event]) -> None:
     for event in events:
-        if "kept" in event:
-            spool.drop(event["kept"])
+        if isinstance(event, WithFile):
+            spool.drop(event.kept)
 
 
 def _batches(spool: Spool) -> Iterator[tuple[int, list[Event]]]:
     """Group waiting events: metrics of one run that follow each other go together, anything else alone."""
     batch: list[Event] = []
     end, size = spool.position, 0
-    for position, event in spool.events(end):
-        rows = len(event["metrics"]) if event["kind"] == "metrics" else METRICS_A_BATCH
-        joins = batch and batch[0]["kind"] == event["kind"] == "metrics" and batch[0]["run"] == event["run"]
-        if batch and not (joins and size + rows <= METRICS_A_BATCH):
+    try:
+        for position, event in spool.events(end):
+            rows = len(event.metrics) if isinstance(event, MetricsEvent) else METRICS_A_BATCH
+            if batch and not (_go_together(batch[0], event) and size + rows <= METRICS_A_BATCH):
+                yield end, batch
+                batch, size = [], 0
+            batch.append(event)
+            end, size = position, size + rows
+    except EnvironmentProblem:  # of a line that cannot be read; what stands before it can be sent
+        if batch:
             yield end, batch
-            batch, size = [], 0
-        batch.append(event)
-        end, size = position, size + rows
+        raise
     if batch:
         yield end, batch
+
+
+def _go_together(one: Event, other: Event) -> bool:
+    return isinstance(one, MetricsEvent) and isinstance(other, MetricsEvent) and one.run == other.run
 
 
 def _remove_old(home: Path) -> None:
     oldest = time.time() - KEEP_SENT_DAYS * 86_400
     for spool in spools(home):
-        if spool.path.stat().st_mtime < oldest and not spool.pending() and not spool.refusals():
+        if spool.path.stat().st_mtime < oldest and not spool.pending() and not spool.set_aside():
             spool.remove()

@@ -1,8 +1,8 @@
 """The description of a registered version, in Markdown: what it is worth, and where it comes from."""
 
 from collections.abc import Iterator, Mapping
-from typing import Any
 
+from tasks.tracking.events import Judging
 from tasks.tracking.fitting import LONGEST_DESCRIPTION, fitted
 from tasks.tracking.names import ModelVersion
 
@@ -10,15 +10,12 @@ GENERATED = "*Written by the pipeline, and again whenever a figure is added; put
 EVALUATED = "against rlhf-sft by"
 
 
-def described(
-    version: ModelVersion, figures: Mapping[str, float | None], verdict: Mapping[str, Any] | None, before: str
-) -> str:
+def described(version: ModelVersion, figures: Mapping[str, float | None], verdict: Judging | None, before: str) -> str:
     """The description of a version, or what a person has put in its place.
 
     Args:
         figures: all that are known; None for an undefined one.
-        verdict: how the win rate was measured (`judge`, `simulated`, `temperature`, `num_prompts`, `confidence`);
-            None leaves the words of an earlier evaluation.
+        verdict: how the win rate was measured; None leaves the words of an earlier evaluation.
         before: the description as it stands.
     """
     if before and GENERATED not in before:
@@ -29,18 +26,18 @@ def described(
     return fitted("\n\n".join(paragraph for paragraph in paragraphs if paragraph), LONGEST_DESCRIPTION)
 
 
-def _comparison(figures: Mapping[str, float | None], verdict: Mapping[str, Any]) -> str:
+def _comparison(figures: Mapping[str, float | None], verdict: Judging) -> str:
     rate, low, high = (figures.get(f"win_rate{end}") for end in ("", "_low", "_high"))
     if rate is None or low is None or high is None:
         return ""
     finding = "Better than SFT" if low > 0.5 else "Worse than SFT" if high < 0.5 else "Not shown to differ from SFT"
-    judge = f"{verdict['judge']} (simulated)" if verdict.get("simulated") else verdict["judge"]
+    judge = f"{verdict.judge} (simulated)" if verdict.simulated else verdict.judge
     kl = figures.get("kl_to_sft")
     drift = "" if kl is None else f", KL to SFT {kl:.2f} nats a response"
     return (
-        f"**{finding}**: win rate {rate:.3f} ({verdict['confidence']:.0%} interval {low:.3f} to {high:.3f}) "
-        f"{EVALUATED} {judge} on {verdict['num_prompts']} held-out prompts at temperature "
-        f"{verdict['temperature']:g}{drift}."
+        f"**{finding}**: win rate {rate:.3f} ({verdict.confidence:.0%} interval {low:.3f} to {high:.3f}) "
+        f"{EVALUATED} {judge} on {verdict.num_prompts} held-out prompts at temperature "
+        f"{verdict.temperature:g}{drift}."
     )
 
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from rlhf_core.config import ModelConfig
 from rlhf_core.state.atomic import write_json
 from tasks.lineage.manifest import flat_params
+from tasks.tracking.events import Registration
 from tasks.tracking.fitting import fitted
 from tasks.tracking.names import OUTPUTS_HASH
 from tasks.tracking.store import Store
@@ -33,40 +34,25 @@ MODELS_A_PAGE = 100
 REQUIREMENTS = ("mlflow", "torch", "transformers", "tokenizers", "safetensors", "pydantic", "numpy")
 
 
-def log(
-    store: Store,
-    run_id: str,
-    *,
-    name: str,
-    folder: Path,
-    content: str,
-    manifest: Mapping[str, Any],
-    example: Mapping[str, str],
-    params: Mapping[str, str],
-) -> str:
-    """Log a model folder to a run and return the id of the logged model.
+def log(store: Store, run_id: str, request: Registration, folder: Path) -> str:
+    """Log a model folder to a run and return the id of the logged model; one with the same content is used again.
 
-    Args:
-        name: registered model that it is for; decides what the model can do.
-        content: outputs hash; a logged model with the same one is used again rather than made twice.
-        manifest: lineage, kept as `lineage/manifest.json` among the model's artifacts.
-        example: one input.
-        params: settings shown with it.
+    What the model can do goes by its name; its lineage is `lineage/manifest.json` among its artifacts.
     """
     from mlflow.entities import LoggedModelOutput
     from mlflow.models import Model
 
     standing = store.client.search_logged_models(
-        [store.experiment_id], filter_string=f"tags.{OUTPUTS_HASH} = '{content}' AND status = 'READY'"
+        [store.experiment_id], filter_string=f"tags.{OUTPUTS_HASH} = '{request.content}' AND status = 'READY'"
     )
     if standing:
         return standing[0].model_id
     logged = store.client.create_logged_model(
         store.experiment_id,
-        name=name,
+        name=request.name,
         source_run_id=run_id,
-        tags={OUTPUTS_HASH: content},
-        params={key: fitted(value, LONGEST_PARAM) for key, value in params.items()},
+        tags={OUTPUTS_HASH: request.content},
+        params={key: fitted(value, LONGEST_PARAM) for key, value in request.params.items()},
         model_type="pyfunc",
     )
     with tempfile.TemporaryDirectory() as scratch:
@@ -74,22 +60,14 @@ def log(
         described = Model(
             artifact_path=logged.artifact_location, run_id=run_id, model_id=logged.model_id, model_uuid=logged.model_id
         )
-        save(described, local, name, folder, manifest, example, Path(scratch))
+        save(described, local, request, folder, Path(scratch))
         store.client.log_model_artifacts(logged.model_id, str(local))
     store.client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step=0)])
     store.client.finalize_logged_model(logged.model_id, "READY")
     return logged.model_id
 
 
-def save(
-    described: "Model",
-    local: Path,
-    name: str,
-    folder: Path,
-    manifest: Mapping[str, Any],
-    example: Mapping[str, str],
-    scratch: Path,
-) -> None:
+def save(described: "Model", local: Path, request: Registration, folder: Path, scratch: Path) -> None:
     """Write the MLflow model folder `local`."""
     import pandas as pd
     from mlflow import pyfunc
@@ -98,9 +76,9 @@ def save(
     from mlflow.models.utils import _Example
     from mlflow.types import ColSpec, DataType, ParamSchema, Schema
 
-    scores = name == "rlhf-reward"
-    limits = token_limits(manifest)
-    write_json(scratch / "lineage" / "manifest.json", manifest)
+    scores = request.name == "rlhf-reward"
+    limits = token_limits(request.manifest)
+    write_json(scratch / "lineage" / "manifest.json", request.manifest)
     warnings.filterwarnings("ignore", ".*An input example was not provided")  # it is, below
     pyfunc.save_model(
         str(local),
@@ -111,7 +89,7 @@ def save(
         pip_requirements=requirements(),
         model_config=limits,
         signature=ModelSignature(
-            inputs=Schema([ColSpec(DataType.string, column) for column in example]),
+            inputs=Schema([ColSpec(DataType.string, column) for column in request.example]),
             outputs=Schema([ColSpec(DataType.double if scores else DataType.string)]),
             params=None if scores else ParamSchema(_sampling_params(limits["max_response_tokens"])),
         ),
@@ -120,7 +98,7 @@ def save(
         shutil.rmtree(bytecode)
     # Handing the example to save_model would load the weights and run them here; its file and entry are all that is
     # wanted, and MLflow has no public call for that.
-    saved = _Example(pd.DataFrame([dict(example)]))
+    saved = _Example(pd.DataFrame([request.example]))
     saved.save(str(local))
     described.saved_input_example_info = saved.info
     described.save(str(local / MLMODEL_FILE_NAME))

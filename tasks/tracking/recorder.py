@@ -7,19 +7,22 @@ the next one or by `flush`, and is then in the store once.
 import contextlib
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from rlhf_core.errors import EnvironmentProblem
 from tasks import paths
+from tasks.tracking import events
 from tasks.tracking.background import BackgroundSender
 from tasks.tracking.delivery import Delivery
+from tasks.tracking.events import DataSet, Event, Judging, Point, Status
 from tasks.tracking.flat import dotted, numbers
 from tasks.tracking.names import RESPONSES, ModelVersion
 from tasks.tracking.registry import find_version
 from tasks.tracking.requests import registered_name, registration_request
-from tasks.tracking.spool import Event, Spool
+from tasks.tracking.spool import Spool
 from tasks.tracking.store import run_link, tracking_uri
 
 POINTS_AN_EVENT = 500
@@ -61,9 +64,10 @@ class Recorder:
         self._stage_time: dict[str, int] = {}
         self._writing = threading.Lock()
         self._closed = False
-        for _, event in self._spool.events():
-            if event["kind"] == "metrics":
-                self._recorded |= {(event["run"], name, step) for name, _, step, _ in event["metrics"]}
+        with contextlib.suppress(EnvironmentProblem):  # what another version wrote ends no run; the sender says it
+            for _, event in self._spool.events():
+                if isinstance(event, events.MetricsEvent):
+                    self._recorded |= {(event.run, point.name, point.step) for point in event.metrics}
         self._background = BackgroundSender(root, self._spool)
         self._begin(run_key, None, name, self._tags, params)
 
@@ -73,7 +77,7 @@ class Recorder:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        status = "FINISHED" if kind is None else "FAILED" if issubclass(kind, Exception) else "KILLED"
+        status: Status = "FINISHED" if kind is None else "FAILED" if issubclass(kind, Exception) else "KILLED"
         self.close(status)
 
     def start_stage(
@@ -85,20 +89,18 @@ class Recorder:
 
     def tell(self, stage: str | None, tags: Mapping[str, str]) -> None:
         """Set tags of a stage's run, or of the parent run; a tag that is there already is replaced."""
-        self._record({"kind": "tags", "run": self._key(stage), "tags": {key: str(tags[key]) for key in tags}})
+        self._record(events.TagsEvent(run=self._key(stage), tags={key: str(tags[key]) for key in tags}))
 
-    def inputs(self, stage: str | None, inputs: Iterable[Mapping[str, str]]) -> None:
-        """Record data sets that a run read: `name`, `digest` (at most 36 characters), `source`, `context`."""
-        listed = [dict(one) for one in inputs]
+    def inputs(self, stage: str | None, inputs: Iterable[DataSet]) -> None:
+        """Record data sets that a run read."""
+        listed = tuple(inputs)
         if listed:
-            self._record({"kind": "inputs", "run": self._key(stage), "inputs": listed})
+            self._record(events.InputsEvent(run=self._key(stage), inputs=listed))
 
     def figures(self, stage: str | None, metrics: Mapping[str, Any]) -> None:
         """Record headline figures of a run; an undefined one is left out."""
         when = _now_ms()
-        self._points(
-            self._key(stage), [(key, value, 0, when) for key, value in numbers(metrics).items() if value is not None]
-        )
+        self._points(self._key(stage), _at_step_0(metrics, when))
 
     def metrics(self, stage: str, rows: Iterable[Mapping[str, Any]]) -> None:
         """Record curves: rows `{"step": int, "time": seconds since 1970, "metrics": {name: number}}`.
@@ -106,10 +108,10 @@ class Recorder:
         A name at a step that is recorded already is left out, so rows may be given again after a resume. Give many
         rows at once: each call waits for the disk.
         """
-        points = []
+        points: list[Point] = []
         for row in rows:
             time_ms = int(row["time"] * 1000) if "time" in row else _now_ms()
-            points += [(name, float(value), int(row["step"]), time_ms) for name, value in row["metrics"].items()]
+            points += [Point(name, float(value), int(row["step"]), time_ms) for name, value in row["metrics"].items()]
         self._points(self._key(stage), points)
 
     def next_step(self, stage: str, name: str) -> int:
@@ -121,7 +123,7 @@ class Recorder:
     def artifact(self, stage: str | None, path: Path, folder: str = "") -> None:
         """Record a file or folder as it stands now, below `folder` of the stage's run; None is the parent run."""
         source = path if path.is_absolute() else self.root / path
-        self._record({"kind": "artifact", "run": self._key(stage), "folder": folder, "kept": self._spool.keep(source)})
+        self._record(events.ArtifactEvent(run=self._key(stage), folder=folder, kept=self._spool.keep(source)))
 
     def register(
         self,
@@ -151,15 +153,14 @@ class Recorder:
             self.root, stage, source, tags=self._tags, params=params or {}, metrics=metrics, example=example or {}
         )
         self._record(
-            {
-                "kind": "register",
-                "run": self._key(stage),
-                "kept": self._spool.keep(source),
-                "time_ms": self._stage_time.get(stage, _now_ms()),
-                "request": request,
-            }
+            events.RegisterEvent(
+                run=self._key(stage),
+                kept=self._spool.keep(source),
+                time_ms=self._stage_time.get(stage, _now_ms()),
+                request=request,
+            )
         )
-        return str(request["content"])
+        return request.content
 
     def attach(
         self,
@@ -167,22 +168,16 @@ class Recorder:
         content: str,
         metrics: Mapping[str, float | None],
         *,
-        verdict: Mapping[str, Any] | None = None,
+        verdict: Judging | None = None,
     ) -> None:
         """Add figures that were measured later to the version with outputs hash `content`; gates judge by them.
 
         Args:
-            verdict: how it was compared with SFT (`judge`, `simulated`, `temperature`, `num_prompts`, `confidence`),
-                for the version's description.
+            verdict: how it was compared with SFT, for the version's description.
         """
+        model, figures = registered_name(stage), numbers(metrics)
         self._record(
-            {
-                **_of(stage, content),
-                "kind": "attach",
-                "metrics": numbers(metrics),
-                "verdict": dict(verdict) if verdict else None,
-                "time_ms": _now_ms(),
-            }
+            events.AttachEvent(model=model, outputs_hash=content, metrics=figures, verdict=verdict, time_ms=_now_ms())
         )
 
     def attach_responses(self, stage: str, content: str, table: Path, *, rows_of: str) -> None:
@@ -197,30 +192,28 @@ class Recorder:
         rows = pq.read_table(self.root / table, filters=[("model", "==", rows_of)])
         kept, path = self._spool.new_file(RESPONSES)
         pq.write_table(rows, path)
-        self._record({**_of(stage, content), "kind": "evidence", "kept": kept})
+        self._record(events.EvidenceEvent(model=registered_name(stage), outputs_hash=content, kept=kept))
 
     def set_candidates(self, contents: Mapping[str, str]) -> None:
         """Point the alias `candidate` at versions of one lineage together: stage -> outputs hash."""
         versions = {registered_name(stage): content for stage, content in contents.items()}
-        self._record({"kind": "candidates", "run": self.run_key, "versions": versions, "time_ms": _now_ms()})
+        self._record(events.CandidatesEvent(run=self.run_key, versions=versions, time_ms=_now_ms()))
 
     def finish_stage(
-        self, stage: str, status: str = "FINISHED", metrics: Mapping[str, Any] | None = None, *, why: str = ""
+        self, stage: str, status: Status = "FINISHED", metrics: Mapping[str, Any] | None = None, *, why: str = ""
     ) -> None:
-        """End a stage's run with its headline figures. `status`: FINISHED, FAILED or KILLED; `why` it failed."""
-        key, when = self._key(stage), self._stage_time.get(stage, _now_ms())
-        self._points(
-            key, [(name, value, 0, when) for name, value in numbers(metrics or {}).items() if value is not None]
-        )
+        """End a stage's run with its headline figures; `why` it failed."""
+        key = self._key(stage)
+        self._points(key, _at_step_0(metrics or {}, self._stage_time.get(stage, _now_ms())))
         self._why(stage, why)
-        self._record({"kind": "end", "run": key, "status": status, "time_ms": _now_ms()})
+        self._record(events.EndEvent(run=key, status=status, time_ms=_now_ms()))
 
     def version(self, content: str, patience_s: float = CLOSING_PATIENCE_S) -> ModelVersion | None:
         """The registered version with this outputs hash, once everything recorded so far is sent.
 
         None when the store is away or takes longer than `patience_s` seconds.
         """
-        self._background.settle(patience_s)
+        self._background.drain(patience_s)
         sender = self._background.sender
         known = sender.versions.get(content) if sender else None
         if sender is None or known is None:
@@ -243,12 +236,12 @@ class Recorder:
             return ""
         return run_link(sender.store, run_id, server) + (f"/artifacts/{artifact}" if artifact else "")
 
-    def close(self, status: str = "FINISHED", patience_s: float = CLOSING_PATIENCE_S, *, why: str = "") -> Delivery:
+    def close(self, status: Status = "FINISHED", patience_s: float = CLOSING_PATIENCE_S, *, why: str = "") -> Delivery:
         """End the parent run, try once more to send what waits, stop. Calling it again does nothing."""
         if not self._closed:
             self._closed = True
             self._why(None, why)
-            self._record({"kind": "end", "run": self.run_key, "status": status, "time_ms": _now_ms()})
+            self._record(events.EndEvent(run=self.run_key, status=status, time_ms=_now_ms()))
             self.delivery = self._background.stop(patience_s)
         return self.delivery
 
@@ -263,20 +256,20 @@ class Recorder:
     def _begin(
         self, key: str, parent: str | None, name: str, tags: Mapping[str, str], params: Mapping[str, Any] | None
     ) -> None:
-        tags = {tag: str(value) for tag, value in tags.items()}
-        self._record({"kind": "run", "run": key, "parent": parent, "name": name, "tags": tags, "time_ms": _now_ms()})
+        own = {tag: str(value) for tag, value in tags.items()}
+        self._record(events.RunEvent(run=key, parent=parent, name=name, tags=own, time_ms=_now_ms()))
         if params:
-            self._record({"kind": "params", "run": key, "params": dict(dotted(params))})
+            self._record(events.ParamsEvent(run=key, params=dict(dotted(params))))
 
-    def _points(self, key: str, points: list[tuple[str, float, int, int]]) -> None:
+    def _points(self, key: str, points: Sequence[Point]) -> None:
         with self._writing:
             fresh = []
-            for name, value, step, time_ms in points:
-                if (key, name, step) not in self._recorded:
-                    self._recorded.add((key, name, step))
-                    fresh.append((name, value, step, time_ms))
+            for point in points:
+                if (key, point.name, point.step) not in self._recorded:
+                    self._recorded.add((key, point.name, point.step))
+                    fresh.append(point)
         for start in range(0, len(fresh), POINTS_AN_EVENT):
-            self._record({"kind": "metrics", "run": key, "metrics": fresh[start : start + POINTS_AN_EVENT]})
+            self._record(events.MetricsEvent(run=key, metrics=tuple(fresh[start : start + POINTS_AN_EVENT])))
 
     def _record(self, event: Event) -> None:
         with self._writing:
@@ -284,8 +277,9 @@ class Recorder:
         self._background.wake()
 
 
-def _of(stage: str, content: str) -> dict[str, str]:
-    return {"model": registered_name(stage), "outputs_hash": content}
+def _at_step_0(metrics: Mapping[str, Any], time_ms: int) -> list[Point]:
+    """Headline figures as points; an undefined one has none."""
+    return [Point(name, value, 0, time_ms) for name, value in numbers(metrics).items() if value is not None]
 
 
 def _now_ms() -> int:

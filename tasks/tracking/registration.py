@@ -1,8 +1,7 @@
 """Putting model versions into the registry: once by content, with figures, a description, and the candidates."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from ruamel.yaml import YAML
 
@@ -10,13 +9,13 @@ from rlhf_core.faults import faultpoint
 from rlhf_core.state.atomic import digest_of, tree_digest
 from tasks.tracking import logged_model
 from tasks.tracking.describe import described
+from tasks.tracking.events import Judging, Registration
 from tasks.tracking.fitting import LONGEST_VERSION_TAG, fitted
 from tasks.tracking.names import CANDIDATE, CANDIDATE_TIME, OUTPUTS_HASH, STAGE, UNDEFINED, ModelVersion
 from tasks.tracking.registry import Metrics, find_version, finite, plain_version
 from tasks.tracking.store import Store, as_default, lock
 
 REGISTRY_FILE = Path(__file__).parents[2] / "mlflow" / "registry.yaml"
-VerdictFigures = Mapping[str, Any]
 
 
 class ContentChanged(Exception):
@@ -28,67 +27,47 @@ def outputs_hash(stage: str, folder: Path) -> str:
     return digest_of({"stage": stage, "files": tree_digest(folder)})
 
 
-def register_version(
-    store: Store,
-    run_id: str,
-    *,
-    name: str,
-    stage: str,
-    folder: Path,
-    content: str,
-    manifest: Mapping[str, Any],
-    tags: Mapping[str, str],
-    params: Mapping[str, str],
-    metrics: Metrics,
-    example: Mapping[str, str],
-    time_ms: int,
-) -> ModelVersion:
+def register_version(store: Store, run_id: str, request: Registration, folder: Path, time_ms: int) -> ModelVersion:
     """Register a model folder unless a version with the same content is there; either way return the version.
 
     Args:
         run_id: MLflow run of the stage.
-        content: the outputs hash that `folder` must still have.
-        manifest: lineage, kept within the logged model.
-        params: settings of the stage, shown on the logged model.
-        example: `prompt` and, for a reward model, `response`.
         time_ms: when this was asked for; figures carry it, so that asking again adds nothing.
 
     Raises:
         ContentChanged: `folder` has other content by now.
     """
     with lock(store.home, "registry"):
-        existing = find_version(store, name, content)
+        existing = find_version(store, request.name, request.content)
         if existing is not None:
             if existing.run_id == run_id:  # the same request again: its last step may be what was missing
-                _show(store, existing, metrics, time_ms, None)
+                _show(store, existing, request.metrics, time_ms, None)
             return existing
-        if outputs_hash(stage, folder) != content:
-            raise ContentChanged(f"{folder}: the model changed before it was registered as {name}")
-        _ensure_model(store, name)
-        model_id = logged_model.log(
-            store, run_id, name=name, folder=folder, content=content, manifest=manifest, example=example, params=params
-        )
-        own = {**tags, STAGE: stage, OUTPUTS_HASH: content}
+        if outputs_hash(request.stage, folder) != request.content:
+            raise ContentChanged(f"{folder}: the model changed before it was registered as {request.name}")
+        _ensure_model(store, request.name)
+        model_id = logged_model.log(store, run_id, request, folder)
+        own = {**request.tags, STAGE: request.stage, OUTPUTS_HASH: request.content}
         with as_default(store):
             made = store.client.create_model_version(
-                name,
+                request.name,
                 source=f"models:/{model_id}",
                 run_id=run_id,
                 tags={key: fitted(value, LONGEST_VERSION_TAG) for key, value in own.items()},
                 model_id=model_id,
             )
         version = plain_version(made, {}, {})
-        _show(store, version, metrics, time_ms, None)
+        _show(store, version, request.metrics, time_ms, None)
         return version
 
 
 def attach_metrics(
-    store: Store, version: ModelVersion, metrics: Metrics, time_ms: int, verdict: VerdictFigures | None = None
+    store: Store, version: ModelVersion, metrics: Metrics, time_ms: int, verdict: Judging | None = None
 ) -> None:
     """Add headline figures to a version; a figure that is there already is replaced. NaN counts as undefined.
 
     Args:
-        verdict: how they were measured, for the description: `judge`, `simulated`, `temperature`, `num_prompts`.
+        verdict: how they were measured, for the description.
     """
     with lock(store.home, "registry"):
         _show(store, version, metrics, time_ms, verdict)
@@ -124,7 +103,7 @@ def _ensure_model(store: Store, name: str) -> None:
             raise
 
 
-def _show(store: Store, version: ModelVersion, metrics: Metrics, time_ms: int, verdict: VerdictFigures | None) -> None:
+def _show(store: Store, version: ModelVersion, metrics: Metrics, time_ms: int, verdict: Judging | None) -> None:
     """Figures on the logged model and its run, the names of undefined ones as a tag, and the description renewed."""
     number = str(version.version)
     made = store.client.get_model_version(version.name, number)

@@ -7,6 +7,7 @@ from typing import Any
 from rlhf_core.errors import ConfigError
 from tasks.catalogue import models_name
 from tasks.lineage.manifest import build_manifest, lineage_tags
+from tasks.tracking.events import Registration
 from tasks.tracking.flat import dotted, numbers
 from tasks.tracking.registration import outputs_hash
 
@@ -24,8 +25,8 @@ def registration_request(
     params: Mapping[str, Any],
     metrics: Mapping[str, float | None],
     example: Mapping[str, str],
-) -> dict[str, Any]:
-    """Arguments of `registration.register_version` that are known when a stage is done.
+) -> Registration:
+    """What `registration.register_version` is to make, as it is known when a stage is done.
 
     Args:
         tags: of the run.
@@ -38,16 +39,16 @@ def registration_request(
     name = registered_name(stage)
     manifest = build_manifest(root, stage)
     shown = {**EXAMPLE, **example}
-    return {
-        "name": name,
-        "stage": stage,
-        "content": outputs_hash(stage, folder),
-        "manifest": manifest,
-        "tags": {key: tags[key] for key in VERSION_TAGS if tags.get(key)} | lineage_tags(manifest),
-        "params": dict(dotted(params)),
-        "metrics": numbers(metrics),
-        "example": {column: shown[column] for column in COLUMNS[name]},
-    }
+    return Registration(
+        name=name,
+        stage=stage,
+        content=outputs_hash(stage, folder),
+        manifest=manifest,
+        tags={key: tags[key] for key in VERSION_TAGS if tags.get(key)} | lineage_tags(manifest),
+        params=dict(dotted(params)),
+        metrics=numbers(metrics),
+        example={column: shown[column] for column in COLUMNS[name]},
+    )
 
 
 def registered_name(stage: str) -> str:

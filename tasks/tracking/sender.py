@@ -1,18 +1,30 @@
-"""What each kind of event means to the store. Every one may be applied twice and leaves what once would leave.
+"""What each kind of event means to the store. Every one may be applied twice and leaves what once would leave."""
 
-Kinds: `run` (a pipeline run or a stage's child run begins), `params`, `tags`, `inputs` (data sets that a run read),
-`metrics` (rows of name, value, step, milliseconds), `artifact`, `register`, `attach` (figures of a version),
-`evidence` (a file beside a version), `candidates` (versions that are proposed together), `end`.
-"""
-
-from collections.abc import Callable, Mapping
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, assert_never
 
 from tasks.tracking import registration, registry
+from tasks.tracking.events import (
+    ArtifactEvent,
+    AttachEvent,
+    CandidatesEvent,
+    EndEvent,
+    Event,
+    EvidenceEvent,
+    InputsEvent,
+    MetricsEvent,
+    OfRun,
+    ParamsEvent,
+    Point,
+    RegisterEvent,
+    RunEvent,
+    TagsEvent,
+    WithFile,
+)
 from tasks.tracking.fitting import LONGEST_PARAM, LONGEST_RUN_TAG, Cutter
 from tasks.tracking.names import PARAMS_CHANGED, RUN_KEY, ModelVersion, evidence_folder
-from tasks.tracking.spool import Event, Spool
+from tasks.tracking.spool import Spool
 from tasks.tracking.store import Store, by_hand, first_line
 
 if TYPE_CHECKING:
@@ -53,25 +65,35 @@ class Sender:
         self.versions: dict[str, ModelVersion] = {}
         self._run_ids: dict[str, str] = {}
         self._cut = Cutter()
-        self._apply: dict[str, Callable[[Event], None]] = {
-            "run": self._begin,
-            "params": self._params,
-            "tags": self._tags,
-            "inputs": self._inputs,
-            "artifact": self._artifact,
-            "register": self._register,
-            "attach": self._attach,
-            "evidence": self._evidence,
-            "candidates": self._candidates,
-            "end": self._end,
-        }
 
-    def send(self, events: list[Event]) -> None:
-        """Apply one event, or several of kind `metrics` that belong to one run."""
-        if events[0]["kind"] == "metrics":
-            self._metrics(events)
-        else:
-            self._apply[events[0]["kind"]](events[0])
+    def send(self, events: Sequence[Event]) -> None:
+        """Apply one event, or several `MetricsEvent` of one run."""
+        match event := events[0]:
+            case RunEvent():
+                self._begin(event)
+            case ParamsEvent():
+                self._params(event)
+            case TagsEvent():
+                self._tags(event)
+            case InputsEvent():
+                self._inputs(event)
+            case MetricsEvent():
+                several = [one for one in events if isinstance(one, MetricsEvent)]
+                self._metrics(event.run, [point for one in several for point in one.metrics])
+            case ArtifactEvent():
+                self._artifact(event)
+            case RegisterEvent():
+                self._register(event)
+            case EndEvent():
+                self._end(event)
+            case AttachEvent():
+                self._attach(event)
+            case EvidenceEvent():
+                self._evidence(event)
+            case CandidatesEvent():
+                self._candidates(event)
+            case _:
+                assert_never(event)
 
     def take_cut(self) -> tuple[str, ...]:
         """Names of values that were cut since the last call."""
@@ -100,7 +122,8 @@ class Sender:
                     f"experiment {experiment.name!r} was deleted in MLflow. Fix: restore it "
                     f"({by_hand(self.store, restore)})"
                 )
-            for key in (event.get("run"), event.get("parent")):
+            own, parent = isinstance(event, OfRun) and event.run, isinstance(event, RunEvent) and event.parent
+            for key in (own, parent):
                 if key and self._find_run(key) is None:
                     self._run_ids.pop(key, None)  # gone for good: the next try begins it anew
         except Deleted as deleted:
@@ -108,20 +131,6 @@ class Sender:
         except Exception as error:  # the store went away while it was asked: then that is what stands in the way
             return first_line(error)
         return None
-
-    def in_words(self, event: Event) -> str:
-        """`registration of rlhf-sft`: what an event was to record."""
-        match event["kind"]:
-            case "register":
-                return f"registration of {event['request']['name']}"
-            case "attach" | "evidence":
-                return f"figures of {event['model']}" if event["kind"] == "attach" else f"answers of {event['model']}"
-            case "candidates":
-                return f"candidates {', '.join(event['versions'])}"
-            case "run":
-                return f"run {event['run']}"
-            case kind:
-                return f"{kind} of {event['run']}"
 
     def _find_run(self, key: str) -> "Run | None":
         from mlflow.entities import ViewType
@@ -141,38 +150,38 @@ class Sender:
             )
         return alive[0] if alive else None
 
-    def _known_run(self, event: Event) -> str:
-        run_id = self.run_id(event["run"])
+    def _known_run(self, key: str) -> str:
+        run_id = self.run_id(key)
         if run_id is None:  # the store is another one now, or was cleaned for good: begin the run there too
-            beginning = self.spool.beginning_of(event["run"])
+            beginning = self.spool.beginning_of(key)
             if beginning is None:
-                raise Unsendable(f"run {event['run']} is not in the store")
+                raise Unsendable(f"run {key} is not in the store")
             self._begin(beginning)
-            run_id = self._run_ids[event["run"]]
+            run_id = self._run_ids[key]
         return run_id
 
-    def _begin(self, event: Event) -> None:
+    def _begin(self, event: RunEvent) -> None:
         from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
-        run_id = self.run_id(event["run"])
+        run_id = self.run_id(event.run)
         if run_id is not None:  # a run that was ended and is taken up again, or an event sent twice
             self.store.client.update_run(run_id, status="RUNNING")
             return
-        tags = {key: self._cut(f"tag {key}", value, LONGEST_RUN_TAG) for key, value in event["tags"].items()}
-        tags[RUN_KEY] = event["run"]
-        if event["parent"]:
-            tags[MLFLOW_PARENT_RUN_ID] = self._known_run({"run": event["parent"]})
+        tags = {key: self._cut(f"tag {key}", value, LONGEST_RUN_TAG) for key, value in event.tags.items()}
+        tags[RUN_KEY] = event.run
+        if event.parent:
+            tags[MLFLOW_PARENT_RUN_ID] = self._known_run(event.parent)
         run = self.store.client.create_run(
-            self.store.experiment_id, start_time=event["time_ms"], tags=tags, run_name=event["name"]
+            self.store.experiment_id, start_time=event.time_ms, tags=tags, run_name=event.name
         )
-        self._run_ids[event["run"]] = run.info.run_id
+        self._run_ids[event.run] = run.info.run_id
 
-    def _params(self, event: Event) -> None:
+    def _params(self, event: ParamsEvent) -> None:
         """MLflow lets no parameter change: what a resumed run changed stands in a tag beside them."""
         from mlflow.entities import Param
 
-        run_id = self._known_run(event)
-        wanted = {key: self._cut(key, value, LONGEST_PARAM) for key, value in sorted(event["params"].items())}
+        run_id = self._known_run(event.run)
+        wanted = {key: self._cut(key, value, LONGEST_PARAM) for key, value in sorted(event.params.items())}
         standing = self.store.client.get_run(run_id).data.params
         params = [Param(key, value) for key, value in wanted.items() if key not in standing]
         for start in range(0, len(params), PARAMS_A_BATCH):
@@ -182,71 +191,66 @@ class Sender:
             text = "; ".join(f"{key}: {standing[key]} -> {value}" for key, value in changed.items())
             self.store.client.set_tag(run_id, PARAMS_CHANGED, self._cut(PARAMS_CHANGED, text, LONGEST_RUN_TAG))
 
-    def _tags(self, event: Event) -> None:
-        run_id = self._known_run(event)
-        for key, value in event["tags"].items():
+    def _tags(self, event: TagsEvent) -> None:
+        run_id = self._known_run(event.run)
+        for key, value in event.tags.items():
             self.store.client.set_tag(run_id, key, self._cut(f"tag {key}", value, LONGEST_RUN_TAG))
 
-    def _inputs(self, event: Event) -> None:
+    def _inputs(self, event: InputsEvent) -> None:
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
         inputs = [
             DatasetInput(
-                Dataset(name=one["name"], digest=one["digest"], source_type="local", source=one["source"]),
-                tags=[InputTag("mlflow.data.context", one["context"])],
+                Dataset(name=one.name, digest=one.digest, source_type="local", source=one.source),
+                tags=[InputTag("mlflow.data.context", one.context)],
             )
-            for one in event["inputs"]
+            for one in event.inputs
         ]
-        self.store.client.log_inputs(self._known_run(event), datasets=inputs)
+        self.store.client.log_inputs(self._known_run(event.run), datasets=inputs)
 
-    def _metrics(self, events: list[Event]) -> None:
+    def _metrics(self, run: str, points: Sequence[Point]) -> None:
         from mlflow.entities import Metric
 
-        rows = [row for event in events for row in event["metrics"]]
-        metrics = [Metric(name, value, time_ms, step) for name, value, step, time_ms in rows]
+        metrics = [Metric(point.name, point.value, point.time_ms, point.step) for point in points]
         for start in range(0, len(metrics), METRICS_A_BATCH):
-            self.store.client.log_batch(self._known_run(events[0]), metrics=metrics[start : start + METRICS_A_BATCH])
+            self.store.client.log_batch(self._known_run(run), metrics=metrics[start : start + METRICS_A_BATCH])
 
-    def _artifact(self, event: Event) -> None:
-        path = self._kept(event)
+    def _artifact(self, event: ArtifactEvent) -> None:
+        path = self._file(event)
         log = self.store.client.log_artifacts if path.is_dir() else self.store.client.log_artifact
-        log(self._known_run(event), str(path), event["folder"] or None)
+        log(self._known_run(event.run), str(path), event.folder or None)
 
-    def _register(self, event: Event) -> None:
-        request: dict[str, Any] = event["request"]
-        version = registration.register_version(
-            self.store, self._known_run(event), folder=self._kept(event), time_ms=event["time_ms"], **request
-        )
+    def _register(self, event: RegisterEvent) -> None:
+        run_id, folder = self._known_run(event.run), self._file(event)
+        version = registration.register_version(self.store, run_id, event.request, folder, event.time_ms)
         self.versions[version.outputs_hash] = version
 
-    def _attach(self, event: Event) -> None:
-        registration.attach_metrics(
-            self.store, self._version(event), event["metrics"], event["time_ms"], event["verdict"]
-        )
+    def _attach(self, event: AttachEvent) -> None:
+        version = self._version(event.model, event.outputs_hash)
+        registration.attach_metrics(self.store, version, event.metrics, event.time_ms, event.verdict)
 
-    def _evidence(self, event: Event) -> None:
-        version = self._version(event)
-        self.store.client.log_artifact(version.run_id, str(self._kept(event)), evidence_folder(version))
+    def _evidence(self, event: EvidenceEvent) -> None:
+        version = self._version(event.model, event.outputs_hash)
+        self.store.client.log_artifact(version.run_id, str(self._file(event)), evidence_folder(version))
 
-    def _candidates(self, event: Event) -> None:
-        proposed: Mapping[str, str] = event["versions"]
-        versions = [self._version({"model": name, "outputs_hash": content}) for name, content in proposed.items()]
-        registration.set_candidates(self.store, versions, event["time_ms"])
+    def _candidates(self, event: CandidatesEvent) -> None:
+        versions = [self._version(name, content) for name, content in event.versions.items()]
+        registration.set_candidates(self.store, versions, event.time_ms)
 
-    def _kept(self, event: Event) -> Path:
-        path = self.spool.files / event["kept"]
+    def _end(self, event: EndEvent) -> None:
+        self.store.client.set_terminated(self._known_run(event.run), status=event.status, end_time=event.time_ms)
+
+    def _file(self, event: WithFile) -> Path:
+        path = self.spool.files / event.kept
         if not path.exists():
             raise Unsendable(f"{path}: gone")
         return path
 
-    def _version(self, event: Event) -> ModelVersion:
-        version = registry.find_version(self.store, event["model"], event["outputs_hash"])
+    def _version(self, model: str, content: str) -> ModelVersion:
+        version = registry.find_version(self.store, model, content)
         if version is None:
             raise Unsendable(
-                f"{event['model']} has no version with outputs hash {event['outputs_hash'][:12]}: it was not "
+                f"{model} has no version with outputs hash {content[:12]}: it was not "
                 "registered, or was deleted in MLflow"
             )
         return version
-
-    def _end(self, event: Event) -> None:
-        self.store.client.set_terminated(self._known_run(event), status=event["status"], end_time=event["time_ms"])

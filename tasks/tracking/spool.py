@@ -5,23 +5,23 @@ store has taken; `<run>.files/` keeps the files that events speak of, by hard li
 `<run>.refused` holds events that the store would not take, each with the reason, until it does (`rlhf sync`).
 """
 
-import json
 import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
-from rlhf_core.errors import ConfigError
+from rlhf_core.errors import ConfigError, EnvironmentProblem
 from rlhf_core.state.atomic import sync_folder, write_text
 from tasks import paths
+from tasks.tracking.events import Event, Refusal, RunEvent, as_line, read_event, read_refusal
 
 FOLDER = paths.STATE / "spool"
 RUN_KEY_FORM = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
-Event = dict[str, Any]
+T = TypeVar("T")
 
 
 class Spool:
@@ -47,44 +47,43 @@ class Spool:
         self.refused = folder / f"{run_key}.refused"
         self._position = folder / f"{run_key}.position"
 
-    def append(self, events: Iterable[Mapping[str, Any]]) -> None:
+    def append(self, events: Iterable[Event]) -> None:
         """Add events and return once they are on the disk."""
-        lines = "".join(json.dumps(event, separators=(",", ":"), sort_keys=True) + "\n" for event in events)
-        self._write(self.path, lines)
+        self._write(self.path, "".join(as_line(event) for event in events))
 
     def refuse(self, event: Event, reason: str) -> None:
         """Set aside an event that the store would not take, with the reason. The files it speaks of stay."""
-        self._write(self.refused, json.dumps({"reason": reason, "event": event}, sort_keys=True) + "\n")
+        self._write(self.refused, as_line(Refusal(reason=reason, event=event)))
 
-    def refusals(self) -> list[Event]:
-        """What was set aside: rows of `reason` and `event`, the oldest first."""
-        if not self.refused.exists():
-            return []
-        return [json.loads(line) for line in self.refused.read_text(encoding="utf-8").split("\n")[:-1]]
+    def refusals(self) -> list[Refusal]:
+        """What was set aside, the oldest first.
 
-    def keep_refused(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        Raises:
+            EnvironmentProblem: a line is no refusal that this version knows.
+        """
+        return [_read(read_refusal, line, self.refused) for _, line in _whole_lines(self.refused, 0)]
+
+    def keep_refused(self, refusals: Iterable[Refusal]) -> None:
         """Put what is still refused in the place of what was."""
-        lines = "".join(json.dumps(row, sort_keys=True) + "\n" for row in rows)
+        lines = "".join(as_line(refusal) for refusal in refusals)
         if lines:
             write_text(self.refused, lines)
         else:
             self.refused.unlink(missing_ok=True)
 
-    def beginning_of(self, run: str) -> Event | None:
+    def beginning_of(self, run: str) -> RunEvent | None:
         """The event that began a run, for a store that has lost it."""
-        return next((event for _, event in self.events() if event["kind"] == "run" and event["run"] == run), None)
+        begun = (event for _, event in self.events() if isinstance(event, RunEvent))
+        return next((event for event in begun if event.run == run), None)
 
     def events(self, start: int = 0) -> Iterator[tuple[int, Event]]:
-        """Yield each whole event from byte `start` on, with the position behind it."""
-        if not self.path.exists():
-            return
-        with self.path.open("rb") as file:
-            file.seek(start)
-            for line in file:
-                if not line.endswith(b"\n"):
-                    return
-                start += len(line)
-                yield start, json.loads(line)
+        """Yield each whole event from byte `start` on, with the position behind it.
+
+        Raises:
+            EnvironmentProblem: a line is no event that this version knows.
+        """
+        for position, line in _whole_lines(self.path, start):
+            yield position, _read(read_event, line, self.path)
 
     @property
     def position(self) -> int:
@@ -96,8 +95,12 @@ class Spool:
         write_text(self._position, f"{position}\n")
 
     def pending(self) -> int:
-        """Number of events that the store has not taken."""
-        return sum(1 for _ in self.events(self.position))
+        """Number of events that the store has not taken, those that were set aside not counted."""
+        return sum(1 for _ in _whole_lines(self.path, self.position))
+
+    def set_aside(self) -> int:
+        """Number of events that the store would not take."""
+        return sum(1 for _ in _whole_lines(self.refused, 0))
 
     def keep(self, source: Path) -> str:
         """Keep a file or folder as it stands now, until `drop`; returns its path within `files`, never used before."""
@@ -143,6 +146,29 @@ def spools(home: Path) -> list[Spool]:
     """Every spool of a checkout, the oldest first."""
     found = sorted((home / FOLDER).glob("*.jsonl"), key=lambda path: (path.stat().st_mtime, path.name))
     return [Spool(home, path.stem) for path in found]
+
+
+def _whole_lines(path: Path, start: int) -> Iterator[tuple[int, bytes]]:
+    """Each line from byte `start` on that ends in a newline, with the position behind it."""
+    if not path.exists():
+        return
+    with path.open("rb") as file:
+        file.seek(start)
+        for line in file:
+            if not line.endswith(b"\n"):
+                return
+            start += len(line)
+            yield start, line
+
+
+def _read(read: Callable[[bytes], T], line: bytes, path: Path) -> T:
+    try:
+        return read(line)
+    except ValueError as error:
+        raise EnvironmentProblem(
+            f"{path}: {line[:80].decode(errors='replace')!r} is no event that this version knows. "
+            "Fix: rlhf sync with the version that recorded it"
+        ) from error
 
 
 def _drop_torn_line(path: Path, size: int) -> None:

@@ -40,7 +40,7 @@ class FakeRecorder:
 
     def __init__(self, root: Path, run_key: str, *, name: str, tags: dict, params: dict) -> None:
         self.run_key, self.told, self.closed, self.why = run_key, [], "", ""
-        self.tags, self.params = tags, params
+        self.tags, self.params, self.judging = tags, params, {}
         FakeRecorder.last = self
 
     last: "FakeRecorder"
@@ -65,8 +65,9 @@ class FakeRecorder:
         self.told.append(("register", stage, folder.as_posix()))
         return f"hash-{stage}"
 
-    def attach(self, stage: str, content: str, metrics: dict, *, verdict: dict | None) -> None:
+    def attach(self, stage: str, content: str, metrics: dict, *, verdict: tasks.tracking.Judging | None) -> None:
         self.told.append(("attach", stage, content, metrics))
+        self.judging[stage] = verdict
 
     def attach_responses(self, stage: str, content: str, table: Path, *, rows_of: str) -> None:
         self.told.append(("responses", stage, rows_of))
@@ -163,6 +164,8 @@ def test_a_whole_run_is_recorded_and_summed_up(project: Path, monkeypatch: pytes
     assert ran == NAMES
     assert [entry[1] for entry in told.of("register")] == ["sft", "reward", "align@ppo", "align@dpo"]
     assert [entry[1] for entry in told.of("attach")] == ["sft", "align@ppo", "align@dpo"]
+    by_gold = tasks.tracking.Judging(judge="gold", simulated=True, temperature=1.0, confidence=0.95, num_prompts=400)
+    assert told.judging == {"sft": None, "align@ppo": by_gold, "align@dpo": by_gold}
     together = {stage: f"hash-{stage}" for stage in ("sft", "reward", "align@dpo")}
     assert told.of("candidates") == [("candidates", together)]
     assert told.told.index(("candidates", together)) > max(told.told.index(one) for one in told.of("responses"))

@@ -7,7 +7,7 @@ import pytest
 from support.tracking import MODEL, STAGE, git, record_policy, write_model
 
 from rlhf_core.errors import ConfigError
-from tasks.tracking import Recorder, delivery, flush, list_versions, pending, resolve_version
+from tasks.tracking import DataSet, Judging, Recorder, delivery, flush, list_versions, pending, resolve_version
 from tasks.tracking.names import RUN_KEY
 from tasks.tracking.store import open_store, runs_page
 
@@ -205,7 +205,7 @@ def test_the_page_opens_on_the_runs_once_a_store_was_opened(checkout, empty_stor
 
 def test_what_people_look_for_stands_on_runs_and_models(checkout, store):
     """Settings, data, why it failed; the logged model says as what it is registered."""
-    data = {"name": "data", "digest": "d" * 36, "source": '{"uri": "data"}', "context": "training"}
+    data = DataSet(name="data", digest="d" * 36, source='{"uri": "data"}', context="training")
     with Recorder(checkout, "run", tags={"run": "run-1", "mlflow.user": "someone"}) as recorder:
         recorder.inputs(None, [data])
         recorder.start_stage(STAGE, params={"align": {"ppo": {"beta": 0.1}}})
@@ -214,7 +214,7 @@ def test_what_people_look_for_stands_on_runs_and_models(checkout, store):
             STAGE,
             key,
             {"win_rate": 0.789, "win_rate_low": 0.755, "win_rate_high": 0.819, "kl_to_sft": 2.27, "gold_gain": None},
-            verdict={"judge": "gold", "simulated": True, "temperature": 1.0, "num_prompts": 500, "confidence": 0.95},
+            verdict=Judging(judge="gold", simulated=True, temperature=1.0, num_prompts=500, confidence=0.95),
         )
         recorder.finish_stage(STAGE)
         recorder.start_stage("evaluate")
