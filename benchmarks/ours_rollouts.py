@@ -16,10 +16,10 @@ from benchmarks.workload import END, PAD, SIZES
 from rlhf_core.config import PPOConfig
 from rlhf_core.models.scoring.reward_model import RewardModel
 from rlhf_core.models.scoring.value import ValueHead, ValueModel
-from rlhf_core.rollout.sampler import sample_responses
+from rlhf_core.rollout.sampler import Sampling, sample_responses
 from rlhf_core.state.train_state import TrainState
 from rlhf_core.trainers.optimisation import make_optimizer
-from rlhf_core.trainers.ppo.trainer import Sampling, train_ppo
+from rlhf_core.trainers.ppo.trainer import train_ppo
 
 NEVER = 10**9
 
@@ -34,11 +34,9 @@ def sampling(setting: Setting, clock: Clock) -> dict[str, Any]:
         samples = sample_responses(
             model,
             prompts,
-            max_new_tokens=NEW_TOKENS,
+            Sampling(eos_ids=(), pad_id=PAD, max_new_tokens=NEW_TOKENS),
             temperature=1.0,
             generator=torch.Generator().manual_seed(step),
-            eos_ids=(),
-            pad_id=PAD,
             batch_size=RESPONSES,
         )
         clock.tick(sum(map(len, samples.response_ids)))

@@ -7,8 +7,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_core.demo.gold import Grade
-from rlhf_core.models.policy import eos_token_ids
-from rlhf_core.rollout.sampler import sample_responses
+from rlhf_core.rollout.sampler import Sampling, sample_responses
 from rlhf_core.text.tokenizer import decode_response
 
 
@@ -58,11 +57,9 @@ def sample_response_set(
     samples = sample_responses(
         model,
         list(prompts),
-        max_new_tokens=max_new_tokens,
+        Sampling.of(model, tokenizer, max_new_tokens),
         temperature=temperature,
         generator=generator,
-        eos_ids=eos_token_ids(model, tokenizer),
-        pad_id=tokenizer.pad_token_id,
         batch_size=batch_size,
     )
     return ResponseSet(

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_core.engine.batches import collate
 from rlhf_core.engine.packed_weight import GRAIN
+from rlhf_core.models.policy import eos_token_ids
 from rlhf_core.rollout.decoder import Decoder
 from rlhf_core.rollout.decoders import make_decoder
 from rlhf_core.rollout.token_draw import OPEN, CutOff, TokenDraw, checked_logprobs, draw_tokens
@@ -24,6 +25,34 @@ DROP_SHARE = 0.2
 
 STEPS_BETWEEN_LOOKS = {"cpu": 1, "cuda": 8}
 """How often finished rows are counted: each count waits until the device has computed all that was asked of it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sampling:
+    """How responses are written: where they end, what stands in their place, how long they may become.
+
+    Attributes:
+        eos_ids: tokens that end a response.
+        pad_id: fills prompts of unequal length; may be an end token.
+        max_new_tokens: the longest response, its end token included.
+
+    Raises:
+        ValueError: a response could have no token.
+    """
+
+    eos_ids: tuple[int, ...]
+    pad_id: int
+    max_new_tokens: int
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens {self.max_new_tokens} must be at least 1")
+
+    @classmethod
+    def of(cls, policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_new_tokens: int) -> "Sampling":
+        """As a policy and its tokenizer say."""
+        ends = eos_token_ids(policy, tokenizer)
+        return cls(eos_ids=ends, pad_id=tokenizer.pad_token_id, max_new_tokens=max_new_tokens)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,27 +77,17 @@ class Samples:
 def sample_responses(
     model: PreTrainedModel,
     prompts: Sequence[list[int]],
+    sampling: Sampling,
     *,
-    max_new_tokens: int,
     temperature: float | Sequence[float],
     generator: torch.Generator,
-    eos_ids: Sequence[int],
-    pad_id: int,
     batch_size: int,
     cut_off: CutOff = OPEN,
 ) -> Samples:
     """`sample_rows` with random numbers from `generator`: one response to each prompt, a row of numbers each."""
-    if max_new_tokens < 1:
-        raise ValueError(f"max_new_tokens {max_new_tokens} must be at least 1")
+    uniform_NT = torch.rand(len(prompts), sampling.max_new_tokens, generator=generator)
     return sample_rows(
-        model,
-        prompts,
-        torch.rand(len(prompts), max_new_tokens, generator=generator),
-        temperature=temperature,
-        eos_ids=eos_ids,
-        pad_id=pad_id,
-        batch_size=batch_size,
-        cut_off=cut_off,
+        model, prompts, uniform_NT, sampling, temperature=temperature, batch_size=batch_size, cut_off=cut_off
     )
 
 
@@ -77,10 +96,9 @@ def sample_rows(
     model: PreTrainedModel,
     prompts: Sequence[list[int]],
     uniform_NT: Tensor,
+    sampling: Sampling,
     *,
     temperature: float | Sequence[float],
-    eos_ids: Sequence[int],
-    pad_id: int,
     batch_size: int,
     cut_off: CutOff = OPEN,
 ) -> Samples:
@@ -92,28 +110,30 @@ def sample_rows(
     Args:
         model: causal language model; on a GPU where it lies on one.
         prompts: their tokens.
-        uniform_NT: numbers in [0, 1) that decide the tokens, a row each; T is the longest response.
+        uniform_NT: numbers in [0, 1) that decide the tokens, a row each; T is `sampling.max_new_tokens`.
+        sampling: where responses end, and how long they may become.
         temperature: one for all, or one a row; 0 takes the likeliest token each time.
-        eos_ids: tokens that end a response.
-        pad_id: fills prompts of unequal length; may be an end token.
         batch_size: most rows decoded at once.
         cut_off: which tokens may be drawn.
 
     Raises:
-        ValueError: a negative temperature, not one a row, or a prompt without tokens.
+        ValueError: a negative temperature, not one a row, not a number a token, or a prompt without tokens.
         Diverged: the model's logits are not numbers.
     """
     temperatures = [float(temperature)] * len(prompts) if isinstance(temperature, int | float) else list(temperature)
     if len(temperatures) != len(prompts) or any(one < 0 for one in temperatures):
         raise ValueError(f"temperature {temperature} must be at least 0, and one number or one for each prompt")
+    if uniform_NT.shape != (len(prompts), sampling.max_new_tokens):
+        wanted = f"{len(prompts)} responses of at most {sampling.max_new_tokens} tokens"
+        raise ValueError(f"{tuple(uniform_NT.shape)} random numbers for {wanted}")
     decoder = make_decoder(model)
     end_V = torch.zeros(model.get_output_embeddings().weight.shape[0], dtype=torch.bool, device=model.device)
-    end_V[list(eos_ids)] = True
+    end_V[list(sampling.eos_ids)] = True
     found: dict[int, tuple[list[int], list[float], list[float], bool]] = {}
     for rows in _batches(prompts, batch_size):
         growing = _Growing(uniform_NT[rows].to(model.device), [temperatures[row] for row in rows])
-        _decode(decoder, growing, [prompts[row] for row in rows], pad_id, end_V, cut_off)
-        for row, response in zip(rows, growing.responses(eos_ids), strict=True):
+        _decode(decoder, growing, [prompts[row] for row in rows], sampling.pad_id, end_V, cut_off)
+        for row, response in zip(rows, growing.responses(sampling.eos_ids), strict=True):
             found[row] = response
     ordered = [found[row] for row in range(len(prompts))]
     return Samples(

@@ -36,8 +36,7 @@ class PolicyWriter(mlflow.pyfunc.PythonModel):
         import torch
 
         from rlhf_core.errors import DataError
-        from rlhf_core.models.policy import eos_token_ids
-        from rlhf_core.rollout.sampler import sample_responses
+        from rlhf_core.rollout.sampler import Sampling, sample_responses
         from rlhf_core.serving import refuse_unknown, text_rows, within
         from rlhf_core.text.tokenizer import decode_response, encode_prompts
 
@@ -46,10 +45,8 @@ class PolicyWriter(mlflow.pyfunc.PythonModel):
         try:
             refuse_unknown(["prompt"], settings)
             rows = text_rows({"prompt": model_input["prompt"]})
-            options = {
-                "max_new_tokens": within(settings, "max_new_tokens", 1, self._room()),
-                "temperature": within(settings, "temperature", 0.0),
-            }
+            longest = within(settings, "max_new_tokens", 1, self._room())
+            temperature = within(settings, "temperature", 0.0)
             generator = torch.Generator().manual_seed(within(settings, "seed", 0, LARGEST_SEED))
             prompts = encode_prompts(self.tokenizer, [row["prompt"] for row in rows], self.limits["max_prompt_tokens"])
         except DataError as error:
@@ -57,10 +54,9 @@ class PolicyWriter(mlflow.pyfunc.PythonModel):
         samples = sample_responses(
             self.model,
             prompts,
-            **options,
+            Sampling.of(self.model, self.tokenizer, longest),
+            temperature=temperature,
             generator=generator,
-            eos_ids=eos_token_ids(self.model, self.tokenizer),
-            pad_id=self.tokenizer.pad_token_id,
             batch_size=ROWS_AT_ONCE,
         )
         return [decode_response(self.tokenizer, ids) for ids in samples.response_ids]

@@ -13,7 +13,7 @@ from support.preference import PAD
 from rlhf_core.engine.batches import collate
 from rlhf_core.engine.matmul import linear
 from rlhf_core.rollout.logprobs import response_logprobs
-from rlhf_core.rollout.sampler import STEPS_BETWEEN_LOOKS, sample_responses
+from rlhf_core.rollout.sampler import STEPS_BETWEEN_LOOKS, Sampling, sample_responses
 
 CPU = torch.device("cpu")
 
@@ -49,9 +49,13 @@ def test_decoding_waits_for_the_device_at_looks_alone() -> None:
     def waits(tokens: int) -> int:
         with pretend_gpu() as counted:
             sample_responses(
-                policy(GPU), PROMPTS, max_new_tokens=tokens, temperature=1.0, generator=torch.Generator(), eos_ids=(),
-                pad_id=PAD, batch_size=8,
-            )  # fmt: skip
+                policy(GPU),
+                PROMPTS,
+                Sampling(eos_ids=(), pad_id=PAD, max_new_tokens=tokens),
+                temperature=1.0,
+                generator=torch.Generator(),
+                batch_size=8,
+            )
         return counted.total()
 
     assert waits(17) - waits(9) == 8 / STEPS_BETWEEN_LOOKS["cuda"]

@@ -20,7 +20,7 @@ from rlhf_core.evaluation.shares import best_parts
 from rlhf_core.models.scoring.ensemble import RewardEnsemble
 from rlhf_core.models.scoring.reward_model import RewardModel
 from rlhf_core.rollout.best_of_n import pick
-from rlhf_core.rollout.sampler import sample_responses
+from rlhf_core.rollout.sampler import Sampling, sample_responses
 from rlhf_core.rollout.token_draw import OPEN, CutOff, draw_tokens
 from rlhf_core.state.train_state import TrainState
 from rlhf_core.trainers.ppo.guard import Watch
@@ -64,9 +64,13 @@ def test_sampling_from_a_spoilt_policy_is_an_error() -> None:
         policy.model.layers[0].mlp.down_proj.weight[3, 3] = math.nan
     with pytest.raises(Diverged, match="logits that are NaN or infinite"):
         sample_responses(
-            policy, PROMPTS[:4], max_new_tokens=4, temperature=1.0, generator=torch.Generator(), eos_ids=[EOS],
-            pad_id=PAD, batch_size=4,
-        )  # fmt: skip
+            policy,
+            PROMPTS[:4],
+            Sampling(eos_ids=(EOS,), pad_id=PAD, max_new_tokens=4),
+            temperature=1.0,
+            generator=torch.Generator(),
+            batch_size=4,
+        )
 
 
 @pytest.mark.parametrize("bad", BAD)

@@ -33,7 +33,7 @@ from rlhf_core.models.policy import build_policy
 from rlhf_core.models.scoring.reward_model import RewardModel
 from rlhf_core.models.scoring.value import ValueHead, ValueModel
 from rlhf_core.rollout.best_of_n import pick
-from rlhf_core.rollout.sampler import sample_responses
+from rlhf_core.rollout.sampler import Sampling, sample_responses
 from rlhf_core.rollout.token_draw import OPEN, CutOff
 from rlhf_core.state.checkpoint import Checkpointer
 from rlhf_core.state.compute_mode import ComputeMode, computing
@@ -41,7 +41,7 @@ from rlhf_core.state.rng import StepRng
 from rlhf_core.state.train_state import TrainState
 from rlhf_core.trainers.optimisation import make_optimizer
 from rlhf_core.trainers.ppo.guard import Watch
-from rlhf_core.trainers.ppo.trainer import Sampling, train_ppo
+from rlhf_core.trainers.ppo.trainer import train_ppo
 from rlhf_core.trainers.preference.trainer import train_dpo
 from rlhf_core.trainers.reward.plan import ensemble_of, make_models, phases
 from rlhf_core.trainers.reward.teacher import fit_aggregation
@@ -106,9 +106,14 @@ def sampling(device: torch.device, kind: str = "llama", cut_off: CutOff = OPEN, 
         model = PolicyMixture([model, policy(device, seed=2)], [0.25, 0.75])
     temperature = [(0.0, 0.7, 1.0, 1.3)[row % 4] for row in range(4 * len(PROMPTS))]
     samples = sample_responses(
-        model, PROMPTS * 4, max_new_tokens=12, generator=torch.Generator().manual_seed(3), eos_ids=ENDS,
-        pad_id=PAD, batch_size=32, cut_off=cut_off, **{"temperature": temperature, **more},
-    )  # fmt: skip
+        model,
+        PROMPTS * 4,
+        Sampling(eos_ids=ENDS, pad_id=PAD, max_new_tokens=12),
+        generator=torch.Generator().manual_seed(3),
+        batch_size=32,
+        cut_off=cut_off,
+        **{"temperature": temperature, **more},
+    )
     rows = [samples.response_ids, samples.logprobs, samples.behaviour_logprobs]
     return [float(value) for column in rows for row in column for value in row]
 

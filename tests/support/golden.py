@@ -18,9 +18,10 @@ from rlhf_core.engine.batches import SequenceBatch
 from rlhf_core.models.policy import build_policy
 from rlhf_core.models.scoring.reward_model import RewardModel
 from rlhf_core.models.scoring.value import ValueModel
+from rlhf_core.rollout.sampler import Sampling
 from rlhf_core.state.train_state import TrainState
 from rlhf_core.trainers.optimisation import make_optimizer
-from rlhf_core.trainers.ppo.trainer import Sampling, train_ppo
+from rlhf_core.trainers.ppo.trainer import train_ppo
 from rlhf_core.trainers.preference.trainer import train_dpo
 from rlhf_core.trainers.reward.trainer import train_reward
 from rlhf_core.trainers.sft import train_sft

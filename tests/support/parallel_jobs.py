@@ -26,6 +26,7 @@ from rlhf_core.models.adapters import add_adapters
 from rlhf_core.models.policy import build_policy
 from rlhf_core.models.scoring.reward_model import RewardModel
 from rlhf_core.models.scoring.value import ValueModel
+from rlhf_core.rollout.sampler import Sampling
 from rlhf_core.state.checkpoint import Checkpointer
 from rlhf_core.state.compute_mode import ComputeMode, computing
 from rlhf_core.state.sharding import restore_whole, shard
@@ -34,7 +35,7 @@ from rlhf_core.state.world import ALONE, World
 from rlhf_core.trainers.optimisation import make_optimizer
 from rlhf_core.trainers.ppo.guard import Watch
 from rlhf_core.trainers.ppo.terms import diversity_term
-from rlhf_core.trainers.ppo.trainer import Sampling, train_ppo
+from rlhf_core.trainers.ppo.trainer import train_ppo
 from rlhf_core.trainers.preference.trainer import train_dpo
 from rlhf_core.trainers.reward.trainer import train_reward
 from rlhf_core.trainers.sft import train_sft

@@ -13,12 +13,13 @@ from rlhf_core.engine.batches import SequenceBatch
 from rlhf_core.models.policy import build_policy
 from rlhf_core.models.scoring.reward_model import RewardModel
 from rlhf_core.models.scoring.value import ValueHead, ValueModel
+from rlhf_core.rollout.sampler import Sampling
 from rlhf_core.state.train_state import TrainState
 from rlhf_core.state.world import ALONE, World
 from rlhf_core.trainers.optimisation import make_optimizer
 from rlhf_core.trainers.ppo.parts import Rollout
 from rlhf_core.trainers.ppo.rollout import collect_rollout, write_responses
-from rlhf_core.trainers.ppo.trainer import Sampling, train_ppo
+from rlhf_core.trainers.ppo.trainer import train_ppo
 
 PAD, EOS, GOOD, VOCABULARY = 0, 1, 5, 24
 TINY = ModelConfig(

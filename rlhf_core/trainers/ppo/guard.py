@@ -20,12 +20,13 @@ from rlhf_core.config.ppo import GuardConfig
 from rlhf_core.engine.batches import collate
 from rlhf_core.errors import check_finite
 from rlhf_core.objectives.kl import kl_to_reference
+from rlhf_core.rollout.sampler import Sampling
 from rlhf_core.state.rng import StepRng
 from rlhf_core.state.sharding import in_step, part_like, whole
 from rlhf_core.state.train_state import TrainState
 from rlhf_core.state.world import World
 from rlhf_core.trainers.ppo.forward import policy_outputs, reference_token_logprobs
-from rlhf_core.trainers.ppo.rollout import RewardFn, Sampling, write_responses
+from rlhf_core.trainers.ppo.rollout import RewardFn, write_responses
 from rlhf_core.trainers.ppo.terms import Rate, checked_rates
 
 GUARD, STOPPED, BEST = "guard", "stopped_by_guard", "guard_best/"

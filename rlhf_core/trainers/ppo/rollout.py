@@ -8,14 +8,12 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_core.config import PPOConfig
 from rlhf_core.engine.batches import SequenceBatch, collate
 from rlhf_core.engine.packed import can_pack
-from rlhf_core.models.policy import eos_token_ids
 from rlhf_core.objectives.replay import token_importance_weights
-from rlhf_core.rollout.sampler import sample_rows
+from rlhf_core.rollout.sampler import Sampling, sample_rows
 from rlhf_core.state.sharding import is_sharded, lend_whole
 from rlhf_core.state.train_state import TrainState
 from rlhf_core.state.world import ALONE, World
@@ -27,21 +25,6 @@ from rlhf_core.trainers.ppo.replay import Written
 
 RewardFn = Callable[[SequenceBatch], Tensor]
 """Scores a batch of responses: one number a row. A `RewardModel` is one; a test may pass any rule."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Sampling:
-    """How responses are drawn: the tokens that end and pad them, and how long they may become."""
-
-    eos_ids: tuple[int, ...]
-    pad_id: int
-    max_new_tokens: int
-
-    @classmethod
-    def of(cls, policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_new_tokens: int) -> "Sampling":
-        """As a policy and its tokenizer say."""
-        ends = eos_token_ids(policy, tokenizer)
-        return cls(eos_ids=ends, pad_id=tokenizer.pad_token_id, max_new_tokens=max_new_tokens)
 
 
 def write_responses(
@@ -61,9 +44,8 @@ def write_responses(
             policy,
             [prompts[chosen[row]] for row in mine],
             uniform_NT[mine],
+            sampling,
             temperature=temperature,
-            eos_ids=sampling.eos_ids,
-            pad_id=sampling.pad_id,
             batch_size=len(mine),
         )
     return world.collect(

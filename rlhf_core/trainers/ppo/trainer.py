@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from rlhf_core.config import PPOConfig
 from rlhf_core.errors import ConfigError
 from rlhf_core.objectives.kl import adapt_kl_coef
+from rlhf_core.rollout.sampler import Sampling
 from rlhf_core.state.rng import StepRng
 from rlhf_core.state.train_state import MetricSink, SaveCheckpoint, TrainState, unheard, unkept
 from rlhf_core.state.world import ALONE, World
@@ -27,12 +28,12 @@ from rlhf_core.trainers.ppo.curriculum import choose_prompts, note_scores
 from rlhf_core.trainers.ppo.figures import KL, rollout_figures
 from rlhf_core.trainers.ppo.guard import STOPPED, Guard, Watch
 from rlhf_core.trainers.ppo.parts import Rollout
-from rlhf_core.trainers.ppo.rollout import RewardFn, Sampling, collect_rollout, with_logprobs, write_responses
+from rlhf_core.trainers.ppo.rollout import RewardFn, collect_rollout, with_logprobs, write_responses
 from rlhf_core.trainers.ppo.scores import with_terms
 from rlhf_core.trainers.ppo.terms import RewardTerm
 from rlhf_core.trainers.ppo.update import run_epochs, set_learning_rates
 
-__all__ = ["RewardFn", "Sampling", "Watch", "train_ppo"]
+__all__ = ["RewardFn", "Watch", "train_ppo"]
 
 
 def train_ppo(

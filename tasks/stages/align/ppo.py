@@ -11,11 +11,12 @@ from rlhf_core.models.adapters import add_adapters
 from rlhf_core.models.scoring.ensemble import RewardEnsemble
 from rlhf_core.models.scoring.reward_model import RewardModel
 from rlhf_core.models.scoring.value import ValueHead, ValueModel
+from rlhf_core.rollout.sampler import Sampling
 from rlhf_core.state.train_state import TrainState
 from rlhf_core.trainers.optimisation import make_optimizer
 from rlhf_core.trainers.ppo.aside import SET_ASIDE
 from rlhf_core.trainers.ppo.guard import STOPPED
-from rlhf_core.trainers.ppo.trainer import Sampling, train_ppo
+from rlhf_core.trainers.ppo.trainer import train_ppo
 from tasks.frame.stage import Stage
 from tasks.stages.align.keeper import Keeper
 from tasks.stages.align.prompts import training_prompts

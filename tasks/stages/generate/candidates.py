@@ -10,8 +10,9 @@ from rlhf_core.config import GenerateConfig
 from rlhf_core.evaluation.drift import response_logprob_sums
 from rlhf_core.evaluation.judges import reward_scores
 from rlhf_core.models.checks import check_fit
-from rlhf_core.models.policy import eos_token_ids, load_policy
+from rlhf_core.models.policy import load_policy
 from rlhf_core.models.scoring.ensemble import load_reward_model, tokenizer_folder
+from rlhf_core.rollout.sampler import Sampling
 from rlhf_core.text.encoded import TextCounts
 from rlhf_core.text.tokenizer import encode_prompts, encode_samples, load_tokenizer
 from tasks import paths
@@ -37,7 +38,7 @@ class Source:
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
-    eos_ids: tuple[int, ...]
+    sampling: Sampling
 
 
 def plan(cfg: GenerateConfig, count: int) -> list[SampleSpec]:
@@ -62,10 +63,10 @@ def load_source(stage: Stage, name: str) -> Source:
     """
     folder = stage.root / (paths.SFT / "model" if name == SFT else name)
     model, tokenizer = load_policy(folder).to(stage.device), load_tokenizer(folder)
+    limits = stage.params.model
     if name != SFT:
-        limits = stage.params.model
         check_fit(model, tokenizer, limits.max_prompt_tokens + limits.max_response_tokens, name)
-    return Source(model=model, tokenizer=tokenizer, eos_ids=eos_token_ids(model, tokenizer))
+    return Source(model=model, tokenizer=tokenizer, sampling=Sampling.of(model, tokenizer, limits.max_response_tokens))
 
 
 def score_candidates(stage: Stage, prompts: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> list[float]:

@@ -95,9 +95,8 @@ def _sample_part(
         source.model,
         [encoded[place] for place, _ in wanted],
         uniform_CNT[[candidate.number for candidate in candidates]].flatten(0, 1),
+        source.sampling,
         temperature=[candidate.temperature for _, candidate in wanted],
-        eos_ids=source.eos_ids,
-        pad_id=source.tokenizer.pad_token_id,
         batch_size=cfg.batch_size,
         cut_off=CutOff(top_k=cfg.top_k, top_p=cfg.top_p),
     )

@@ -10,8 +10,7 @@ from rlhf_core.data.batching.examples import Example
 from rlhf_core.evaluation.intervals import bounds, perplexity, too_few, why_no_bounds
 from rlhf_core.evaluation.jackknife import ratio_interval
 from rlhf_core.models.adapters import parameter_counts
-from rlhf_core.models.policy import eos_token_ids
-from rlhf_core.rollout.sampler import sample_responses
+from rlhf_core.rollout.sampler import Sampling, sample_responses
 from rlhf_core.state.train_state import TrainState
 from rlhf_core.text.tokenizer import decode_response, encode_prompts
 from rlhf_core.trainers.optimisation import refused_steps
@@ -33,11 +32,9 @@ def samples(
     written = sample_responses(
         model,
         encode_prompts(tokenizer, [row["prompt"] for row in shown], cfg.max_prompt_tokens),
-        max_new_tokens=cfg.max_response_tokens,
+        Sampling.of(model, tokenizer, cfg.max_response_tokens),
         temperature=0.0,
         generator=stage.rng()("samples"),
-        eos_ids=eos_token_ids(model, tokenizer),
-        pad_id=tokenizer.pad_token_id,
         batch_size=NUM_SAMPLES,
     )
     return [

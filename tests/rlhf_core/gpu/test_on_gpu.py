@@ -35,11 +35,10 @@ from support.preference import toy_groups
 from rlhf_core.config import DPOConfig
 from rlhf_core.engine.batches import SequenceBatch, collate
 from rlhf_core.rollout.logprobs import response_logprobs
-from rlhf_core.rollout.sampler import sample_responses
+from rlhf_core.rollout.sampler import Sampling, sample_responses
 from rlhf_core.rollout.token_draw import OPEN, CutOff
 from rlhf_core.state.compute_mode import ComputeMode, computing
 from rlhf_core.trainers.ppo.rollout import collect_rollout, write_responses
-from rlhf_core.trainers.ppo.trainer import Sampling
 from rlhf_core.trainers.preference.trainer import train_dpo
 
 GPUS = torch.cuda.device_count() if torch.cuda.is_available() else 0
@@ -149,9 +148,14 @@ def test_a_sampled_token_has_the_probability_that_the_model_gives_it(
     with computing(FORMATS[number_format]), torch.no_grad():
         model = policy(device, kind)
         samples = sample_responses(
-            model, PROMPTS * 4, max_new_tokens=12, temperature=0.8, generator=torch.Generator().manual_seed(1),
-            eos_ids=ENDS, pad_id=PAD, batch_size=32, cut_off=cut_off,
-        )  # fmt: skip
+            model,
+            PROMPTS * 4,
+            Sampling(eos_ids=ENDS, pad_id=PAD, max_new_tokens=12),
+            temperature=0.8,
+            generator=torch.Generator().manual_seed(1),
+            batch_size=32,
+            cut_off=cut_off,
+        )
         batch = collate(PROMPTS * 4, samples.response_ids, PAD).to(device)
         found = response_logprobs(model, batch, 0.8).cpu()
     for row, said in zip(found, samples.logprobs, strict=True):
@@ -165,9 +169,13 @@ def test_greedy_decoding_takes_the_likeliest_token(device: str, number_format: s
     with computing(FORMATS[number_format]), torch.no_grad():
         model = policy(device)
         greedy = sample_responses(
-            model, PROMPTS, max_new_tokens=8, temperature=0.0, generator=torch.Generator(), eos_ids=ENDS, pad_id=PAD,
+            model,
+            PROMPTS,
+            Sampling(eos_ids=ENDS, pad_id=PAD, max_new_tokens=8),
+            temperature=0.0,
+            generator=torch.Generator(),
             batch_size=8,
-        )  # fmt: skip
+        )
         for prompt, response in zip(PROMPTS, greedy.response_ids, strict=True):
             others = [[*response[:-1], token] for token in range(24)]
             batch = collate([prompt] * 24, others, PAD).to(device)

@@ -29,7 +29,7 @@ from rlhf_core.models.policy import build_policy, load_policy, save_policy
 from rlhf_core.models.scoring.reward_model import RewardModel
 from rlhf_core.models.scoring.value import ValueModel
 from rlhf_core.rollout.logprobs import response_logprobs
-from rlhf_core.rollout.sampler import sample_responses
+from rlhf_core.rollout.sampler import Sampling, sample_responses
 from rlhf_core.state.atomic import tree_digest
 from rlhf_core.state.compute_mode import ComputeMode, computing
 from rlhf_core.text.tokenizer import train_tokenizer
@@ -279,9 +279,13 @@ def test_what_is_sampled_has_the_logprobs_that_training_computes(make: Callable,
 
     def check() -> list[list[int]]:
         samples = sample_responses(
-            model, prompts, max_new_tokens=8, temperature=1.0, generator=torch.Generator().manual_seed(2),
-            eos_ids=[1], pad_id=0, batch_size=3,
-        )  # fmt: skip
+            model,
+            prompts,
+            Sampling(eos_ids=(1,), pad_id=0, max_new_tokens=8),
+            temperature=1.0,
+            generator=torch.Generator().manual_seed(2),
+            batch_size=3,
+        )
         logprobs_BR = response_logprobs(model, collate(prompts, samples.response_ids, 0))
         for row, logprobs in zip(logprobs_BR, samples.logprobs, strict=True):
             torch.testing.assert_close(row[: len(logprobs)], torch.tensor(logprobs), atol=3e-6, rtol=0)

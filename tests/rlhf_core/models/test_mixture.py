@@ -23,7 +23,7 @@ from rlhf_core.models.mixture import (
 from rlhf_core.models.policy import build_policy, eos_token_ids, save_policy
 from rlhf_core.rollout import logprobs
 from rlhf_core.rollout.logprobs import response_logprobs
-from rlhf_core.rollout.sampler import sample_responses
+from rlhf_core.rollout.sampler import Sampling, sample_responses
 from rlhf_core.text.tokenizer import load_tokenizer, train_tokenizer
 
 CONFIG = ModelConfig(
@@ -80,11 +80,9 @@ def test_a_mixture_samples_and_scores_the_same_distribution(
     samples = sample_responses(
         mixture,
         prompts,
-        max_new_tokens=6,
+        Sampling(eos_ids=(1,), pad_id=0, max_new_tokens=6),
         temperature=1.0,
         generator=torch.Generator().manual_seed(3),
-        eos_ids=(1,),
-        pad_id=0,
         batch_size=3,
     )
     with torch.no_grad():
@@ -105,11 +103,9 @@ def first_tokens(mixture: PolicyMixture, prompt: list[int], count: int, *, tempe
     samples = sample_responses(
         mixture,
         [prompt] * count,
-        max_new_tokens=1,
+        Sampling(eos_ids=(1,), pad_id=0, max_new_tokens=1),
         temperature=temperature,
         generator=torch.Generator().manual_seed(seed),
-        eos_ids=(1,),
-        pad_id=0,
         batch_size=count,
     )
     return torch.bincount(torch.tensor([ids[0] for ids in samples.response_ids]), minlength=VOCABULARY).numpy()
@@ -127,11 +123,9 @@ def test_greedy_takes_the_likeliest_token_of_the_mixture(members: list[PreTraine
     samples = sample_responses(
         PolicyMixture(members, (0.4, 0.6)),
         [[5, 6]],
-        max_new_tokens=1,
+        Sampling(eos_ids=(1,), pad_id=0, max_new_tokens=1),
         temperature=0.0,
         generator=torch.Generator(),
-        eos_ids=(1,),
-        pad_id=0,
         batch_size=1,
     )
     mixed = 0.4 * next_probs(members[0], [5, 6]) + 0.6 * next_probs(members[1], [5, 6])
@@ -155,11 +149,9 @@ def test_a_tempered_mixture_samples_and_scores_what_is_computed_directly(
     samples = sample_responses(
         mixture,
         prompts,
-        max_new_tokens=5,
+        Sampling(eos_ids=(1,), pad_id=0, max_new_tokens=5),
         temperature=temperature,
         generator=torch.Generator().manual_seed(6),
-        eos_ids=(1,),
-        pad_id=0,
         batch_size=3,
     )
     with torch.no_grad():

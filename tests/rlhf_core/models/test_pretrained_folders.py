@@ -30,7 +30,7 @@ from rlhf_core.models.adapters import add_adapters
 from rlhf_core.models.policy import check_room, check_vocabulary, eos_token_ids, load_policy, save_policy
 from rlhf_core.models.scoring.reward_model import RewardModel
 from rlhf_core.rollout.logprobs import response_logprobs
-from rlhf_core.rollout.sampler import sample_responses
+from rlhf_core.rollout.sampler import Sampling, sample_responses
 from rlhf_core.state.train_state import TrainState
 from rlhf_core.text.tokenizer import decode_response, encode_prompts, encode_responses, load_tokenizer
 from rlhf_core.trainers.optimisation import make_optimizer
@@ -113,9 +113,13 @@ def test_a_folder_is_read_sampled_from_and_scored_alike(folder: Path) -> None:
     check_vocabulary(model, tokenizer)
     prompts = encode_prompts(tokenizer, PROMPTS, 64)
     samples = sample_responses(
-        model, prompts, max_new_tokens=12, temperature=1.0, generator=torch.Generator().manual_seed(2),
-        eos_ids=eos_token_ids(model, tokenizer), pad_id=tokenizer.pad_token_id, batch_size=8,
-    )  # fmt: skip
+        model,
+        prompts,
+        Sampling.of(model, tokenizer, 12),
+        temperature=1.0,
+        generator=torch.Generator().manual_seed(2),
+        batch_size=8,
+    )
     logprobs_BR = response_logprobs(model, collate(prompts, samples.response_ids, tokenizer.pad_token_id))
     for row, logprobs in zip(logprobs_BR, samples.logprobs, strict=True):
         torch.testing.assert_close(row[: len(logprobs)], torch.tensor(logprobs), atol=5e-6, rtol=0)
@@ -172,9 +176,13 @@ def test_n12_each_of_several_end_tokens_ends_a_response(folder: Path) -> None:
     assert {6, tokenizer.eos_token_id} <= set(ends)
     prompts = encode_prompts(tokenizer, PROMPTS * 40, 64)
     samples = sample_responses(
-        model, prompts, max_new_tokens=60, temperature=1.0, generator=torch.Generator().manual_seed(2),
-        eos_ids=ends, pad_id=tokenizer.pad_token_id, batch_size=120,
-    )  # fmt: skip
+        model,
+        prompts,
+        Sampling(eos_ids=ends, pad_id=tokenizer.pad_token_id, max_new_tokens=60),
+        temperature=1.0,
+        generator=torch.Generator().manual_seed(2),
+        batch_size=120,
+    )
     last = {ids[-1] for ids, finished in zip(samples.response_ids, samples.finished, strict=True) if finished}
     assert last == set(ends)
     assert not any(set(ends) & set(ids[:-1]) for ids in samples.response_ids)

@@ -10,7 +10,7 @@ from rlhf_core.engine.batches import SequenceBatch, collate
 from rlhf_core.models.policy import build_policy
 from rlhf_core.rollout import sampler
 from rlhf_core.rollout.decoders import make_decoder
-from rlhf_core.rollout.sampler import Samples, sample_responses
+from rlhf_core.rollout.sampler import Samples, Sampling, sample_responses
 from rlhf_core.rollout.static_decoder import StaticDecoder
 
 VOCABULARY, PAD, NEW = 40, 0, 8
@@ -28,11 +28,9 @@ def sample(model: PreTrainedModel, batch_size: int = 96) -> Samples:
     return sample_responses(
         model,
         PROMPTS,
-        max_new_tokens=NEW,
+        Sampling(eos_ids=(), pad_id=PAD, max_new_tokens=NEW),
         temperature=1.0,
         generator=torch.Generator().manual_seed(0),
-        eos_ids=(),
-        pad_id=PAD,
         batch_size=batch_size,
     )
 

@@ -10,7 +10,7 @@ from rlhf_core.models.mixture import PolicyMixture
 from rlhf_core.models.policy import build_policy
 from rlhf_core.rollout.logprobs import response_logprobs
 from rlhf_core.rollout.mixture_decoder import MixtureDecoder
-from rlhf_core.rollout.sampler import Samples, sample_responses
+from rlhf_core.rollout.sampler import Samples, Sampling, sample_responses
 
 VOCABULARY, PAD, ENDS = 50, 0, (1, 2, 3, 4)
 CONFIG = ModelConfig(hidden_size=32, heads=2, layers=2, intermediate_size=32, init_std=0.3)
@@ -21,11 +21,9 @@ def sample(mixture: PolicyMixture, batch_size: int) -> Samples:
     return sample_responses(
         mixture,
         PROMPTS,
-        max_new_tokens=24,
+        Sampling(eos_ids=ENDS, pad_id=PAD, max_new_tokens=24),
         temperature=1.0,
         generator=torch.Generator().manual_seed(0),
-        eos_ids=ENDS,
-        pad_id=PAD,
         batch_size=batch_size,
     )
 

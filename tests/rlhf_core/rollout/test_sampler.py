@@ -19,7 +19,7 @@ from rlhf_core.engine.batches import SequenceBatch, collate
 from rlhf_core.models.policy import build_policy
 from rlhf_core.rollout.decoders import CacheDecoder, Decoder, make_decoder
 from rlhf_core.rollout.logprobs import response_logprobs
-from rlhf_core.rollout.sampler import Samples, sample_responses
+from rlhf_core.rollout.sampler import Samples, Sampling, sample_responses, sample_rows
 from rlhf_core.rollout.static_decoder import StaticDecoder
 from rlhf_core.rollout.token_draw import OPEN, CutOff
 from rlhf_core.state.compute_mode import ComputeMode, computing
@@ -81,11 +81,9 @@ def sample(
     return sample_responses(
         model,
         prompts,
-        max_new_tokens=new,
+        Sampling(eos_ids=ENDS, pad_id=PAD, max_new_tokens=new),
         temperature=temperature,
         generator=torch.Generator().manual_seed(seed),
-        eos_ids=ENDS,
-        pad_id=PAD,
         batch_size=batch_size,
         cut_off=cut_off,
     )
@@ -226,17 +224,18 @@ def test_impossible_requests_are_refused() -> None:
         sample(tiny("llama"), 1.0, new=0)
     with pytest.raises(ValueError, match="at least 0"):
         sample(tiny("llama"), -1.0)
+    five = Sampling(eos_ids=ENDS, pad_id=PAD, max_new_tokens=5)
+    with pytest.raises(ValueError, match=r"\(2, 4\) random numbers for 2 responses of at most 5"):
+        sample_rows(tiny("llama"), PROMPTS[:2], torch.rand(2, 4), five, temperature=1.0, batch_size=2)
 
 
 def test_no_prompts_give_no_responses() -> None:
     found = sample_responses(
         tiny("llama"),
         [],
-        max_new_tokens=3,
+        Sampling(eos_ids=ENDS, pad_id=PAD, max_new_tokens=3),
         temperature=1.0,
         generator=torch.Generator(),
-        eos_ids=ENDS,
-        pad_id=PAD,
         batch_size=4,
     )
     assert found == Samples(response_ids=[], logprobs=[], behaviour_logprobs=[], finished=[])
@@ -294,11 +293,9 @@ def test_n11_padding_may_be_an_end_token(model: PreTrainedModel) -> None:
     same = sample_responses(
         model,
         PROMPTS,
-        max_new_tokens=12,
+        Sampling(eos_ids=ENDS, pad_id=ENDS[0], max_new_tokens=12),
         temperature=1.0,
         generator=torch.Generator().manual_seed(0),
-        eos_ids=ENDS,
-        pad_id=ENDS[0],
         batch_size=4,
     )
     assert same == plain

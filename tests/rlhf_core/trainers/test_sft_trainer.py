@@ -13,7 +13,7 @@ from rlhf_core.data.batching.examples import Example
 from rlhf_core.engine.batches import collate
 from rlhf_core.errors import Diverged
 from rlhf_core.rollout.logprobs import response_logprobs
-from rlhf_core.rollout.sampler import sample_responses
+from rlhf_core.rollout.sampler import Sampling, sample_responses
 from rlhf_core.state.train_state import TrainState
 from rlhf_core.trainers import sft
 from rlhf_core.trainers.optimisation import make_optimizer
@@ -233,11 +233,9 @@ def test_it_learns_a_toy_task(make_state: Callable[[], TrainState], sink: Any) -
     samples = sample_responses(
         state.modules["policy"],
         [row.prompt for row in unseen],
-        max_new_tokens=8,
+        Sampling(eos_ids=(EOS,), pad_id=PAD, max_new_tokens=8),
         temperature=0.0,
         generator=torch.Generator(),
-        eos_ids=(EOS,),
-        pad_id=PAD,
         batch_size=100,
     )
     right = sum(ids == row.response for ids, row in zip(samples.response_ids, unseen, strict=True))

@@ -10,8 +10,7 @@ import pytest
 from support.pyfunc import ROWS
 
 from rlhf_core.engine.batches import collate
-from rlhf_core.models.policy import eos_token_ids
-from rlhf_core.rollout.sampler import sample_responses
+from rlhf_core.rollout.sampler import Sampling, sample_responses
 from rlhf_core.text.tokenizer import decode_response, encode_prompt, encode_response
 from tasks.tracking.logged_model import REQUIREMENTS
 
@@ -75,11 +74,9 @@ def test_a_registered_policy_writes(registered, tmp_path):
     samples = sample_responses(
         policy,
         [encode_prompt(tokenizer, row["prompt"], 12) for row in prompts],
-        max_new_tokens=5,
+        Sampling.of(policy, tokenizer, 5),
         temperature=1.0,
         generator=torch.Generator().manual_seed(7),
-        eos_ids=eos_token_ids(policy, tokenizer),
-        pad_id=tokenizer.pad_token_id,
         batch_size=32,
     )
     expected = [decode_response(tokenizer, ids) for ids in samples.response_ids]

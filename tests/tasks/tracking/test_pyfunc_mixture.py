@@ -9,8 +9,8 @@ import torch
 
 from rlhf_core.config import ModelConfig
 from rlhf_core.models.mixture import PolicyMixture
-from rlhf_core.models.policy import build_policy, eos_token_ids
-from rlhf_core.rollout.sampler import sample_responses
+from rlhf_core.models.policy import build_policy
+from rlhf_core.rollout.sampler import Sampling, sample_responses
 from rlhf_core.text.tokenizer import decode_response, encode_prompt, train_tokenizer
 from tasks.tracking.pyfunc_policy import PolicyWriter
 
@@ -42,11 +42,9 @@ def test_a_mixture_answers_as_it_does_in_the_library(tmp_path: Path, temperature
         samples = sample_responses(
             policy,
             [encode_prompt(tokenizer, row["prompt"], 12) for row in rows],
-            max_new_tokens=8,
+            Sampling.of(mixture, tokenizer, 8),
             temperature=temperature,
             generator=torch.Generator().manual_seed(5),
-            eos_ids=eos_token_ids(mixture, tokenizer),
-            pad_id=tokenizer.pad_token_id,
             batch_size=32,
         )
         return [decode_response(tokenizer, row) for row in samples.response_ids]

@@ -15,7 +15,7 @@ from rlhf_core.models.policy import build_policy
 from rlhf_core.models.scoring.heads import Head, HeadSpec, ScoreHead, attention, mean_state
 from rlhf_core.models.scoring.reward_model import RewardModel
 from rlhf_core.rollout.logprobs import response_logprobs
-from rlhf_core.rollout.sampler import sample_responses
+from rlhf_core.rollout.sampler import Sampling, sample_responses
 from rlhf_core.state.atomic import tree_digest
 from rlhf_core.text.tokenizer import encode_responses, train_tokenizer
 
@@ -221,11 +221,9 @@ def test_n40_the_end_token_is_scored_alike_in_training_and_in_ppo() -> None:
     samples = sample_responses(
         language_model,
         [[11, 12]] * 40,
-        max_new_tokens=20,
+        Sampling(eos_ids=tuple(range(40, 60)), pad_id=0, max_new_tokens=20),
         temperature=1.0,
         batch_size=40,
-        eos_ids=range(40, 60),
-        pad_id=0,
         generator=torch.Generator().manual_seed(0),
     )
     ended = [ids for ids in samples.response_ids if ids[-1] in range(40, 60)]

@@ -9,7 +9,6 @@ from support.ppo import (
     CFG,
     EOS,
     GOOD,
-    PAD,
     PROMPTS,
     SAMPLING,
     changed,
@@ -109,8 +108,8 @@ def test_n01_n02_the_distribution_sampled_from_is_the_one_that_training_computes
     cfg, state = changed(CFG, temperature=temperature), make_state()
     rollout = roll(cfg, state)
     uniform_NT = torch.rand(16, SAMPLING.max_new_tokens, generator=torch.Generator().manual_seed(3))
-    options: Any = {"temperature": temperature, "eos_ids": (EOS,), "pad_id": PAD, "batch_size": 16}
-    samples = sample_rows(state.modules["policy"], PROMPTS[:16], uniform_NT, **options)
+    policy = state.modules["policy"]
+    samples = sample_rows(policy, PROMPTS[:16], uniform_NT, SAMPLING, temperature=temperature, batch_size=16)
     assert [row.response_ids for row in rollout.responses] == samples.response_ids
     for part in rollout.parts():
         for row, logprobs in zip(part.rows, part.old_logprobs_BR.tolist(), strict=True):

@@ -17,6 +17,7 @@ from rlhf_core.models.scoring.reward_model import RewardModel
 from rlhf_core.models.scoring.value import ValueModel
 from rlhf_core.objectives.policy_gradient import ppo_policy_losses
 from rlhf_core.rollout.logprobs import response_logprobs
+from rlhf_core.rollout.sampler import Sampling
 from rlhf_core.state.train_state import TrainState
 from rlhf_core.trainers.optimisation import make_optimizer
 from rlhf_core.trainers.ppo.credit import CreditedPart, Minibatch, assign_credit
@@ -25,7 +26,7 @@ from rlhf_core.trainers.ppo.figures import rollout_figures
 from rlhf_core.trainers.ppo.parts import Rollout, RolloutPart
 from rlhf_core.trainers.ppo.replay import Written
 from rlhf_core.trainers.ppo.rollout import collect_rollout, write_responses
-from rlhf_core.trainers.ppo.trainer import Sampling, train_ppo
+from rlhf_core.trainers.ppo.trainer import train_ppo
 from rlhf_core.trainers.ppo.update import run_epochs, set_learning_rates, update
 
 PAD, EOS, GOOD = 0, 1, 5
