@@ -29,8 +29,6 @@ OVER_EIGHT = {
     "rlhf_core/trainers/ppo/trainer.py:train_ppo",
     "rlhf_core/trainers/preference/trainer.py:train_dpo",
     "rlhf_core/trainers/sft.py:train_sft",
-    "flows/cli/deploy.py:deploy",
-    "flows/cli/run.py:run",
 }
 
 # Frame modules that decide how a stage is started, not what it writes; the other code of a stage is a DVC input.

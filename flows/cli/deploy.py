@@ -42,6 +42,26 @@ class When:
 
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
+class What:
+    """What the form holds at first.
+
+    Parameters
+    ----------
+    profile:
+        What a run does unless the form says otherwise, as in rlhf run.
+    set:
+        As in rlhf run.
+    data:
+        As in rlhf run; paths are made absolute.
+    """
+
+    profile: str | None = None
+    set: Annotated[tuple[str, ...], Parameter(name="--set", negative="", consume_multiple=False)] = ()
+    data: Annotated[tuple[str, ...], Parameter(name="--data", negative="", consume_multiple=False)] = ()
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
 class Limits:
     """What keeps runs from standing in each other's way.
 
@@ -73,9 +93,7 @@ def deploy(
     *,
     name: str = "pipeline",
     when: When = When(),
-    profile: str | None = None,
-    set: Annotated[tuple[str, ...], Parameter(name="--set", negative="", consume_multiple=False)] = (),
-    data: Annotated[tuple[str, ...], Parameter(name="--data", negative="", consume_multiple=False)] = (),
+    what: What = What(),
     limits: Limits = Limits(),
     list: bool = False,
     delete: str | None = None,
@@ -87,12 +105,6 @@ def deploy(
     ----------
     name:
         Name of the deployment.
-    profile:
-        What a run does unless the form says otherwise, as in rlhf run.
-    set:
-        As in rlhf run.
-    data:
-        As in rlhf run; paths are made absolute.
     list:
         List the deployments and do nothing else.
     delete:
@@ -107,7 +119,7 @@ def deploy(
     if limits.at_once is not None and limits.at_once < 1:
         raise ConfigError(f"--at-once {limits.at_once}: nothing could run. Fix: 1 or more")
     check_name(name)
-    request = _request(home, profile, set, data, limits)
+    request = _request(home, what, limits)
     elsewhere = users_server() is not None  # asked before this process is pointed at a server of ours
     base = _reach(home)
     from flows.deployments import deploy as register
@@ -121,14 +133,12 @@ def deploy(
     return 0
 
 
-def _request(
-    home: Path, profile: str | None, overrides: tuple[str, ...], data: tuple[str, ...], limits: Limits
-) -> RunRequest:
+def _request(home: Path, what: What, limits: Limits) -> RunRequest:
     from flows.cli.run import read_request
     from flows.run.request import check_request
 
     bounds = {"stage_timeout_minutes": limits.timeout, "run_timeout_minutes": limits.run_timeout}
-    request = read_request(profile, overrides, data, None, **bounds, retries=limits.retries)
+    request = read_request(what.profile, what.set, what.data, None, **bounds, retries=limits.retries)
     files = {kind: str(Path(path).absolute()) for kind, path in request.data.items()}
     request = request.model_copy(update={"data": files})
     check_request(home, request)

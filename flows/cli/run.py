@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -40,24 +41,10 @@ OPTIONS = {
 LEAVE_WITHIN_SECONDS = 4.7
 
 
-def run(
-    *,
-    profile: str | None = None,
-    set: Annotated[tuple[str, ...], Parameter(name="--set", negative="", consume_multiple=False)] = (),
-    data: Annotated[tuple[str, ...], Parameter(name="--data", negative="", consume_multiple=False)] = (),
-    name: str | None = None,
-    timeout: int | None = None,
-    run_timeout: int | None = None,
-    retries: int = 0,
-    from_: Annotated[str | None, Parameter(name="--from")] = None,
-    until: str | None = None,
-    dry_run: bool = False,
-    json: bool = False,
-) -> int:
-    """Run the whole pipeline, or what has changed of it.
-
-    Without options it works in place, on params.yaml and data/ as they stand. With any of profile, set, data or name
-    it works in a git worktree of its own, runs/NAME/, and your files stay as they are.
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """What a run does, and where it ends.
 
     Parameters
     ----------
@@ -79,21 +66,42 @@ def run(
         Begin at this stage, such as reward or align@dpo; those before it must be up to date.
     until:
         End with this stage; what follows is left out.
+    """
+
+    profile: str | None = None
+    set: Annotated[tuple[str, ...], Parameter(name="--set", negative="", consume_multiple=False)] = ()
+    data: Annotated[tuple[str, ...], Parameter(name="--data", negative="", consume_multiple=False)] = ()
+    name: str | None = None
+    timeout: int | None = None
+    run_timeout: int | None = None
+    retries: int = 0
+    from_: Annotated[str | None, Parameter(name="--from")] = None
+    until: str | None = None
+
+
+def run(*, options: RunOptions = RunOptions(), dry_run: bool = False, json: bool = False) -> int:
+    """Run the whole pipeline, or what has changed of it.
+
+    Without options it works in place, on params.yaml and data/ as they stand. With any of profile, set, data or name
+    it works in a git worktree of its own, runs/NAME/, and your files stay as they are.
+
+    Parameters
+    ----------
     dry_run:
         Say which stages would run and why, and start nothing.
     json:
         Print the summary as JSON.
     """
     request = read_request(
-        profile,
-        set,
-        data,
-        name,
-        stage_timeout_minutes=timeout,
-        run_timeout_minutes=run_timeout,
-        retries=retries,
-        from_stage=from_,
-        until_stage=until,
+        options.profile,
+        options.set,
+        options.data,
+        options.name,
+        stage_timeout_minutes=options.timeout,
+        run_timeout_minutes=options.run_timeout,
+        retries=options.retries,
+        from_stage=options.from_,
+        until_stage=options.until,
     )
     if dry_run:
         from flows.cli.dry_run import dry_run as print_plan
