@@ -1,5 +1,7 @@
 """Settings of the stages that make data: validate, generate, label, preferences."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
@@ -142,13 +144,33 @@ class GenerateConfig(Section):
         return (*self.models, *([self.best_of.reward_model] if self.best_of.reward_model else []))
 
 
+SourceName = Literal["file", "simulated"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SourceRow:
+    """What is known of a label source without asking it; how it is asked stands in `tasks/stages/label/sources.py`.
+
+    Attributes:
+        docs: one line for the reference page.
+        simulated: where no person judged, what the report says of that; else empty.
+    """
+
+    docs: str
+    simulated: str = ""
+
+
+SOURCE_ROWS: Mapping[SourceName, SourceRow] = {
+    "file": SourceRow(docs="votes from `data`, else its comparisons and rankings, else its grades"),
+    "simulated": SourceRow(docs="the demo's annotators", simulated="preferences come from simulated annotators"),
+}
+
+
 class LabelConfig(Section):
     """Who says which response is better."""
 
-    source: Literal["file", "simulated"] = Field(
-        "simulated",
-        description="file: votes from `data`, else its comparisons and rankings, else its grades; simulated: the "
-        "demo's annotators",
+    source: SourceName = Field(
+        "simulated", description="; ".join(f"{name}: {row.docs}" for name, row in SOURCE_ROWS.items())
     )
     min_votes: PositiveInt = Field(1, description="pairs with fewer votes are left out")
 

@@ -1,6 +1,6 @@
 """Labels from data files: votes, comparisons and rankings as ballots, one for each pair of responses and criterion."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from itertools import chain, combinations
 from statistics import fmean
 from typing import Any
@@ -19,6 +19,9 @@ from tasks.stages.held_out import heldout_rule
 from tasks.tables import read_table
 
 Row = Mapping[str, Any]
+
+JUDGEMENTS = ("votes", "comparisons", "rankings")
+"""Kinds of rows that people's judgements stand in, those that go first before others."""
 
 
 def from_file(stage: Stage) -> Iterator[Ballot]:
@@ -45,17 +48,17 @@ def from_file(stage: Stage) -> Iterator[Ballot]:
         yield from _graded(read_table(paths.VALIDATE / "ratings.parquet"))
 
 
-def passed_over(source: str) -> dict[str, int]:
-    """Rows of votes, comparisons and rankings that a label source does not read, by kind; kinds without any are absent.
+def passed_over(reads: Collection[str]) -> dict[str, int]:
+    """Rows of votes, comparisons and rankings that label nothing, by kind; kinds without any are absent.
 
-    From files, these are comparisons and rankings on a criterion that there are votes on.
+    Of the kinds that a label source `reads`, these are comparisons and rankings on a criterion that there are votes on.
     """
-    from_votes = source == "file"
-    voted_on = set(read_table(paths.VALIDATE / "votes.parquet").unique("criterion"))
-    found = {}
-    for kind in ("comparisons", "rankings") if from_votes else ("votes", "comparisons", "rankings"):
-        criteria = read_table(paths.VALIDATE / f"{kind}.parquet")["criterion"]
-        found[kind] = sum(not from_votes or criterion in voted_on for criterion in criteria)
+    votes, *others = JUDGEMENTS
+    criteria = {kind: read_table(paths.VALIDATE / f"{kind}.parquet")["criterion"] for kind in JUDGEMENTS}
+    voted_on = set(criteria[votes]) if votes in reads else set()
+    found = {votes: 0 if votes in reads else len(criteria[votes])}
+    for kind in others:
+        found[kind] = sum(kind not in reads or criterion in voted_on for criterion in criteria[kind])
     return {kind: count for kind, count in found.items() if count}
 
 

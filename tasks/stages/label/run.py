@@ -1,30 +1,22 @@
 """Stage `label`: votes on pairs of responses, and the label that each pair gets from them."""
 
-import random
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
-from typing import Any, Protocol
+from typing import Any
 
 from rlhf_core.data.reading.kinds import OVERALL
 from rlhf_core.data.reading.rankings import ranking_source
-from rlhf_core.demo.annotators import gold_agreement, simulated_ballots
 from rlhf_core.errors import DataError
 from rlhf_core.evaluation.agreement_bounds import agreement_bounds
-from rlhf_core.feedback.ballots import AddressedRandom, Ballot, Majority, Pair
-from rlhf_core.feedback.labelling import aggregate, annotator_table, make_pairs, summary, why_undefined
+from rlhf_core.feedback.ballots import Ballot, Majority
+from rlhf_core.feedback.labelling import aggregate, annotator_table, summary, why_undefined
 from rlhf_core.feedback.rater_agreement import cohen_table
 from rlhf_core.state.atomic import write_json
-from tasks import paths
 from tasks.frame.stage import Stage
-from tasks.stages.label.files import from_file, passed_over
+from tasks.stages.label.files import passed_over
+from tasks.stages.label.sources import SOURCES
 from tasks.stages.notice import warn
-from tasks.tables import SCHEMAS, read_table, write_table
-
-
-class LabelSource(Protocol):
-    """Where votes come from: reads what the stage may read and yields each pair once, with all its votes."""
-
-    def __call__(self, stage: Stage) -> Iterable[Ballot]: ...
+from tasks.tables import SCHEMAS, write_table
 
 
 def run(stage: Stage) -> dict[str, Any]:
@@ -34,10 +26,11 @@ def run(stage: Stage) -> dict[str, Any]:
         DataError: the source has no pair with enough votes.
     """
     config = stage.params.label
-    collected = list(SOURCES[config.source](stage))
+    source = SOURCES[config.source]
+    collected = list(source.ballots(stage))
     ballots = [ballot for ballot in collected if len(ballot.votes) >= config.min_votes]
-    left_out = {"pairs_below_min_votes": len(collected) - len(ballots), "passed_over": passed_over(config.source)}
-    _say_what_is_left_out(stage, left_out)
+    left_out = {"pairs_below_min_votes": len(collected) - len(ballots), "passed_over": passed_over(source.reads)}
+    _say_what_is_left_out(stage, source.reads, left_out)
     if not ballots:
         raise DataError(
             f"label.source: '{config.source}' gave no pair with {config.min_votes} or more votes. "
@@ -47,20 +40,20 @@ def run(stage: Stage) -> dict[str, Any]:
     write_table(stage.out / "votes.parquet", _vote_rows(ballots, config.source), SCHEMAS["label_votes"])
     write_table(stage.out / "pairs.parquet", _pair_rows(ballots, verdicts, config.source), SCHEMAS["pairs"])
     write_json(stage.out / "annotators.json", _annotators(ballots, config.source))
-    metrics = _figures(ballots, verdicts) | left_out
-    if config.source == "simulated":
-        metrics["majority_agrees_with_gold"] = agrees = gold_agreement(ballots, verdicts)
-        if agrees is None:
-            metrics["undefined"]["majority_agrees_with_gold"] = "no decided pair has two different gold scores"
+    figures, undefined = source.figures(ballots, verdicts)
+    metrics = _figures(ballots, verdicts) | left_out | figures
+    metrics["undefined"] |= undefined
     return metrics
 
 
-def _say_what_is_left_out(stage: Stage, left_out: Mapping[str, Any]) -> None:
+def _say_what_is_left_out(stage: Stage, reads: Collection[str], left_out: Mapping[str, Any]) -> None:
     config = stage.params.label
     if few := left_out["pairs_below_min_votes"]:
         warn(stage, f"{few} pairs have fewer than label.min_votes {config.min_votes} votes; they are left out")
-    for kind, count in left_out["passed_over"].items() if config.source == "file" else ():
-        warn(stage, f"{count} rows of data.{kind} label nothing: there are votes on their criterion, which go first")
+    for kind, count in left_out["passed_over"].items():
+        if kind in reads:
+            said = f"{count} rows of data.{kind} label nothing: there are votes on their criterion, which go first"
+            warn(stage, said)
 
 
 def _annotators(ballots: Sequence[Ballot], source: str) -> dict[str, Any]:
@@ -94,29 +87,6 @@ def _of_criterion(ballots: Sequence[Ballot], verdicts: Sequence[Majority]) -> di
     why = why_undefined(found, ballots)
     of_ends = {end: reason for name, reason in why.items() for end in (f"{name}_low", f"{name}_high") if end in ends}
     return found | ends | {"undefined": ends["undefined"] | of_ends | why}
-
-
-def simulated(stage: Stage) -> Iterator[Ballot]:
-    """Simulated annotators on all pairs of different responses to each prompt (a `LabelSource`)."""
-    seeds = stage.rng()
-
-    def rng(purpose: str) -> random.Random:
-        return random.Random(seeds.integer(purpose))  # noqa: S311 (simulation, nothing is kept secret)
-
-    yield from simulated_ballots(_generated_pairs(rng), rng)
-
-
-SOURCES: Mapping[str, LabelSource] = {"file": from_file, "simulated": simulated}
-
-
-def _generated_pairs(rng: AddressedRandom) -> Iterator[Pair]:
-    by_prompt: dict[str, list[dict[str, Any]]] = {}
-    for row in read_table(paths.GENERATE / "responses.parquet"):
-        by_prompt.setdefault(row["prompt_id"], []).append(row)
-    for prompt_id, rows in by_prompt.items():
-        first = rows[0]
-        responses = [row["response"] for row in rows]
-        yield from make_pairs(prompt_id, first["prompt"], first["task"], first["split"], responses, rng)
 
 
 def _vote_rows(ballots: Iterable[Ballot], source: str) -> Iterator[dict[str, Any]]:

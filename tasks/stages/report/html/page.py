@@ -8,6 +8,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from rlhf_core.config import EvaluateConfig, Params
+from rlhf_core.config.data import SOURCE_ROWS
 from rlhf_core.config.evaluation import JUDGE_ROWS
 from tasks.catalogue import stage_title
 from tasks.stages.report.html import words
@@ -63,7 +64,7 @@ def render(run: RunFiles, params: Params, root: Path) -> str:
         models=("sft", *algorithms),
         names=words.POLICIES,
         judges=words.JUDGES,
-        simulated_labels=params.label.source == "simulated",
+        simulated_labels=bool(SOURCE_ROWS[params.label.source].simulated),
         lineage=lineage(root, algorithms),
         parameters=parameter_rows(params),
         metrics=[(stage_title(stage), words.flattened(figures)) for stage, figures in run.metrics.items()],
@@ -72,11 +73,8 @@ def render(run: RunFiles, params: Params, root: Path) -> str:
 
 def simulated_parts(params: Params) -> list[str]:
     """Return, in words, what on this page no person said; the page states it wherever it matters."""
-    parts = []
-    if params.label.source == "simulated":
-        parts.append("preferences come from simulated annotators")
-    parts += [row.simulated for name, row in JUDGE_ROWS.items() if name in params.evaluate.judges]
-    return [part for part in parts if part]
+    judges = [row.simulated for name, row in JUDGE_ROWS.items() if name in params.evaluate.judges]
+    return [part for part in (SOURCE_ROWS[params.label.source].simulated, *judges) if part]
 
 
 def _tiles(run: RunFiles, algorithms: Sequence[str]) -> Iterator[tuple[str, str, str]]:

@@ -2,20 +2,24 @@
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 
 from rlhf_core.config import Params
+from rlhf_core.config.data import SOURCE_ROWS, SourceRow
 from rlhf_core.data.reading.rankings import rankings_of
 from rlhf_core.demo.scene import read_scene
 from rlhf_core.errors import DataError
+from rlhf_core.feedback.ballots import Ballot, Majority, Pair, Vote
 from rlhf_core.text.identity import prompt_group
 from tasks import paths
 from tasks.frame.definition import StageDefinition
 from tasks.frame.stage import Progress, Stage
 from tasks.stages.label import run as label
+from tasks.stages.label.sources import SOURCES, Figures, LabelSource
 from tasks.tables import SCHEMAS, write_table
 
 PROMPT = "Notes: The lamp: aisle F, price 35, stock 6.\nCustomer: How much is the lamp?\nAssistant:"
@@ -469,3 +473,38 @@ def test_a_simulation_without_a_better_response_says_so(project: Path) -> None:
     metrics, _, _ = run(project, source="simulated")
     assert metrics["majority_agrees_with_gold"] is None
     assert nameless(metrics) == []
+
+
+def test_a_source_that_the_registry_is_given_labels(project: Path, monkeypatch: pytest.MonkeyPatch):
+    """Nothing else knows the name: what it votes is labelled, and rows that it does not read are passed over."""
+    votes = tuple(Vote(annotator=name, choice=choice) for name, choice in (("x", "a"), ("y", "b"), ("z", "a")))
+    responses = {"response_a": RIGHT, "response_b": WRONG}
+    pair = Pair(pair_id="1", prompt_id="p", prompt=PROMPT, task="price", split="train", **responses)
+
+    def figures(ballots: Sequence[Ballot], verdicts: Sequence[Majority]) -> Figures:
+        assert ballots[0].votes == votes
+        return {"labels": [one.label for one in verdicts], "certainty": None}, {"certainty": "it is not asked twice"}
+
+    source = LabelSource(
+        row=SourceRow(docs="a rule"),
+        ballots=lambda stage: [Ballot(pair=pair, votes=votes)],
+        reads=("votes",),
+        figures=figures,
+    )
+    monkeypatch.setitem(SOURCES, "rule", source)
+    write_comparisons(comparison(RIGHT, WRONG))
+    write_votes(vote("ann", "b"))
+    params = Params()
+    params = params.model_copy(update={"label": params.label.model_copy(update={"source": "rule", "min_votes": 2})})
+    definition = StageDefinition(name="label", deps=(), params=(), outs=())
+    metrics = label.run(Stage(definition, params, project, project / "out", Progress(project / "progress.jsonl")))
+    (labelled,) = pq.read_table(project / "out/pairs.parquet").to_pylist()
+    assert (labelled["label"], labelled["num_votes"], labelled["source"]) == ("a", 3, "rule")
+    assert metrics["passed_over"] == {"comparisons": 1}
+    assert (metrics["labels"], metrics["certainty"]) == (["a"], None)
+    assert metrics["undefined"]["certainty"] == "it is not asked twice"
+
+
+def test_every_source_of_the_schema_can_be_asked():
+    assert list(SOURCES) == list(SOURCE_ROWS)
+    assert all(SOURCES[name].row is row for name, row in SOURCE_ROWS.items())
