@@ -1,21 +1,15 @@
-"""How far a policy has moved from the model it started from, measured on its own samples.
+"""How far a policy has moved from the model it started from, measured on its own samples: the figures.
 
-Shape suffixes: B = rows of a batch, R = response tokens.
+Where the log-probabilities come from: `policy_measurement.PolicyEvaluator.logprobs`.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
-from transformers import PreTrainedModel
 
-from rlhf_core.engine.batches import collate
 from rlhf_core.errors import check_finite
 from rlhf_core.evaluation.intervals import bounds, mean_interval, perplexity
-from rlhf_core.models.mixture import PolicyMixture
-from rlhf_core.rollout.logprobs import response_logprobs
 
 
 def drift_figures(
@@ -48,57 +42,3 @@ def drift_figures(
         "kl_per_token": float(difference.sum()) / tokens,
         "perplexity_under_sft": perplexity(-float(np.sum(reference_logprobs)) / tokens),
     }
-
-
-def response_logprob_sums(
-    model: PreTrainedModel | PolicyMixture,
-    prompts: Sequence[list[int]],
-    responses: Sequence[list[int]],
-    *,
-    pad_id: int,
-    batch_size: int,
-) -> np.ndarray:
-    """Return each response's log-probability at temperature 1, summed over its tokens, in the order given.
-
-    Rows of like length share a batch. Policy and reference must see the same batches, and do when both are called
-    with the same rows: then identical weights give a divergence of exactly 0.
-    """
-    sums = np.zeros(len(prompts))
-    for rows, logprobs_BR in _batches(model, prompts, responses, pad_id, batch_size):
-        sums[rows] = logprobs_BR.sum(1).cpu().numpy()
-    return sums
-
-
-def response_token_logprobs(
-    model: PreTrainedModel | PolicyMixture,
-    prompts: Sequence[list[int]],
-    responses: Sequence[list[int]],
-    *,
-    pad_id: int,
-    batch_size: int,
-) -> Tensor:
-    """Return every response token's log-probability at temperature 1, logprobs_T in float64, response after response.
-
-    Batches are those of `response_logprob_sums`.
-    """
-    told = [torch.empty(0)] * len(prompts)
-    for rows, logprobs_BR in _batches(model, prompts, responses, pad_id, batch_size):
-        for row, logprobs_R in zip(rows, logprobs_BR.cpu(), strict=True):
-            told[row] = logprobs_R[: len(responses[row])]
-    return torch.cat(told)
-
-
-@torch.no_grad()
-def _batches(
-    model: PreTrainedModel | PolicyMixture,
-    prompts: Sequence[list[int]],
-    responses: Sequence[list[int]],
-    pad_id: int,
-    batch_size: int,
-) -> Iterator[tuple[list[int], Tensor]]:
-    """Rows of like length, and their logprobs_BR in float64, 0 where a response has ended."""
-    order = sorted(range(len(prompts)), key=lambda row: (len(prompts[row]) + len(responses[row]), row))
-    for start in range(0, len(order), batch_size):
-        rows = order[start : start + batch_size]
-        batch = collate([prompts[row] for row in rows], [responses[row] for row in rows], pad_id).to(model.device)
-        yield rows, (response_logprobs(model, batch) * batch.response_mask_BR).double()

@@ -16,8 +16,9 @@ from rlhf_core.config.evaluation import JUDGE_ROWS, JudgeName, JudgeRow
 from rlhf_core.demo.gold import CRITERIA, Grade
 from rlhf_core.errors import ConfigError, DataError
 from rlhf_core.evaluation.ab import Judge, Verdicts, both_orders
-from rlhf_core.evaluation.judges import gold_grades, reward_scores, score_judge
-from rlhf_core.evaluation.response_set import JudgedSet, ResponseSet
+from rlhf_core.evaluation.judges import gold_grades, score_judge
+from rlhf_core.evaluation.policy_measurement import PolicyEvaluator, ResponseSet
+from rlhf_core.evaluation.response_set import JudgedSet
 from rlhf_core.models.scoring.ensemble import load_reward_model
 
 
@@ -27,19 +28,15 @@ class Material:
 
     Attributes:
         prompts: in the order of the responses.
-        prompt_ids: the same as tokens.
-        pad_id: fills rows of unequal length.
+        evaluator: of the same prompts as tokens; how a model reads responses.
         reward_model: folder of the run's reward model.
         device: where a model of the judge may run.
-        batch_size: rows that a model of the judge reads at once.
     """
 
     prompts: Sequence[str]
-    prompt_ids: Sequence[list[int]]
-    pad_id: int
+    evaluator: PolicyEvaluator
     reward_model: Path
     device: torch.device
-    batch_size: int
 
 
 class Scored(NamedTuple):
@@ -169,12 +166,7 @@ def _refuse_other_worlds(prompts: Sequence[str]) -> None:
 
 def _reward_model(material: Material) -> Callable[[ResponseSet], Scored]:
     model = load_reward_model(material.reward_model).to(material.device).eval()
-
-    def score(responses: ResponseSet) -> Scored:
-        batches = {"pad_id": material.pad_id, "batch_size": material.batch_size}
-        return Scored(reward_scores(model, material.prompt_ids, responses.response_ids, **batches))
-
-    return score
+    return lambda responses: Scored(material.evaluator.scores(model, responses))
 
 
 JUDGES: Mapping[JudgeName, PointwiseJudge | PairwiseJudge] = {

@@ -6,11 +6,7 @@ A score judge looks at one response at a time, so the order in which two are sho
 
 from collections.abc import Sequence
 
-import torch
-from torch import nn
-
 from rlhf_core.demo.gold import Grade, grade
-from rlhf_core.engine.batches import collate
 from rlhf_core.errors import check_finite
 from rlhf_core.evaluation.ab import Choice, Judge
 
@@ -47,31 +43,3 @@ def gold_grades(prompts: Sequence[str], responses: Sequence[str], finished: Sequ
 def gold_scores(prompts: Sequence[str], responses: Sequence[str], finished: Sequence[bool]) -> list[float]:
     """The gold scorer's one number a response: what `align.ppo.guard.scorer` may name in the demo world."""
     return [one.gold for one in gold_grades(prompts, responses, finished)]
-
-
-@torch.no_grad()
-def reward_scores(
-    model: nn.Module,
-    prompts: Sequence[list[int]],
-    responses: Sequence[list[int]],
-    *,
-    pad_id: int,
-    batch_size: int,
-) -> list[float]:
-    """Return the score of each response by a reward model or ensemble, in the order given.
-
-    Rows of like length share a batch.
-
-    Raises:
-        Diverged: the score of a response is no finite number.
-    """
-    device = next(model.parameters()).device
-    order = sorted(range(len(prompts)), key=lambda row: (len(prompts[row]) + len(responses[row]), row))
-    scores = [0.0] * len(prompts)
-    for start in range(0, len(order), batch_size):
-        rows = order[start : start + batch_size]
-        batch = collate([prompts[row] for row in rows], [responses[row] for row in rows], pad_id).to(device)
-        for row, score in zip(rows, model(batch).tolist(), strict=True):
-            scores[row] = score
-    check_finite(scores, "reward model: the score of response", "look at artifacts/reward/model and at that response")
-    return scores

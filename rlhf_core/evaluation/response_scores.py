@@ -1,14 +1,79 @@
-"""What a reward model says of many responses, one record each, in the order given."""
+"""What a model says of many responses, one item each, in the order given: scores, records, or what else is read.
 
-from collections.abc import Sequence
+It needs no SciPy, so that trainers can read here too.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias, TypeVar
 
 import torch
+from torch import nn
 
-from rlhf_core.engine.batches import collate
+from rlhf_core.engine.batches import ROWS_AT_ONCE, SequenceBatch, by_length, collate
 from rlhf_core.errors import check_finite
 from rlhf_core.models.scoring.ensemble import RewardEnsemble
 from rlhf_core.models.scoring.reward_model import Details, RewardModel
+
+Item = TypeVar("Item")
+Tokens: TypeAlias = Sequence[list[int]]
+
+
+def read_each(
+    read: Callable[[SequenceBatch], Iterable[Item]],
+    prompts: Tokens,
+    responses: Tokens,
+    *,
+    pad_id: int,
+    device: torch.device,
+    batch_size: int = ROWS_AT_ONCE,
+) -> list[Item]:
+    """What a model says of each response, in the order given; rows of like length share a forward pass.
+
+    Args:
+        read: one item for each row of a batch.
+    """
+    lengths = [len(prompt) + len(response) for prompt, response in zip(prompts, responses, strict=True)]
+    passes = by_length(lengths, batch_size)
+    found = dict(read_passes(read, prompts, responses, passes, pad_id=pad_id, device=device))
+    return [found[row] for row in range(len(prompts))]
+
+
+@torch.no_grad()
+def read_passes(
+    read: Callable[[SequenceBatch], Iterable[Item]],
+    prompts: Tokens,
+    responses: Tokens,
+    passes: Iterable[Sequence[int]],
+    *,
+    pad_id: int,
+    device: torch.device,
+) -> Iterator[tuple[int, Item]]:
+    """Each row of each pass, and what a model says of it, pass after pass.
+
+    Args:
+        read: see `read_each`.
+        passes: numbers of the rows that share a forward pass.
+    """
+    for rows in passes:
+        batch = collate([prompts[row] for row in rows], [responses[row] for row in rows], pad_id).to(device)
+        yield from zip(rows, read(batch), strict=True)
+
+
+def reward_scores(
+    model: nn.Module, prompts: Tokens, responses: Tokens, *, pad_id: int, batch_size: int = ROWS_AT_ONCE
+) -> list[float]:
+    """The score of each response by a reward model or ensemble, in the order given.
+
+    Raises:
+        Diverged: the score of a response is no finite number.
+    """
+    device = next(model.parameters()).device
+    scores = read_each(
+        lambda batch: model(batch).tolist(), prompts, responses, pad_id=pad_id, device=device, batch_size=batch_size
+    )
+    check_finite(scores, "reward model: the score of response", "look at artifacts/reward/model and at that response")
+    return scores
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,28 +93,28 @@ class ResponseScore:
     members: tuple[float, ...] = ()
 
 
-@torch.no_grad()
 def read_responses(
     model: RewardModel | RewardEnsemble,
     prompts: Sequence[list[int]],
     responses: Sequence[list[int]],
     *,
     pad_id: int,
-    batch_size: int,
+    batch_size: int = ROWS_AT_ONCE,
 ) -> list[ResponseScore]:
-    """Read every response; rows of like length share a batch, the very ones of `judges.reward_scores`.
+    """Read every response, in the very batches of `reward_scores`.
 
     Raises:
         Diverged: the score of a response, its deviation or that of a member is no finite number.
     """
     device = model.shift.device
-    order = sorted(range(len(prompts)), key=lambda row: (len(prompts[row]) + len(responses[row]), row))
-    readings: dict[int, ResponseScore] = {}
-    for start in range(0, len(order), batch_size):
-        rows = order[start : start + batch_size]
-        batch = collate([prompts[row] for row in rows], [responses[row] for row in rows], pad_id).to(device)
-        readings |= dict(zip(rows, _rows(model.details(batch)), strict=True))
-    found = [readings[row] for row in range(len(prompts))]
+    found = read_each(
+        lambda batch: _rows(model.details(batch)),
+        prompts,
+        responses,
+        pad_id=pad_id,
+        device=device,
+        batch_size=batch_size,
+    )
     check_finite([one.score for one in found], "reward model: the score of response")
     check_finite([one.deviation or 0.0 for one in found], "reward model: the deviation of the score of response")
     # a median and ranks are numbers although a member's score is infinite

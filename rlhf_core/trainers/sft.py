@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from rlhf_core.config import SFTConfig
 from rlhf_core.data.batching.epochs import balanced_rows, token_batches, within_budget
 from rlhf_core.data.batching.examples import Example
-from rlhf_core.engine.batches import collate, length_buckets
+from rlhf_core.engine.batches import by_length, collate, cut, length_buckets
 from rlhf_core.errors import Diverged
 from rlhf_core.rollout.logprobs import response_logprobs
 from rlhf_core.state.rng import StepRng
@@ -96,7 +96,7 @@ def epoch_batches(cfg: SFTConfig, examples: Sequence[Example], seed: int, epoch:
         rows = balanced_rows([example.task for example in examples], seed, "sft", epoch)
     else:
         rows = list(range(len(examples)))
-    lengths = [(len(examples[row].response) // LENGTH_STEP, len(examples[row].prompt)) for row in rows]
+    lengths = _lengths([examples[row] for row in rows])
     generator = StepRng(seed, "sft", epoch)("batches")
     if cfg.batches.by == "tokens":
         cut = token_batches([examples[row].num_tokens for row in rows], lengths, cfg.batches.tokens, generator)
@@ -145,7 +145,7 @@ def accumulate_gradients(
     norm = sum(weight * row.num_targets for weight, row in zip(heavy, rows, strict=True))
     mine = world.share(list(zip(rows, heavy, strict=True)))
     size = max(1, math.ceil(len(mine) / parts))
-    chunks = [mine[start : start + size] for start in range(0, len(mine), size)]
+    chunks = cut(mine, size)
     if policy.device.type == "cpu":
         chunks = [part for chunk in chunks for part in _passes(chunk)]
     total = torch.zeros((), dtype=torch.float64, device=policy.device)
@@ -186,7 +186,7 @@ def heldout_loss(
     policy: PreTrainedModel, examples: Sequence[Example], batch_size: int, pad_id: int, world: World = ALONE
 ) -> float:
     """Mean negative log-likelihood of a target token over `examples`, in nats."""
-    chunks = [[examples[place] for place in places] for places in _heldout_batches(examples, batch_size)]
+    chunks = [[examples[place] for place in places] for places in by_length(_lengths(examples), batch_size)]
     total = torch.zeros((), dtype=torch.float64, device=policy.device)
     for chunk, counts in in_step(world.share(chunks), policy, world):
         total -= target_logprobs(policy, chunk, pad_id)[0].sum() * counts
@@ -198,21 +198,16 @@ def heldout_loss(
 def example_losses(policy: PreTrainedModel, examples: Sequence[Example], batch_size: int, pad_id: int) -> list[float]:
     """Negative log-likelihood of all target tokens of each example, in nats, for a whole model in one process."""
     found = [0.0] * len(examples)
-    for places in _heldout_batches(examples, batch_size):
+    for places in by_length(_lengths(examples), batch_size):
         logprobs_BR, _ = target_logprobs(policy, [examples[place] for place in places], pad_id)
         for place, logprob in zip(places, logprobs_BR.sum(1, dtype=torch.float64).tolist(), strict=True):
             found[place] = -logprob
     return found
 
 
-def _heldout_batches(examples: Sequence[Example], batch_size: int) -> list[list[int]]:
-    """Places of the examples that go through the model at once: those of about one length."""
-
-    def length(place: int) -> tuple[int, int]:
-        return len(examples[place].response) // LENGTH_STEP, len(examples[place].prompt)
-
-    ordered = sorted(range(len(examples)), key=length)
-    return [ordered[start : start + batch_size] for start in range(0, len(ordered), batch_size)]
+def _lengths(examples: Sequence[Example]) -> list[tuple[int, int]]:
+    """What rows of one batch are alike in."""
+    return [(len(example.response) // LENGTH_STEP, len(example.prompt)) for example in examples]
 
 
 def note_heldout_loss(state: TrainState, loss: float, patience: int) -> None:

@@ -14,8 +14,8 @@ from torch import Tensor
 from rlhf_core.engine.batches import collate
 from rlhf_core.errors import Diverged, GateRefused, check_finite
 from rlhf_core.evaluation.drift import drift_figures
-from rlhf_core.evaluation.judges import reward_scores, score_judge
-from rlhf_core.evaluation.response_scores import read_responses
+from rlhf_core.evaluation.judges import score_judge
+from rlhf_core.evaluation.response_scores import read_responses, reward_scores
 from rlhf_core.evaluation.shares import best_parts
 from rlhf_core.models.scoring.ensemble import RewardEnsemble
 from rlhf_core.models.scoring.reward_model import RewardModel

@@ -24,9 +24,8 @@ from rlhf_core.config.reward import RewardEnsembleConfig, RewardLossConfig
 from rlhf_core.config.sft import HardExamplesConfig
 from rlhf_core.data.batching.examples import Example
 from rlhf_core.data.batching.pairs import PairLabel
-from rlhf_core.evaluation.drift import response_logprob_sums
-from rlhf_core.evaluation.judges import reward_scores
-from rlhf_core.evaluation.response_scores import read_responses
+from rlhf_core.evaluation.policy_measurement import response_logprob_sums
+from rlhf_core.evaluation.response_scores import read_responses, reward_scores
 from rlhf_core.models.adapters import add_adapters
 from rlhf_core.models.mixture import PolicyMixture
 from rlhf_core.models.policy import build_policy

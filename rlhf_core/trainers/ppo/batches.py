@@ -4,6 +4,8 @@ from collections.abc import Sequence
 
 import torch
 
+from rlhf_core.engine.batches import cut
+
 LEAST_FILLED = 0.6
 """Where padding is computed, responses share a pass as long as the shortest has this share of the longest's tokens."""
 
@@ -14,9 +16,9 @@ def mixed_minibatches(rows: Sequence[int], group_size: int, size: int, generator
     Not by length: a gradient step is the same for every minibatch (its norm is clipped, Adam scales it), so tokens of
     short responses among themselves would count several times what those of long ones do.
     """
-    groups = [rows[start : start + group_size] for start in range(0, len(rows), group_size)]
+    groups = cut(rows, group_size)
     mixed = [row for group in torch.randperm(len(groups), generator=generator).tolist() for row in groups[group]]
-    return [mixed[start : start + size] for start in range(0, len(mixed), size)]
+    return cut(mixed, size)
 
 
 def passes(

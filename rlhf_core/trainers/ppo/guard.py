@@ -9,6 +9,7 @@ reference passes its cap, training ends and the policy goes back to the weights 
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from statistics import fmean
 from typing import Any
 
@@ -17,8 +18,9 @@ from torch import nn
 
 from rlhf_core.config import PPOConfig
 from rlhf_core.config.ppo import GuardConfig
-from rlhf_core.engine.batches import collate
+from rlhf_core.engine.batches import SequenceBatch, cut
 from rlhf_core.errors import check_finite
+from rlhf_core.evaluation.response_scores import read_passes
 from rlhf_core.objectives.kl import kl_to_reference
 from rlhf_core.rollout.sampler import Sampling
 from rlhf_core.state.rng import StepRng
@@ -103,27 +105,31 @@ class Guard:
             DataError: the held-out scorer did not give one finite number a response.
             Diverged: the reward model or a policy did not: a mean that is no number is above and below no bound.
         """
-        policy, temperature, prompts = state.modules["policy"], self.cfg.temperature, watch.prompts
-        generator = StepRng(self.seed, "ppo")("guard")
-        chosen = range(len(prompts))
-        written = write_responses(state, prompts, chosen, self.sampling, temperature, generator, self.world)
-        mine, size = self.world.share(written), self.cfg.minibatch
-        chunks = [mine[start : start + size] for start in range(0, len(mine), size)]
-        proxy: list[float] = []
-        drift: list[float] = []
-        for rows, counts in in_step(chunks, policy, self.world):
-            ids = [prompts[row.prompt] for row in rows], [row.response_ids for row in rows]
-            batch = collate(*ids, self.sampling.pad_id).to(policy.device)
-            logprobs_BR = policy_outputs(state.modules, batch, temperature).logprobs_BR
-            others_BR = reference_token_logprobs(policy, self.reference, batch, temperature)
-            if counts:  # else it was gone through for the sake of the other processes
-                proxy += self.reward_fn(batch).tolist()
-                drift += kl_to_reference(logprobs_BR, others_BR, batch.response_mask_BR).tolist()
-        heldout = checked_rates("align.ppo.guard.scorer", watch.rate(mine), len(mine))
-        proxy, heldout, drift = (self.world.collect(numbers) for numbers in (proxy, heldout, drift))
+        policy, prompts, size = state.modules["policy"], watch.prompts, self.cfg.minibatch
+        generator, every = StepRng(self.seed, "ppo")("guard"), range(len(prompts))
+        written = write_responses(state, prompts, every, self.sampling, self.cfg.temperature, generator, self.world)
+        mine = self.world.share(range(len(written)))
+        # more passes than this process has rows for, at the end, where a divided policy needs them
+        passes = [rows for rows, _ in in_step(cut(mine, size), policy, self.world)]
+        ids = [prompts[row.prompt] for row in written], [row.response_ids for row in written]
+        read = read_passes(
+            partial(self._score_and_kl, state), *ids, passes, pad_id=self.sampling.pad_id, device=policy.device
+        )
+        both = [numbers for _, numbers in read][: len(mine)]
+        heldout = checked_rates("align.ppo.guard.scorer", watch.rate([written[row] for row in mine]), len(mine))
+        proxy, drift = zip(*self.world.collect(both), strict=True)
         check_finite(proxy, "align.ppo.guard: the reward model's score of the response to held-out prompt")
         check_finite(drift, "align.ppo.guard: the divergence of the response to held-out prompt")
+        heldout = self.world.collect(heldout)
         return GuardReading(step=state.step, proxy=fmean(proxy), heldout=fmean(heldout), kl=fmean(drift))
+
+    def _score_and_kl(self, state: TrainState, batch: SequenceBatch) -> list[tuple[float, float]]:
+        """The proxy's score of each response, and its divergence from the reference in nats."""
+        policy, temperature = state.modules["policy"], self.cfg.temperature
+        logprobs_BR = policy_outputs(state.modules, batch, temperature).logprobs_BR
+        others_BR = reference_token_logprobs(policy, self.reference, batch, temperature)
+        kl_B = kl_to_reference(logprobs_BR, others_BR, batch.response_mask_BR)
+        return list(zip(self.reward_fn(batch).tolist(), kl_B.tolist(), strict=True))
 
 
 def _over_cap(cfg: GuardConfig, kl: float) -> str | None:

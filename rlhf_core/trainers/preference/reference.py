@@ -19,6 +19,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from rlhf_core.data.batching.pairs import PreferenceGroup, collate_responses
+from rlhf_core.engine.batches import cut
 from rlhf_core.errors import check_finite
 from rlhf_core.models.adapters import without_adapters
 from rlhf_core.objectives.masked import masked_sum
@@ -80,7 +81,7 @@ def forward_passes(members: Sequence[int], per_forward: int | None, world: World
     """This process's share of a step's groups, at most `per_forward` of them in a forward pass; None: all in one."""
     mine = world.share(members)
     size = per_forward or max(1, len(mine))
-    return [mine[start : start + size] for start in range(0, len(mine), size)]
+    return cut(mine, size)
 
 
 def reference_logprobs(

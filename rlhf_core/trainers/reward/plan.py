@@ -8,6 +8,7 @@ from transformers import PreTrainedModel
 
 from rlhf_core.config import RewardConfig
 from rlhf_core.data.batching.pairs import PreferenceGroup, group_batches
+from rlhf_core.engine.batches import cut
 from rlhf_core.models.scoring.ensemble import RewardEnsemble
 from rlhf_core.models.scoring.heads import OVERALL_ONLY
 from rlhf_core.models.scoring.reward_model import RewardModel
@@ -108,7 +109,7 @@ def epoch_batches(
         return [[phase.drawn[place] for place in batch] for batch in chosen]
     mixed = [phase.drawn[place] for place in torch.randperm(len(phase.drawn), generator=generator).tolist()]
     ordered = sorted(mixed, key=lambda place: -strength(groups[place]))
-    return [ordered[start : start + cfg.prompts_per_step] for start in range(0, len(ordered), cfg.prompts_per_step)]
+    return cut(ordered, cfg.prompts_per_step)
 
 
 def strength(group: PreferenceGroup) -> float:

@@ -10,12 +10,11 @@ from torch import Tensor
 
 from rlhf_core.data.batching.pair_table import pair_table
 from rlhf_core.data.batching.pairs import PreferenceGroup, collate_responses
-from rlhf_core.engine.batches import SequenceBatch
+from rlhf_core.engine.batches import ROWS_AT_ONCE, SequenceBatch, cut
 from rlhf_core.errors import check_finite
 from rlhf_core.models.scoring.ensemble import RewardEnsemble, accuracy_weights
 from rlhf_core.trainers.reward.plan import Phase
 
-SCORED_AT_ONCE = 64  # groups
 REFERENCES = 512  # scores a member's ranks are told from
 
 
@@ -68,8 +67,8 @@ def teacher_scores(ensemble: RewardEnsemble, groups: Sequence[PreferenceGroup], 
 
 
 def _batches(ensemble: RewardEnsemble, groups: Sequence[PreferenceGroup], pad_id: int) -> Iterator[SequenceBatch]:
-    for start in range(0, len(groups), SCORED_AT_ONCE):
-        yield collate_responses(groups[start : start + SCORED_AT_ONCE], pad_id).to(ensemble.shift.device)
+    for some in cut(groups, ROWS_AT_ONCE):  # groups, in their order: scores of all responses stand in it
+        yield collate_responses(some, pad_id).to(ensemble.shift.device)
 
 
 def _left_out_accuracy(

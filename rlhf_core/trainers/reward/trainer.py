@@ -9,7 +9,9 @@ from torch.distributed.fsdp import register_fsdp_forward_method
 
 from rlhf_core.config import RewardConfig
 from rlhf_core.data.batching.pairs import PreferenceGroup
+from rlhf_core.engine.batches import ROWS_AT_ONCE
 from rlhf_core.errors import GateRefused, check_finite
+from rlhf_core.evaluation.response_scores import reward_scores
 from rlhf_core.models.scoring.ensemble import RewardEnsemble
 from rlhf_core.models.scoring.reward_model import RewardModel
 from rlhf_core.objectives.masked import rounding_variance
@@ -135,14 +137,12 @@ def standardise(model: RewardModel | RewardEnsemble, scores: Sequence[float]) ->
 
 
 def standardise_on(
-    model: RewardModel | RewardEnsemble, groups: Sequence[PreferenceGroup], pad_id: int, batch_size: int = 64
+    model: RewardModel | RewardEnsemble, groups: Sequence[PreferenceGroup], pad_id: int, batch_size: int = ROWS_AT_ONCE
 ) -> None:
     """`standardise` by the responses of some groups, read `batch_size` at a time.
 
     Raises:
         GateRefused: see `standardise`.
     """
-    from rlhf_core.evaluation.judges import reward_scores  # its neighbours want SciPy, which training does not
-
     prompts, responses = zip(*((group.prompt, one) for group in groups for one in group.responses), strict=True)
     standardise(model, reward_scores(model, prompts, responses, pad_id=pad_id, batch_size=batch_size))

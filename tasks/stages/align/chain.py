@@ -15,10 +15,10 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_core.config import ChainConfig
-from rlhf_core.evaluation.drift import drift_figures, response_logprob_sums
-from rlhf_core.evaluation.judges import reward_scores
-from rlhf_core.evaluation.response_set import sample_response_set
-from rlhf_core.models.adapters import has_adapters, merged, without_adapters
+from rlhf_core.engine.batches import WIDE_ROWS_AT_ONCE
+from rlhf_core.evaluation.drift import drift_figures
+from rlhf_core.evaluation.policy_measurement import PolicyEvaluator
+from rlhf_core.models.adapters import has_adapters, merged
 from rlhf_core.models.scoring.ensemble import RewardEnsemble
 from rlhf_core.models.scoring.reward_model import RewardModel
 from rlhf_core.state.checkpoint import Checkpointer
@@ -32,7 +32,6 @@ from tasks.stages.align.dpo import run_dpo
 from tasks.stages.align.ppo import run_ppo
 from tasks.stages.align.prompts import training_prompts
 
-BATCH_SIZE = 256
 MEASURED, ENDED = "chain/measured", "chain/ended"
 
 
@@ -114,28 +113,20 @@ class Yardstick:
     ) -> None:
         prompts = [ids for _, ids in training_prompts(stage, tokenizer)]
         order = torch.randperm(len(prompts), generator=stage.rng()("switch prompts"))
-        self.prompts = [prompts[i] for i in order[: stage.params.align.chain.switch.prompts].tolist()]
-        self.stage, self.tokenizer, self.reference, self.reward_model = stage, tokenizer, reference, reward_model
+        self.stage, self.reference, self.reward_model = stage, reference, reward_model
+        self.evaluator = PolicyEvaluator(
+            tokenizer=tokenizer,
+            prompts=[prompts[i] for i in order[: stage.params.align.chain.switch.prompts].tolist()],
+            max_new_tokens=stage.params.model.max_response_tokens,
+            scored_at_once=WIDE_ROWS_AT_ONCE,
+        )
 
     def __call__(self, policy: PreTrainedModel) -> dict[str, float]:
         """Nats a response from the SFT model (`train_kl_to_sft`), and the reward model's mean `train_score`."""
-        pad_id = self.tokenizer.pad_token_id
-        responses = sample_response_set(
-            "chain",
-            policy,
-            self.tokenizer,
-            self.prompts,
-            temperature=1.0,
-            max_new_tokens=self.stage.params.model.max_response_tokens,
-            batch_size=BATCH_SIZE,
-            generator=self.stage.rng()("switch"),
-        )
-        rows = (self.prompts, responses.response_ids)
-        under_policy = response_logprob_sums(policy, *rows, pad_id=pad_id, batch_size=BATCH_SIZE)
-        with without_adapters(self.reference):
-            under_sft = response_logprob_sums(self.reference, *rows, pad_id=pad_id, batch_size=BATCH_SIZE)
-        scores = reward_scores(self.reward_model, *rows, pad_id=pad_id, batch_size=BATCH_SIZE)
-        drift = drift_figures(under_policy, under_sft, responses.num_tokens)
+        responses = self.evaluator.sample("chain", policy, self.stage.rng()("switch"))
+        logprobs = self.evaluator.logprobs(policy, self.reference, responses)
+        scores = self.evaluator.scores(self.reward_model, responses)
+        drift = drift_figures(*logprobs, responses.num_tokens)
         return {"train_kl_to_sft": drift["kl_to_sft"], "train_score": fmean(scores)}
 
 

@@ -7,7 +7,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rlhf_core.config import PPOConfig
 from rlhf_core.errors import ConfigError
-from rlhf_core.evaluation.judges import reward_scores
+from rlhf_core.evaluation.response_scores import reward_scores
 from rlhf_core.models.scoring.ensemble import load_reward_model, tokenizer_folder
 from rlhf_core.text.tokenizer import load_tokenizer
 from rlhf_core.trainers.ppo.guard import Watch
@@ -16,8 +16,6 @@ from rlhf_core.trainers.ppo.terms import Rate, RewardTerm, diversity_term, lengt
 from tasks.frame.stage import Stage
 from tasks.stages.align.prompts import Prompt, heldout_prompts
 from tasks.stages.callables import check_is_input, load_rate
-
-BATCH_SIZE = 64
 
 
 def further_terms(
@@ -75,6 +73,6 @@ def _reward_model_rate(
 
     def rate(rows: Sequence[Written]) -> list[float]:
         ids = [prompts[row.prompt][1] for row in rows], [row.response_ids for row in rows]
-        return reward_scores(model, *ids, pad_id=tokenizer.pad_token_id, batch_size=BATCH_SIZE)
+        return reward_scores(model, *ids, pad_id=tokenizer.pad_token_id)
 
     return rate

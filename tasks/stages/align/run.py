@@ -5,7 +5,6 @@ artifacts/preferences/train.parquet (DPO). Writes model/ and samples.json. All a
 way: responses of the SFT model and of the aligned one to the same training prompts at temperature 1.
 """
 
-from contextlib import AbstractContextManager, nullcontext
 from statistics import fmean as mean
 from typing import Any
 
@@ -13,10 +12,10 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_core.data.reading.records import prompt_id
-from rlhf_core.evaluation.drift import drift_figures, response_logprob_sums
+from rlhf_core.engine.batches import WIDE_ROWS_AT_ONCE
+from rlhf_core.evaluation.drift import drift_figures
 from rlhf_core.evaluation.intervals import bounds, mean_interval
-from rlhf_core.evaluation.judges import reward_scores
-from rlhf_core.evaluation.response_set import ResponseSet, sample_response_set
+from rlhf_core.evaluation.policy_measurement import PolicyEvaluator
 from rlhf_core.models.adapters import add_adapters, has_adapters, without_adapters
 from rlhf_core.models.policy import load_policy, save_policy
 from rlhf_core.models.scoring.ensemble import RewardEnsemble, load_reward_model
@@ -35,7 +34,6 @@ from tasks.stages.texts import text_figures
 
 MEASURED_PROMPTS = 256
 SHOWN_SAMPLES = 20
-BATCH_SIZE = 256
 
 
 def run(stage: Stage) -> dict[str, Any]:
@@ -76,38 +74,20 @@ def _compare(
     reward_model: RewardModel | RewardEnsemble,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Figures and samples of the aligned policy beside the SFT model, on training prompts at temperature 1."""
-    rng, pad_id = stage.rng(), tokenizer.pad_token_id
-    prompts = training_prompts(stage, tokenizer)
+    rng, prompts = stage.rng(), training_prompts(stage, tokenizer)
     order = torch.randperm(len(prompts), generator=rng("measured prompts"))[:MEASURED_PROMPTS].tolist()
-    texts, encoded = [prompts[i][0] for i in order], [prompts[i][1] for i in order]
-
-    def sample(name: str, model: PreTrainedModel) -> tuple[ResponseSet, list[float]]:
-        responses = sample_response_set(
-            name,
-            model,
-            tokenizer,
-            encoded,
-            temperature=1.0,
-            max_new_tokens=stage.params.model.max_response_tokens,
-            batch_size=BATCH_SIZE,
-            generator=rng(f"measure/{name}"),
-        )
-        return responses, reward_scores(
-            reward_model, encoded, responses.response_ids, pad_id=pad_id, batch_size=BATCH_SIZE
-        )
-
-    def as_sft() -> AbstractContextManager[None]:
-        return without_adapters(policy) if reference is policy else nullcontext()
-
-    with as_sft():
-        sft, sft_scores = sample("sft", reference)
-    aligned, scores = sample("aligned", policy)
-    under_policy = response_logprob_sums(policy, encoded, aligned.response_ids, pad_id=pad_id, batch_size=BATCH_SIZE)
-    with as_sft():
-        under_sft = response_logprob_sums(
-            reference, encoded, aligned.response_ids, pad_id=pad_id, batch_size=BATCH_SIZE
-        )
-    drift = drift_figures(under_policy, under_sft, aligned.num_tokens)
+    texts = [prompts[i][0] for i in order]
+    evaluator = PolicyEvaluator(
+        tokenizer=tokenizer,
+        prompts=[prompts[i][1] for i in order],
+        max_new_tokens=stage.params.model.max_response_tokens,
+        scored_at_once=WIDE_ROWS_AT_ONCE,
+    )
+    with without_adapters(reference):
+        sft = evaluator.sample("sft", reference, rng("measure/sft"))
+    aligned = evaluator.sample("aligned", policy, rng("measure/aligned"))
+    sft_scores, scores = (evaluator.scores(reward_model, responses) for responses in (sft, aligned))
+    drift = drift_figures(*evaluator.logprobs(policy, reference, aligned), aligned.num_tokens)
     metrics = {f"train_{name}": value for name, value in drift.items()}  # `kl_to_sft` is that of the evaluation prompts
     for suffix, responses, values in (("", aligned, scores), ("_sft", sft, sft_scores)):
         metrics |= {

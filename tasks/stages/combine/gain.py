@@ -4,14 +4,11 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
-from transformers import PreTrainedModel
 
 from rlhf_core.data.batching.pairs import PreferencePair
-from rlhf_core.evaluation.drift import response_logprob_sums
 from rlhf_core.evaluation.intervals import bounds, group_index, mean_interval, too_few, why_no_bounds
-from rlhf_core.models.mixture import PolicyMixture
+from rlhf_core.evaluation.policy_measurement import Policy, response_logprob_sums
 
-Policy: TypeAlias = PreTrainedModel | PolicyMixture
 Values: TypeAlias = tuple[np.ndarray, np.ndarray]  # of each prompt: what is gained in sum, and by how much it weighs
 PerPrompt: TypeAlias = Callable[[Policy], Values]
 
@@ -28,14 +25,14 @@ def halves(pairs: Sequence[PreferencePair], order: Sequence[int]) -> tuple[list[
     return choose, [row for row in order if tuple(pairs[row].prompt) in measuring]
 
 
-def by_likelihood(pairs: Sequence[PreferencePair], *, pad_id: int, batch_size: int) -> PerPrompt:
+def by_likelihood(pairs: Sequence[PreferencePair], pad_id: int) -> PerPrompt:
     """Log-probability of the chosen responses, weighed by their tokens."""
     prompts, responses = [pair.prompt for pair in pairs], [pair.chosen for pair in pairs]
     index = group_index([tuple(prompt) for prompt in prompts])
     tokens = np.bincount(index, weights=[len(response) for response in responses])
 
     def of(policy: Policy) -> Values:
-        sums = response_logprob_sums(policy, prompts, responses, pad_id=pad_id, batch_size=batch_size)
+        sums = response_logprob_sums(policy, prompts, responses, pad_id=pad_id)
         return np.bincount(index, weights=sums), tokens
 
     return of

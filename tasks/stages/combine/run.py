@@ -20,10 +20,9 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_core.data.batching.pairs import PreferencePair
+from rlhf_core.engine.batches import ROWS_AT_ONCE
 from rlhf_core.errors import ConfigError, DataError, check_finite
-from rlhf_core.evaluation.drift import response_logprob_sums, response_token_logprobs
-from rlhf_core.evaluation.judges import reward_scores
-from rlhf_core.evaluation.response_set import sample_response_set
+from rlhf_core.evaluation.policy_measurement import Policy, PolicyEvaluator, response_token_logprobs
 from rlhf_core.evaluation.shares import best_parts, likelihood_to_gain, mixture_likelihood, part_lattice
 from rlhf_core.models.mixture import PolicyMixture, averaged_weights
 from rlhf_core.models.policy import load_policy, save_policy
@@ -32,11 +31,10 @@ from rlhf_core.state.rng import StepRng
 from rlhf_core.text.tokenizer import load_tokenizer
 from tasks import paths
 from tasks.frame.stage import Stage
-from tasks.stages.combine.gain import PerPrompt, Policy, by_likelihood, gain_figures, halves
+from tasks.stages.combine.gain import PerPrompt, by_likelihood, gain_figures, halves
 from tasks.stages.policy_pairs import policy_pairs
 from tasks.stages.texts import text_figures
 
-BATCH_SIZE = 64
 Shares: TypeAlias = tuple[float, ...]
 Measure: TypeAlias = Callable[[Shares], dict[str, float]]
 
@@ -118,7 +116,7 @@ def _per_prompt(stage: Stage, pairs: Sequence[PreferencePair], tokenizer: PreTra
     if not pairs:
         return None
     if stage.params.combine.choose_by == "likelihood":
-        return by_likelihood(pairs, pad_id=tokenizer.pad_token_id, batch_size=BATCH_SIZE)
+        return by_likelihood(pairs, tokenizer.pad_token_id)
     read = _reader(stage, pairs, tokenizer)
 
     def of(policy: Policy) -> tuple[np.ndarray, np.ndarray]:
@@ -149,7 +147,6 @@ def _measure(
         prompts=[pair.prompt for pair in pairs],
         responses=[pair.chosen for pair in pairs],
         pad_id=tokenizer.pad_token_id,
-        batch_size=BATCH_SIZE,
     )
     if stage.item == "weights":
         return lambda shares: {"value": say(combine(shares)).mean().item()}
@@ -190,21 +187,16 @@ def _reader(
     prompts = [list(ids) for ids in dict.fromkeys(tuple(pair.prompt) for pair in pairs)]
     reference = load_policy(stage.root / paths.SFT / "model").to(stage.device)
     reward_model = load_reward_model(stage.root / paths.REWARD / "model").to(stage.device).eval()
-    options: dict[str, Any] = {"pad_id": tokenizer.pad_token_id, "batch_size": BATCH_SIZE}
+    evaluator = PolicyEvaluator(
+        tokenizer=tokenizer,
+        prompts=prompts,
+        max_new_tokens=stage.params.model.max_response_tokens,
+        sampled_at_once=ROWS_AT_ONCE,
+    )
 
     def read(policy: Policy) -> tuple[np.ndarray, np.ndarray]:
-        responses = sample_response_set(
-            "combined",
-            policy,
-            tokenizer,
-            prompts,
-            temperature=1.0,
-            max_new_tokens=stage.params.model.max_response_tokens,
-            batch_size=BATCH_SIZE,
-            generator=_rng(stage)("measure"),
-        )
-        rows = (prompts, responses.response_ids)
-        own, sft = (response_logprob_sums(model, *rows, **options) for model in (policy, reference))
-        return np.array(reward_scores(reward_model, *rows, **options)), own - sft
+        responses = evaluator.sample("combined", policy, _rng(stage)("measure"))
+        own_N, sft_N = evaluator.logprobs(policy, reference, responses)
+        return np.array(evaluator.scores(reward_model, responses)), own_N - sft_N
 
     return read

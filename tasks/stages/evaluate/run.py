@@ -15,12 +15,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import numpy as np
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
 from rlhf_core.errors import DataError
 from rlhf_core.evaluation import samples
-from rlhf_core.evaluation.drift import drift_figures, response_logprob_sums
+from rlhf_core.evaluation.drift import drift_figures
 from rlhf_core.evaluation.judge_registry import (
     JUDGES,
     Compared,
@@ -30,9 +27,10 @@ from rlhf_core.evaluation.judge_registry import (
     judge_sets,
     model_pairs,
 )
-from rlhf_core.evaluation.response_set import JudgedSet, ResponseSet, sample_response_set
+from rlhf_core.evaluation.policy_measurement import Policy, PolicyEvaluator, ResponseSet
+from rlhf_core.evaluation.response_set import JudgedSet
 from rlhf_core.evaluation.verdict import SFT, evaluation_metrics
-from rlhf_core.models.mixture import PolicyMixture, load_any_policy
+from rlhf_core.models.mixture import load_any_policy
 from rlhf_core.state.atomic import write_json
 from rlhf_core.text.encoded import TextCounts
 from rlhf_core.text.tokenizer import encode_prompts, load_tokenizer
@@ -43,9 +41,6 @@ from tasks.frame.workers import Tell, in_turn, side_by_side
 from tasks.stages.evaluate.rows import COMPARISONS, comparison_rows, response_rows, responses_schema
 from tasks.stages.texts import count_texts, text_figures, warn_of_texts
 from tasks.tables import read_table, write_table
-
-SAMPLING_BATCH = 256
-SCORING_BATCH = 64  # on two cores twice as fast as 256, whose activations leave the cache
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,8 +61,7 @@ def run(stage: Stage) -> dict[str, Any]:
     names = (SFT, *stage.params.candidates)
     evaluated = _all_models(stage, names)
     prompts = _evaluation_prompts(stage)
-    tokenizer = load_tokenizer(stage.root / paths.SFT / "model")
-    material = _material(stage, tokenizer, prompts, count_texts(stage, "prompts"))
+    material = _material(stage, prompts, count_texts(stage, "prompts"))
     warn_of_texts(stage)
     judged = {(name, temperature): one for name in names for temperature, one in evaluated[name].judged.items()}
     pairs = model_pairs(stage.params.candidates, SFT)
@@ -93,18 +87,16 @@ def _all_models(stage: Stage, names: Sequence[str]) -> dict[str, Evaluated]:
     return side_by_side(jobs, tell, at_most=at_most) if at_most > 1 else in_turn(jobs, tell)
 
 
-def _material(
-    stage: Stage, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], counts: TextCounts | None = None
-) -> Material:
+def _material(stage: Stage, prompts: Sequence[str], counts: TextCounts | None = None) -> Material:
     """What judges may look at; `counts` is told what the prompts lose when they are encoded."""
-    return Material(
-        prompts=prompts,
-        prompt_ids=encode_prompts(tokenizer, prompts, stage.params.model.max_prompt_tokens, counts),
-        pad_id=tokenizer.pad_token_id,
-        reward_model=stage.root / paths.REWARD / "model",
-        device=stage.device,
-        batch_size=SCORING_BATCH,
+    tokenizer, limits = load_tokenizer(stage.root / paths.SFT / "model"), stage.params.model
+    evaluator = PolicyEvaluator(
+        tokenizer=tokenizer,
+        prompts=encode_prompts(tokenizer, prompts, limits.max_prompt_tokens, counts),
+        max_new_tokens=limits.max_response_tokens,
     )
+    folder = stage.root / paths.REWARD / "model"
+    return Material(prompts=prompts, evaluator=evaluator, reward_model=folder, device=stage.device)
 
 
 def _one_model(stage: Stage, name: str, tell: Tell) -> Evaluated:
@@ -113,16 +105,12 @@ def _one_model(stage: Stage, name: str, tell: Tell) -> Evaluated:
     for judge in stage.params.evaluate.judges:
         JUDGES[judge].refuse(prompts)
     model = _load(stage, name)
-    tokenizer = load_tokenizer(stage.root / paths.SFT / "model")
-    material = _material(stage, tokenizer, prompts)
-    encoded = material.prompt_ids
-    sets = _sample_all(stage, name, model, tokenizer, encoded, tell)
+    material = _material(stage, prompts)
+    sets = _sample_all(stage, name, model, material.evaluator, tell)
     compared = {temperature: sets[temperature] for temperature in stage.params.evaluate.temperatures}
     judged = judge_sets(stage.params.evaluate.judges, material, compared)
-    sft = model if name == SFT else _load(stage, SFT)
-    under_sft = _summed(sft, encoded, sets[1.0], tokenizer.pad_token_id)
-    under_policy = under_sft if name == SFT else _summed(model, encoded, sets[1.0], tokenizer.pad_token_id)
-    drift = drift_figures(under_policy, under_sft, sets[1.0].num_tokens, stage.params.evaluate.confidence)
+    logprobs = material.evaluator.logprobs(model, model if name == SFT else _load(stage, SFT), sets[1.0])
+    drift = drift_figures(*logprobs, sets[1.0].num_tokens, stage.params.evaluate.confidence)
     return Evaluated(judged=judged, drift=drift)
 
 
@@ -168,36 +156,17 @@ def _tasks(stage: Stage) -> list[str]:
     return [row["task"] or "" for row in _evaluation_rows(stage)]
 
 
-def _load(stage: Stage, name: str) -> PreTrainedModel | PolicyMixture:
+def _load(stage: Stage, name: str) -> Policy:
     folder = paths.SFT if name == SFT else paths.ALIGN / name
     return load_any_policy(stage.root / folder / "model").to(stage.device).eval()
 
 
 def _sample_all(
-    stage: Stage,
-    name: str,
-    model: PreTrainedModel | PolicyMixture,
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[list[int]],
-    tell: Tell,
+    stage: Stage, name: str, model: Policy, evaluator: PolicyEvaluator, tell: Tell
 ) -> dict[float, ResponseSet]:
     sets, rng = {}, stage.rng()
     for temperature in _sampled_at(stage):
-        sets[temperature] = sample_response_set(
-            name,
-            model,
-            tokenizer,
-            prompts,
-            temperature=temperature,
-            max_new_tokens=stage.params.model.max_response_tokens,
-            batch_size=SAMPLING_BATCH,
-            generator=rng(f"sample/{name}/{temperature:g}"),
-        )
+        generator = rng(f"sample/{name}/{temperature:g}")
+        sets[temperature] = evaluator.sample(name, model, generator, temperature=temperature)
         tell(sum(sets[temperature].num_tokens))
     return sets
-
-
-def _summed(
-    model: PreTrainedModel | PolicyMixture, prompts: Sequence[list[int]], responses: ResponseSet, pad_id: int
-) -> np.ndarray:
-    return response_logprob_sums(model, prompts, responses.response_ids, pad_id=pad_id, batch_size=SCORING_BATCH)

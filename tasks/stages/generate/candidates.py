@@ -7,8 +7,8 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_core.config import GenerateConfig
-from rlhf_core.evaluation.drift import response_logprob_sums
-from rlhf_core.evaluation.judges import reward_scores
+from rlhf_core.evaluation.policy_measurement import response_logprob_sums
+from rlhf_core.evaluation.response_scores import reward_scores
 from rlhf_core.models.checks import check_fit
 from rlhf_core.models.policy import load_policy
 from rlhf_core.models.scoring.ensemble import load_reward_model, tokenizer_folder
@@ -20,7 +20,6 @@ from tasks.frame.stage import Stage
 from tasks.stages.texts import count_texts
 
 SFT = "sft"
-SCORING_BATCH = 64
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -74,17 +73,17 @@ def score_candidates(stage: Stage, prompts: Sequence[str], rows: Sequence[Mappin
     cfg, limits = stage.params.generate.best_of, stage.params.model
     folder = stage.root / (paths.SFT / "model" if cfg.scorer == "likelihood" else str(cfg.reward_model))
     tokenizer = load_tokenizer(tokenizer_folder(folder))
-    counts = count_texts(stage, "scored candidates")
+    pad_id, counts = tokenizer.pad_token_id, count_texts(stage, "scored candidates")
     prompt_ids = encode_prompts(tokenizer, prompts, limits.max_prompt_tokens, counts)
     response_ids = _as_written(tokenizer, rows, limits.max_response_tokens, counts)
-    batches = {"pad_id": tokenizer.pad_token_id, "batch_size": SCORING_BATCH}
     match cfg.scorer:
         case "likelihood":
             model = load_policy(folder).to(stage.device)
-            summed = response_logprob_sums(model, prompt_ids, response_ids, **batches)
+            summed = response_logprob_sums(model, prompt_ids, response_ids, pad_id=pad_id)
             return [float(total) / len(ids) for total, ids in zip(summed, response_ids, strict=True)]
         case "reward_model":
-            return reward_scores(load_reward_model(folder).to(stage.device), prompt_ids, response_ids, **batches)
+            model = load_reward_model(folder).to(stage.device)
+            return reward_scores(model, prompt_ids, response_ids, pad_id=pad_id)
 
 
 def _as_written(

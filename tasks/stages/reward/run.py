@@ -15,6 +15,7 @@ from rlhf_core.config import RewardConfig
 from rlhf_core.data.batching.pairs import PreferenceGroup, encode_pairs, group_pairs
 from rlhf_core.data.reading.kinds import OVERALL
 from rlhf_core.data.reading.records import prompt_id
+from rlhf_core.engine.batches import WIDE_ROWS_AT_ONCE
 from rlhf_core.errors import DataError, GateRefused
 from rlhf_core.evaluation.response_scores import ResponseScore, read_responses
 from rlhf_core.evaluation.reward_card import reward_card
@@ -45,7 +46,6 @@ from tasks.stages.reward.figures import (
 from tasks.stages.texts import count_texts, text_figures, warn_of_texts
 from tasks.tables import SCHEMAS, read_table, write_table
 
-SCORING_BATCH = 256
 STANDARDISE_GROUPS = 500  # prompts whose responses set the scale: enough for its second digit
 LAST_STEPS = 20  # steps over which the training loss is averaged
 Row = Mapping[str, Any]
@@ -199,7 +199,7 @@ def _published(
     """The only model, the student of the ensemble or the ensemble itself, standardised."""
     single = state.modules.get(PUBLISHED)
     model = cast(RewardModel | RewardEnsemble, single or ensemble)
-    standardise_on(model, groups[:STANDARDISE_GROUPS], pad_id, SCORING_BATCH)
+    standardise_on(model, groups[:STANDARDISE_GROUPS], pad_id, WIDE_ROWS_AT_ONCE)
     return model
 
 
@@ -227,7 +227,7 @@ class _Reader:
         prompts = encode_prompts(self._tokenizer, [prompt for prompt, _ in new], self._limits.max_prompt_tokens)
         responses = encode_responses(self._tokenizer, [text for _, text in new], self._limits.max_response_tokens)
         readings = read_responses(
-            self._model, prompts, responses, pad_id=self._tokenizer.pad_token_id, batch_size=SCORING_BATCH
+            self._model, prompts, responses, pad_id=self._tokenizer.pad_token_id, batch_size=WIDE_ROWS_AT_ONCE
         )
         self._known |= dict(zip(new, readings, strict=True))
 

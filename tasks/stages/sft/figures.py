@@ -9,10 +9,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from rlhf_core.data.batching.examples import Example
 from rlhf_core.evaluation.intervals import bounds, perplexity, too_few, why_no_bounds
 from rlhf_core.evaluation.jackknife import ratio_interval
+from rlhf_core.evaluation.policy_measurement import PolicyEvaluator
 from rlhf_core.models.adapters import parameter_counts
-from rlhf_core.rollout.sampler import Sampling, sample_responses
 from rlhf_core.state.train_state import TrainState
-from rlhf_core.text.tokenizer import decode_response, encode_prompts
+from rlhf_core.text.tokenizer import encode_prompts
 from rlhf_core.trainers.optimisation import refused_steps
 from rlhf_core.trainers.sft import example_losses
 from tasks.frame.stage import Stage
@@ -29,17 +29,15 @@ def samples(
     rows = {row["prompt"]: row for row in kept}
     shown = list(rows.values())[:NUM_SAMPLES]
     cfg = stage.params.model
-    written = sample_responses(
-        model,
-        encode_prompts(tokenizer, [row["prompt"] for row in shown], cfg.max_prompt_tokens),
-        Sampling.of(model, tokenizer, cfg.max_response_tokens),
-        temperature=0.0,
-        generator=stage.rng()("samples"),
-        batch_size=NUM_SAMPLES,
+    evaluator = PolicyEvaluator(
+        tokenizer=tokenizer,
+        prompts=encode_prompts(tokenizer, [row["prompt"] for row in shown], cfg.max_prompt_tokens),
+        max_new_tokens=cfg.max_response_tokens,
     )
+    written = evaluator.sample("sft", model, stage.rng()("samples"), temperature=0.0)
     return [
-        {"prompt": row["prompt"], "reference": row["response"], "response": decode_response(tokenizer, ids)}
-        for row, ids in zip(shown, written.response_ids, strict=True)
+        {"prompt": row["prompt"], "reference": row["response"], "response": text}
+        for row, text in zip(shown, written.texts, strict=True)
     ]
 
 

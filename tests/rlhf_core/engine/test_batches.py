@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from rlhf_core.engine.batches import collate, length_buckets
+from rlhf_core.engine.batches import by_length, collate, cut, length_buckets
 
 
 def test_prompts_left_responses_right_and_masks_from_lengths() -> None:
@@ -52,3 +52,15 @@ def test_the_generator_decides_and_nothing_else() -> None:
     lengths = list(range(100))
     assert length_buckets(lengths, 8, generator(3)) == length_buckets(lengths, 8, generator(3))
     assert length_buckets(lengths, 8, generator(3)) != length_buckets(lengths, 8, generator(4))
+
+
+def test_a_pass_without_gradients_goes_from_short_to_long_and_equal_rows_in_their_order() -> None:
+    assert by_length([3, 1, 3, 2, 1], 2) == [[1, 4], [3, 0], [2]]
+    assert by_length([(0, 9), (1, 1), (0, 2)], 2) == [[2, 0], [1]]
+    assert by_length([]) == []
+    assert [len(batch) for batch in by_length([7] * 150)] == [64, 64, 22]
+
+
+def test_cutting_keeps_order_and_leaves_the_rest_last() -> None:
+    assert cut("abcde", 2) == [["a", "b"], ["c", "d"], ["e"]]
+    assert cut([], 3) == []

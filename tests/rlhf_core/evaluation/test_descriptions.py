@@ -7,19 +7,19 @@ import numpy as np
 import pytest
 import torch
 
-from rlhf_core.config import EvaluateConfig, ModelConfig
+from rlhf_core.config import EvaluateConfig
 from rlhf_core.config.evaluation import JUDGE_ROWS
 from rlhf_core.demo.gold import Grade
 from rlhf_core.evaluation.ab import both_orders
-from rlhf_core.evaluation.drift import drift_figures, response_logprob_sums, response_token_logprobs
+from rlhf_core.evaluation.drift import drift_figures
 from rlhf_core.evaluation.intervals import mean_interval
 from rlhf_core.evaluation.judge_registry import model_pairs
 from rlhf_core.evaluation.judges import score_judge
-from rlhf_core.evaluation.response_set import JudgedSet, ResponseSet
+from rlhf_core.evaluation.policy_measurement import ResponseSet
+from rlhf_core.evaluation.response_set import JudgedSet
 from rlhf_core.evaluation.samples import side_by_side
 from rlhf_core.evaluation.text import length_figures, repeated_share, variety_figures
 from rlhf_core.evaluation.verdict import evaluation_metrics, gold_means
-from rlhf_core.models.policy import build_policy
 
 
 def grade_of(gold: float, truthful: float = 1.0) -> Grade:
@@ -94,23 +94,6 @@ def test_drift_has_the_interval_of_a_mean_from_five_responses_up():
     assert (figures["kl_to_sft_low"], figures["kl_to_sft_high"]) == mean_interval(logprobs - reference, 0.9)
     figures = drift_figures(logprobs[:4], reference[:4], [3, 5, 2, 2])
     assert (figures["kl_to_sft_low"], figures["kl_to_sft_high"]) == (None, None)
-
-
-def test_logprobs_of_tokens_come_response_after_response():
-    """Batches of like length take the rows in another order; what is read out of the model's own logits is the same."""
-    sizes = {"hidden_size": 16, "layers": 1, "heads": 2, "intermediate_size": 16, "init_std": 0.3}
-    model = build_policy(ModelConfig(**sizes, max_prompt_tokens=8, max_response_tokens=8), 300, 0, 1, 4)
-    prompts, responses = [[5, 6, 7, 8], [9], [5, 6]], [[20, 21, 22], [23, 1], [24, 25, 26, 1]]
-    options = {"pad_id": 0, "batch_size": 2}
-    told = response_token_logprobs(model, prompts, responses, **options)
-    by_hand = []
-    for prompt, response in zip(prompts, responses, strict=True):
-        with torch.no_grad():
-            rows = torch.log_softmax(model(torch.tensor([prompt + response])).logits[0].double(), -1)
-        by_hand += [rows[len(prompt) - 1 + place, token].item() for place, token in enumerate(response)]
-    assert told.tolist() == pytest.approx(by_hand, abs=1e-5)
-    sums = response_logprob_sums(model, prompts, responses, **options)
-    assert sums.tolist() == pytest.approx([sum(by_hand[:3]), sum(by_hand[3:5]), sum(by_hand[5:])], abs=1e-5)
 
 
 def test_samples_show_losses_beside_a_random_draw():

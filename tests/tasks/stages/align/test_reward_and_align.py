@@ -19,7 +19,7 @@ from support.project import edited_yaml
 from rlhf_core.config import RewardConfig
 from rlhf_core.engine.batches import collate
 from rlhf_core.errors import GateRefused
-from rlhf_core.evaluation.response_set import ResponseSet, sample_response_set
+from rlhf_core.evaluation.policy_measurement import PolicyEvaluator, ResponseSet
 from rlhf_core.models.policy import load_policy
 from rlhf_core.models.scoring.reward_model import RewardModel
 from rlhf_core.text.tokenizer import encode_prompts, encode_responses, load_tokenizer
@@ -207,17 +207,17 @@ def test_an_aligned_policy_stands_beside_its_samples(finished_project: Path, alg
 
 
 def test_samples_keep_prompt_response_and_score_together(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = []
+    seen, plain = [], PolicyEvaluator.sample
 
     def sample(*arguments: Any, **options: Any) -> ResponseSet:
-        seen.append(sample_response_set(*arguments, **options))
+        seen.append(plain(*arguments, **options))
         return seen[-1]
 
-    def sum_of_tokens(model: RewardModel, prompts: Any, responses: list[list[int]], **_: Any) -> list[float]:
-        return [float(sum(response)) for response in responses]
+    def sum_of_tokens(_: PolicyEvaluator, model: RewardModel, responses: ResponseSet) -> list[float]:
+        return [float(sum(ids)) for ids in responses.response_ids]
 
-    monkeypatch.setattr(align, "sample_response_set", sample)
-    monkeypatch.setattr(align, "reward_scores", sum_of_tokens)
+    monkeypatch.setattr(PolicyEvaluator, "sample", sample)
+    monkeypatch.setattr(PolicyEvaluator, "scores", sum_of_tokens)
     assert run_here(project, "align@dpo") == 0
     samples = read_json(project / "artifacts/align/dpo/samples.json")
     figures = read_json(project / "reports/metrics/align-dpo.json")

@@ -16,7 +16,7 @@ from support.project import change_sections
 
 from rlhf_core.config import CombineConfig
 from rlhf_core.errors import Diverged
-from rlhf_core.evaluation.drift import response_logprob_sums
+from rlhf_core.evaluation.policy_measurement import response_logprob_sums
 from rlhf_core.models.mixture import PolicyMixture, averaged_weights, load_any_policy
 from rlhf_core.models.policy import load_policy
 from rlhf_core.state.atomic import tree_digest

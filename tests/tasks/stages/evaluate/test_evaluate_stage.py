@@ -9,8 +9,8 @@ import pytest
 
 from rlhf_core.config import EvaluateConfig, MachineConfig
 from rlhf_core.errors import ConfigError, DataError, RlhfError
-from rlhf_core.evaluation import judge_registry
-from rlhf_core.evaluation.judges import reward_scores
+from rlhf_core.evaluation import policy_measurement
+from rlhf_core.evaluation.response_scores import reward_scores
 from rlhf_core.models.scoring.reward_model import RewardModel
 from rlhf_core.state.atomic import tree_digest
 from rlhf_core.text.tokenizer import encode_prompts, load_tokenizer
@@ -59,9 +59,9 @@ def test_equal_weights_do_not_drift_and_draw_other_samples(root: Path):
 
 def test_the_same_response_ties_in_whatever_batch_it_is_scored(root: Path, monkeypatch: pytest.MonkeyPatch):
     sizes = iter([5, 3, 12] * 4)
-    scorer = judge_registry.reward_scores
+    scorer = policy_measurement.reward_scores
     monkeypatch.setattr(
-        judge_registry, "reward_scores", lambda *a, **k: scorer(*a, **(k | {"batch_size": next(sizes)}))
+        policy_measurement, "reward_scores", lambda *a, **k: scorer(*a, **(k | {"batch_size": next(sizes)}))
     )
     metrics, _, _ = run(root)
     assert metrics["ppo"]["judges"]["reward_model"]["T=0"]["ties"] == 12

@@ -12,7 +12,7 @@ from rlhf_core.config import Params
 from rlhf_core.config.evaluation import JUDGE_ROWS, JudgeRow
 from rlhf_core.evaluation.ab import Judge
 from rlhf_core.evaluation.judge_registry import JUDGES, Material, PairwiseJudge, PointwiseJudge, Scored
-from rlhf_core.evaluation.response_set import ResponseSet
+from rlhf_core.evaluation.policy_measurement import ResponseSet
 from rlhf_core.evaluation.verdict import SFT
 from tests.support.evaluate_stage import PARAMS, run
 
@@ -34,7 +34,7 @@ def tables(out: Path) -> tuple[dict[str, Rows], Rows]:
 
 
 def brevity(material: Material) -> Any:
-    assert len(material.prompts) == len(material.prompt_ids) == 12
+    assert len(material.prompts) == len(material.evaluator.prompts) == 12
 
     def score(responses: ResponseSet) -> Scored:
         return Scored([-float(len(text)) for text in responses.texts])

@@ -14,7 +14,7 @@ from support.project import edited_yaml
 from support.warm_processes import run_stage
 from transformers import TopKLogitsWarper, TopPLogitsWarper
 
-from rlhf_core.evaluation.judges import reward_scores
+from rlhf_core.evaluation.response_scores import reward_scores
 from rlhf_core.models.policy import build_policy, load_policy, save_policy
 from rlhf_core.models.scoring.ensemble import load_reward_model
 from rlhf_core.text.tokenizer import encode_prompt, encode_response, load_tokenizer

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from support.project import change_sections
 
 from rlhf_core.demo.gold import grade
-from rlhf_core.evaluation.judges import reward_scores
+from rlhf_core.evaluation.response_scores import reward_scores
 from rlhf_core.models.scoring.ensemble import RewardEnsemble, load_reward_model
 from rlhf_core.models.scoring.reward_model import RewardModel
 from rlhf_core.text.tokenizer import encode_prompts, encode_responses, load_tokenizer
