@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from support.ppo import CFG, GOOD, changed, make_state, run, weights
+from support.ppo import CFG, GOOD, PAD, changed, make_state, run, tiny_policy, weights
 from support.preference import in_processes
 
 from rlhf_core.config.ppo import GuardConfig
 from rlhf_core.errors import DataError
+from rlhf_core.evaluation.policy_measurement import response_logprob_sums
 from rlhf_core.state.train_state import TrainState
 from rlhf_core.trainers.ppo.guard import BEST, GuardReading, Watch, go_back, take_in
 from rlhf_core.trainers.ppo.replay import Written
@@ -140,6 +141,25 @@ def test_a_scorer_that_gives_no_number_is_named() -> None:
     watch = Watch(prompts=HELDOUT, rate=lambda rows: [math.nan] * len(rows))
     with pytest.raises(DataError, match=r"guard.scorer: nan for response 0 of 6"):
         run(GAMED, watch=watch)
+
+
+def test_a_reading_is_of_the_responses_that_the_scorer_was_shown() -> None:
+    """Proxy and divergence by hand: shares of a token, and log-ratios from the evaluation's own reading."""
+    seen: list[Written] = []
+    reference, still = make_state().modules["policy"], {"learning_rate": 1e-12, "value_learning_rate": 1e-12}
+    with torch.no_grad():
+        for parameter in reference.parameters():
+            parameter.mul_(1.5)
+    cfg = changed(GAMED, steps=1, minibatch=4, guard={"every": 1}, **still)
+    watch = Watch(prompts=HELDOUT, rate=lambda rows: seen.extend(rows) or [0.0] * len(rows))
+    last = run(cfg, reference=reference, watch=watch).history[-1]
+    responses = [row.response_ids for row in seen[-len(HELDOUT) :]]
+    assert [HELDOUT[row.prompt] for row in seen[-len(HELDOUT) :]] == HELDOUT
+    shares = [ids.count(GOOD) / len(ids) for ids in responses]
+    assert last["eval/proxy_score"] == pytest.approx(sum(shares) / len(shares))
+    own, other = (response_logprob_sums(one, HELDOUT, responses, pad_id=PAD) for one in (tiny_policy(), reference))
+    assert last["eval/kl_to_reference"] == pytest.approx((own - other).mean(), abs=1e-4)
+    assert abs(last["eval/kl_to_reference"]) > 0.1
 
 
 def test_two_processes_read_what_one_reads() -> None:
