@@ -162,7 +162,7 @@ def _run_stages(current: PipelineRun) -> State:
             current.open(tags)
             tell_server(lambda: tag_flow_run(run_id, run_tags(current.prepared.request)), "tags")
             with server_answers():
-                ended = list(_settle_stages(current))
+                ended = list(_run_stages_in_order(current))
         failed = next((stage for stage in ended if stage.status in ("failed", "interrupted")), None)
         if current.stop.requested:
             status, exit_code, message = "interrupted", current.stop.exit_code, f"ended ({current.stop.reason})"
@@ -190,8 +190,8 @@ def _run_stages(current: PipelineRun) -> State:
     return Failed(message=message)
 
 
-def _settle_stages(current: PipelineRun) -> Iterator[StageSummary]:
-    """Run every stage as soon as those it reads from are settled, side by side as far as the machine allows.
+def _run_stages_in_order(current: PipelineRun) -> Iterator[StageSummary]:
+    """Run every stage as soon as those it reads from are done, side by side as far as the machine allows.
 
     Yields each as it ends. Once one has failed, or the run is to end, none is started; those at work are waited for,
     since what they make need not be made again.
@@ -211,7 +211,7 @@ def _settle_stages(current: PipelineRun) -> Iterator[StageSummary]:
         if (state.is_failed() or state.is_crashed()) and stage.status not in ("failed", "interrupted"):
             state.result()  # raises what went wrong around the stage
             raise RuntimeError(f"{name}: {state.message}")
-        plan.settle(stage)
+        plan.note_end(stage)
         yield stage
 
 

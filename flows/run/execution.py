@@ -44,7 +44,7 @@ class Observer(Protocol):
         """An event of the stage's progress stream."""
 
     def stage_finished(self, stage: StageSummary) -> None:
-        """A stage is settled, or failed."""
+        """A stage is up to date and recorded, or failed."""
 
 
 class Nobody:
@@ -102,7 +102,7 @@ class PipelineRun:
         if tags.get("prefect_flow_run_url"):
             self.summary.flow_run_url = tags["prefect_flow_run_url"]
         self._note()
-        new = self._before is None or not all(self._settled(name) for name in self.chosen)
+        new = self._before is None or not all(self._recorded_before(name) for name in self.chosen)
         if self.changed or new:  # a run in a place of its own leaves a line even where nothing was to do
             self.record = RunRecord(self.prepared, self.summary, tags)
 
@@ -112,8 +112,8 @@ class PipelineRun:
         return self.record.recorder if self.record else None
 
     def passes_over(self, name: str) -> bool:
-        """Whether a stage has nothing to do and nothing to record: all of it was settled by an earlier run."""
-        return self._settled(name) is not None
+        """Whether a stage has nothing to do and nothing to record: an earlier run did all of it."""
+        return self._recorded_before(name) is not None
 
     def run_stage(self, name: str, on_line: Callable[[str], None]) -> StageSummary:
         """Bring one stage up to date and have it recorded; returns its summary, whose status says how it went."""
@@ -211,7 +211,7 @@ class PipelineRun:
         if result.exit_code and self.record:
             self.record.fail(stage, interrupted=self.stop.requested)
 
-    def _settled(self, name: str) -> StageSummary | None:
+    def _recorded_before(self, name: str) -> StageSummary | None:
         """The stage's entry of the run before, if all there is to record about it is recorded; or another run's."""
         if name in self.changed:
             return None
@@ -223,7 +223,7 @@ class PipelineRun:
         return known
 
     def _record(self, stage: StageSummary) -> None:
-        before = self._settled(stage.name) if stage.status == "unchanged" else None
+        before = self._recorded_before(stage.name) if stage.status == "unchanged" else None
         if before is not None:
             stage.recorded, stage.outputs_hash, stage.model_version = True, before.outputs_hash, before.model_version
             if self.record:

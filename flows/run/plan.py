@@ -23,7 +23,7 @@ class Plan:
     ) -> None:
         self._reads, self._limit, self._idle = reads, limit, frozenset(idle)
         self._waiting = list(reads)
-        self._settled: set[str] = set()
+        self._done: set[str] = set()
         self._failed = False
         self._at_once = 1
 
@@ -40,16 +40,16 @@ class Plan:
             return ()
         at_work = [name for name in running if name not in self._idle]
         idle = [name for name in self._waiting if name in self._idle]
-        ready = [name for name in self._waiting if name not in idle and self._settled.issuperset(self._reads[name])]
+        ready = [name for name in self._waiting if name not in idle and self._done.issuperset(self._reads[name])]
         if ready and not at_work:
             self._at_once = self._limit()
         chosen = idle + ready[: max(0, self._at_once - len(at_work))]
         self._waiting = [name for name in self._waiting if name not in chosen]
         return chosen
 
-    def settle(self, stage: StageSummary) -> None:
+    def note_end(self, stage: StageSummary) -> None:
         """Take note of how a stage ended."""
         if stage.status in ("done", "unchanged"):
-            self._settled.add(stage.name)
+            self._done.add(stage.name)
         else:
             self._failed = True

@@ -102,8 +102,8 @@ def complaint(error: ValidationError) -> tuple[str, Any, str]:
     first = error.errors(include_url=False)[0]
     field = ".".join(str(part) for part in first["loc"])
     form = FORMS.get(field.partition(".")[0])
-    told = form if form and first["type"] == "string_pattern_mismatch" else first["msg"]
-    return field, first["input"], told
+    problem = form if form and first["type"] == "string_pattern_mismatch" else first["msg"]
+    return field, first["input"], problem
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -27,7 +27,7 @@ class StageSummary(BaseModel):
 
     name: str
     status: StageStatus = "waiting"
-    wall_s: float | None = Field(default=None, description="seconds from its turn until it was settled and recorded")
+    wall_s: float | None = Field(default=None, description="seconds from its turn until it was done and recorded")
     computed_from: float | None = Field(default=None, description="when its own work began, seconds since 1970")
     compute_s: float | None = Field(default=None, description="seconds of the stage's own work; null if it did not run")
     overhead_s: float | None = Field(default=None, description="wall_s less compute_s: DVC, Prefect, records, start")

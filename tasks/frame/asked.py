@@ -48,13 +48,13 @@ class ChangedStages:
             ConfigError, EnvironmentProblem: as there.
             RuntimeError: the process did not come to its end; it has said why.
         """
-        told, _ = self._process.communicate()
+        answer, _ = self._process.communicate()
         if self._process.returncode == 0:
-            return set(json.loads(told))
+            return set(json.loads(answer))
         error = ERRORS.get(self._process.returncode)
-        if error is None or not told:
+        if error is None or not answer:
             raise RuntimeError(f"asking DVC what has changed ended with exit code {self._process.returncode}")
-        raise error(json.loads(told))
+        raise error(json.loads(answer))
 
 
 def main(root: Path) -> int:
@@ -62,11 +62,11 @@ def main(root: Path) -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever asked is told too, and ends this
     from tasks.frame.changes import changed_stages
 
-    answer, sys.stdout = sys.stdout, sys.stderr  # nothing of a library's comes between
+    out, sys.stdout = sys.stdout, sys.stderr  # nothing of a library's comes between
     try:
-        print(json.dumps(sorted(changed_stages(root))), file=answer, flush=True)
+        print(json.dumps(sorted(changed_stages(root))), file=out, flush=True)
     except RlhfError as error:
-        print(json.dumps(str(error)), file=answer, flush=True)
+        print(json.dumps(str(error)), file=out, flush=True)
         return error.exit_code
     return 0
 

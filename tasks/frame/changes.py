@@ -62,11 +62,11 @@ def _ask(root: Path) -> dict[str, tuple[str, ...]]:
         # DVC's own names depend on the current folder: dvc.yaml:sft is ../runs/x/dvc.yaml:sft from elsewhere
         names = {stage.addressing: stage.name for stage in graph if isinstance(stage, PipelineStage)}
         reads = {stage.addressing: {before.addressing for before in graph.successors(stage)} for stage in graph}
-        told = repo.status()
-        changed = _downstream(set(told), reads)
+        status = repo.status()
+        changed = _downstream(set(status), reads)
         return {
             names[address]: (
-                *_reasons(told.get(address, [])),
+                *_reasons(status.get(address, [])),
                 *sorted(f"after {names[other]}" for other in reads[address] & changed if other in names),
             )
             for address in changed
@@ -74,9 +74,9 @@ def _ask(root: Path) -> dict[str, tuple[str, ...]]:
         }
 
 
-def _cure(root: Path, told: str) -> str:
+def _cure(root: Path, problem: str) -> str:
     """What to do about an error of DVC's. It knows no defaults: what `dvc.yaml` names must stand in `params.yaml`."""
-    missing = _NOT_NAMED.search(told)
+    missing = _NOT_NAMED.search(problem)
     if missing is None:
         return "correct it; dvc status shows more"
     try:
@@ -85,9 +85,9 @@ def _cure(root: Path, told: str) -> str:
         return f"correct it: there is no parameter {missing[1]}"
 
 
-def _reasons(told: Sequence[Any]) -> Iterator[str]:
+def _reasons(entries: Sequence[Any]) -> Iterator[str]:
     """What DVC's status says of one stage, file by file and parameter by parameter."""
-    for entry in told:
+    for entry in entries:
         if isinstance(entry, str):  # `changed command`
             yield entry
             continue

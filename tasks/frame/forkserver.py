@@ -118,16 +118,16 @@ def run_dvc(request: Mapping[str, Any], output: int, reply: socket.socket) -> in
     for stream in (1, 2):
         os.dup2(output, stream)
     os.close(output)
-    told, tell = os.pipe()
+    reader, writer = os.pipe()
     parent = os.getpid()
     stage = os.fork()
     if stage == 0:
         die_with_parent(parent)
-        os.close(tell)
+        os.close(writer)
         reply.close()
-        return _wait_and_run(told)
-    os.close(told)
-    _take_over_command(stage, tell, request["command"])
+        return _wait_and_run(reader)
+    os.close(reader)
+    _take_over_command(stage, writer, request["command"])
     from dvc.cli import main
 
     write_whole_files()
@@ -136,11 +136,11 @@ def run_dvc(request: Mapping[str, Any], output: int, reply: socket.socket) -> in
         return int(main(request["dvc"]))
     finally:
         with contextlib.suppress(OSError, ChildProcessError):  # both are done with where the stage ran
-            os.close(tell)
+            os.close(writer)
             os.waitpid(stage, 0)
 
 
-def _take_over_command(stage: int, tell: int, command: str) -> None:
+def _take_over_command(stage: int, writer: int, command: str) -> None:
     """Have DVC run `command` by telling the process that waits for it, and every other command as it always does."""
     from dvc.stage import run
     from dvc.stage.exceptions import StageCmdFailedError
@@ -154,7 +154,7 @@ def _take_over_command(stage: int, tell: int, command: str) -> None:
         # As DVC does it for SIGINT: both come to the whole session, and the stage ends in order if its parent stays.
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_IGN)
-        with open(tell, "w", encoding="ascii") as file:
+        with open(writer, "w", encoding="ascii") as file:
             json.dump({"environment": kwargs["env"], "folder": os.fspath(kwargs["cwd"]), "command": given}, file)
         _, status = os.waitpid(stage, 0)
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -166,9 +166,9 @@ def _take_over_command(stage: int, tell: int, command: str) -> None:
     run._run = forked
 
 
-def _wait_and_run(told: int) -> int:
+def _wait_and_run(reader: int) -> int:
     """Wait to be told what to run, and run it; nothing comes where DVC finds nothing to do."""
-    with open(told, encoding="ascii") as file:
+    with open(reader, encoding="ascii") as file:
         text = file.read()
     if not text:
         return 0

@@ -75,7 +75,7 @@ def run_in_processes(stage: str, params: Params, root: Path) -> int:
         elastic_launch(config, sys.executable)("-m", "tasks", stage)
     except ChildFailedError as error:
         cause = root_cause(error.failures, params.compute.processes)
-        if not cause.told:
+        if not cause.reported:
             _tell(root, stage, cause)
         return cause.code
     except SignalException as error:
@@ -93,21 +93,21 @@ class Cause:
         weight: 0 killed from outside, 1 failed, 2 a bug, 3 ended because another did; the lowest is the root cause.
         code: exit code that the stage gets from it.
         message: one line.
-        told: the process has printed and recorded it itself.
+        reported: the process has printed and recorded it itself.
     """
 
     weight: int
     code: int
     message: str
-    told: bool = False
+    reported: bool = False
 
 
 def root_cause(failures: Mapping[int, "ProcessFailure"], processes: int) -> Cause:
-    """The failure that the others followed from; of several of one kind one that was told, then the earliest."""
+    """The failure that the others followed from; of several of one kind one that was reported, then the earliest."""
 
     def order(rank: int) -> tuple[int, bool, int, int]:
         cause = _cause(rank, processes, failures[rank])
-        return cause.weight, not cause.told, failures[rank].timestamp, rank
+        return cause.weight, not cause.reported, failures[rank].timestamp, rank
 
     first = min(failures, key=order)
     return _cause(first, processes, failures[first])
@@ -119,9 +119,8 @@ def _cause(rank: int, processes: int, failure: "ProcessFailure") -> Cause:
         word = failure.message["extraInfo"]
         code, kind = int(word["exit_code"]), word["kind"]
         weight = FOLLOWED_WEIGHT if kind in FOLLOWED else 2 if code == 1 else 1
-        return Cause(
-            weight=weight, code=code, message=failure.message["message"], told=rank == 0 and weight < FOLLOWED_WEIGHT
-        )
+        reported = rank == 0 and weight < FOLLOWED_WEIGHT
+        return Cause(weight=weight, code=code, message=failure.message["message"], reported=reported)
     if failure.exitcode in (-signal.SIGTERM, 143):
         return Cause(weight=FOLLOWED_WEIGHT, code=143, message=END_MESSAGE.format("terminated"))
     if failure.exitcode < 0:

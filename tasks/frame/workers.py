@@ -47,7 +47,7 @@ def side_by_side(jobs: Mapping[str, Job[Result]], tell: Tell, *, at_most: int) -
             for pipe in wait(list(working)):
                 name = working[pipe]  # type: ignore[index]
                 kind, word = workers[name].hear(name)
-                if kind == "told":
+                if kind == "said":
                     tell(word)
                     continue
                 del working[pipe]  # type: ignore[arg-type]
@@ -82,7 +82,7 @@ class _Worker:
         return self._pipe
 
     def hear(self, name: str) -> tuple[str, Any]:
-        """What it says next: `told`, `done` or `failed`, and what."""
+        """What it says next: `said`, `done` or `failed`, and what."""
         try:
             kind, word = self._pipe.recv()
         except (EOFError, ConnectionResetError) as error:
@@ -103,7 +103,7 @@ def _work(pipe: Connection, job: Job[Any]) -> NoReturn:
     def work() -> int:
         pipe.recv()  # its turn
         try:
-            pipe.send(("done", job(lambda word: pipe.send(("told", word)))))
+            pipe.send(("done", job(lambda word: pipe.send(("said", word)))))
         except RlhfError as error:
             pipe.send(("failed", error))
         except Exception as error:

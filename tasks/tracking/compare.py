@@ -224,8 +224,8 @@ def _lineage(version: ModelVersion, manifest: Mapping[str, Any]) -> dict[str, st
     made_with = json.dumps(manifest["environment"], sort_keys=True)
     files = manifest["git"]["files"]
     code = {name: files[name] for name in bars_promotion(files)}
-    told = {key: version.tags.get(key, "") for key in shown}
-    return told | {"environment": made_with, "git_dirty": digest_of(code) if code else "clean"}
+    tags = {key: version.tags.get(key, "") for key in shown}
+    return tags | {"environment": made_with, "git_dirty": digest_of(code) if code else "clean"}
 
 
 def _interval(metrics: Mapping[str, float | None], key: str) -> tuple[float, float] | None:

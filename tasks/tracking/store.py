@@ -217,9 +217,9 @@ def by_hand(store: Store, command: str) -> str:
 
 def first_line(error: BaseException) -> str:
     """First line of an error, short enough for a one-line message; of a database's, what the database itself said."""
-    told = error
-    while told.__cause__ is not None and not hasattr(told, "orig"):
-        told = told.__cause__
-    said = getattr(told, "orig", None) or error  # SQLAlchemy puts hints on its own use, and the statement, around it
+    cause = error
+    while cause.__cause__ is not None and not hasattr(cause, "orig"):
+        cause = cause.__cause__
+    said = getattr(cause, "orig", None) or error  # SQLAlchemy puts hints on its own use, and the statement, around it
     text = str(said).strip() or type(error).__name__
     return text.splitlines()[0][:200]

@@ -24,7 +24,7 @@ def rounds(plan: Plan) -> list[list[str]]:
     while started := list(plan.startable(())):
         found.append(started)
         for name in started:
-            plan.settle(done(name))
+            plan.note_end(done(name))
     return found
 
 
@@ -49,11 +49,11 @@ def test_chain_and_combined_policies_start_when_their_members_are_there(tmp_path
     plan = Plan(stage_reads(tmp_path, pipeline_stages(tmp_path)), lambda: 3)
     for name in ("validate", "sft", "generate", "label", "preferences", "reward"):
         assert plan.startable(()) == [name]
-        plan.settle(done(name))
+        plan.note_end(done(name))
     assert plan.startable(()) == ["align@ppo", "align@dpo", "align@chain"]
-    plan.settle(done("align@ppo"))
+    plan.note_end(done("align@ppo"))
     assert plan.startable(["align@dpo", "align@chain"]) == []
-    plan.settle(done("align@dpo"))
+    plan.note_end(done("align@dpo"))
     assert plan.startable(["align@chain"]) == ["combine@weights", "combine@probabilities"]
 
 
@@ -67,7 +67,7 @@ def test_the_limit_holds_and_is_asked_while_nothing_runs() -> None:
     plan = Plan(dict.fromkeys("abcd", ()), limit)
     assert plan.startable(()) == ["a", "b"]
     assert plan.startable(["a", "b"]) == []
-    plan.settle(done("a"))
+    plan.note_end(done("a"))
     assert plan.startable(["b"]) == ["c"]
     assert len(asked) == 1
 
@@ -75,8 +75,8 @@ def test_the_limit_holds_and_is_asked_while_nothing_runs() -> None:
 def test_nothing_starts_once_a_stage_has_failed() -> None:
     plan = Plan({"a": (), "b": (), "c": ()}, lambda: 2)
     assert plan.startable(()) == ["a", "b"]
-    plan.settle(StageSummary(name="a", status="failed"))
-    plan.settle(done("b"))
+    plan.note_end(StageSummary(name="a", status="failed"))
+    plan.note_end(done("b"))
     assert plan.startable(()) == ()
 
 
@@ -85,31 +85,31 @@ def test_stages_with_nothing_to_do_wait_for_none_and_take_no_place() -> None:
     plan = Plan(reads, lambda: 1, idle=["a", "c"])
     assert plan.startable(()) == ["a", "c"]
     assert plan.startable(["a", "c"]) == []
-    plan.settle(done("a"))
+    plan.note_end(done("a"))
     assert plan.startable(["c"]) == ["b"], "the place is free, since c does nothing"
-    plan.settle(done("c"))
+    plan.note_end(done("c"))
     assert plan.startable(["b"]) == [], "one at work, and one place"
-    plan.settle(done("b"))
+    plan.note_end(done("b"))
     assert plan.startable(()) == ["d"]
-    plan.settle(StageSummary(name="d", status="failed"))
+    plan.note_end(StageSummary(name="d", status="failed"))
     assert plan.startable(()) == ()
 
 
 @given(st.lists(st.sets(st.integers(0, 7)), min_size=1, max_size=8), st.integers(1, 4), st.randoms())
 def test_on_any_graph_all_stages_start_once_after_what_they_read(before, at_most, chance) -> None:
     reads = {str(number): {str(one) for one in some if one < number} for number, some in enumerate(before)}
-    plan, running, settled, started = Plan(reads, lambda: at_most), [], [], []
+    plan, running, over, started = Plan(reads, lambda: at_most), [], [], []
     while True:
         new = list(plan.startable(running))
-        assert all(reads[name] <= set(settled) for name in new)
+        assert all(reads[name] <= set(over) for name in new)
         running += new
         started += new
         assert len(running) <= at_most
         if not running:
             break
         ended = running.pop(chance.randrange(len(running)))
-        settled.append(ended)
-        plan.settle(done(ended))
+        over.append(ended)
+        plan.note_end(done(ended))
     assert sorted(started) == sorted(reads)
 
 

@@ -256,7 +256,7 @@ def test_the_root_cause_is_named_and_not_what_followed_from_it(tmp_path: Path) -
 
     def seen(**failures: ProcessFailure) -> tuple[int, str, bool]:
         cause = root_cause({int(rank.removeprefix("r")): one for rank, one in failures.items()}, 4)
-        return cause.code, cause.message, cause.told
+        return cause.code, cause.message, cause.reported
 
     message = "process 2 of 4 was killed by SIGKILL, perhaps for want of memory; the others were ended. "
     assert seen(r0=lost, r1=bug, r2=killed, r3=refused) == (7, message + "Fix: free memory, then `rlhf resume`", False)
