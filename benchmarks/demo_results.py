@@ -14,15 +14,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from flows.run.request import pipeline_stages
 from rlhf_core.demo.write import write_demo_data
 from rlhf_core.state.atomic import write_text
 from tasks import paths
 from tasks.params import resolve_params
 
 ROOT = Path(__file__).parents[1]
-STAGES = (
-    "validate", "sft", "generate", "label", "preferences", "reward", "align@ppo", "align@dpo", "evaluate", "report",
-)  # fmt: skip
 COPIED = ("rlhf_core", "tasks", "dvc.yaml", "models/none")
 PAGE = ROOT / "docs/demo-results.md"
 GATES = ("min_spearman", "min_kendall", "max_ece")  # which the plain head does not pass
@@ -96,7 +94,7 @@ def measure(seed: int, work: Path, overrides: list[str]) -> dict[str, Any]:
     print(f"seed {seed}")
     folder = work / f"seed-{seed}"
     make_project(folder, seed, overrides)
-    events = {stage: run_stage(folder, stage) for stage in STAGES}
+    events = {stage: run_stage(folder, stage) for stage in pipeline_stages(folder)}
     evaluated = metrics(folder, "evaluate")
     primary = evaluated["verdict"]["judge"]
     found: dict[str, Any] = {"seed": seed, "reward": metrics(folder, "reward"), "num_prompts": evaluated["num_prompts"]}
@@ -167,7 +165,7 @@ def page(measurements: list[dict[str, Any]], overrides: list[str]) -> str:
     lines += ["", "Beside them:", "", f"| figure | {heads} |", f"|{'|'.join(['---'] * (len(seeds) + 1))}|"]
     for name, keys in BESIDE:
         lines.append(f"| {name} | {' | '.join(shown(figure(found, keys)) for found in measurements)} |")
-    for stage in STAGES:
+    for stage in measurements[0]["seconds"]:
         values = " | ".join(f"{found['seconds'][stage]:.1f}" for found in measurements)
         lines.append(f"| seconds of `{stage}` | {values} |")
     return "\n".join(lines) + "\n"

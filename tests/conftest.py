@@ -15,6 +15,7 @@ import pytest
 from filelock import FileLock
 from support.warm_processes import stage_environment
 
+from flows.run.request import pipeline_stages
 from rlhf_core import faults
 
 ROOT = Path(__file__).parents[1]
@@ -64,9 +65,7 @@ def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path],
 def finish_project(folder: Path) -> None:
     """Make a project and run all its stages, each in a fresh interpreter."""
     make_project(folder)
-    for stage in (
-        "validate", "sft", "generate", "label", "preferences", "reward", "align@ppo", "align@dpo", "evaluate", "report",
-    ):  # fmt: skip
+    for stage in pipeline_stages(folder):
         done = run_stage_afresh(folder, stage)
         assert done.returncode == 0, f"{stage} failed:\n{done.stdout}\n{done.stderr}"
 

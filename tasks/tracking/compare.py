@@ -11,7 +11,7 @@ from rlhf_core.config.evaluation import JUDGE_ROWS, JudgeName
 from rlhf_core.state.atomic import digest_of
 from tasks import paths
 from tasks.lineage.manifest import bars_promotion, flat_params
-from tasks.tracking.names import MANIFEST, RESPONSES, ModelVersion, evidence_folder
+from tasks.tracking.names import MANIFEST, RESPONSES, SCORING_MODEL, ModelVersion, evidence_folder
 from tasks.tracking.registry import answering, fetch_evidence, fetch_from_version, find_version, resolve
 from tasks.tracking.store import Store, open_store
 
@@ -154,7 +154,7 @@ def _on_same_prompts(
     store: Store, a: ModelVersion, b: ModelVersion, judge: JudgeName, confidence: float
 ) -> tuple[tuple[Mapping[str, Any], ...], str]:
     """The A/B at each temperature, or none and why."""
-    if "rlhf-reward" in (a.name, b.name):
+    if SCORING_MODEL in (a.name, b.name):
         return (), "reward models write no responses"
     rows_a, rows_b = responses_of(store, a), responses_of(store, b)
     for version, rows in ((a, rows_a), (b, rows_b)):
@@ -194,7 +194,7 @@ def reward_hash(manifest: Mapping[str, Any]) -> str:
 def _score_anew(
     store: Store, a: ModelVersion, rows_a: Sequence[Row], rows_b: Sequence[Row]
 ) -> tuple[list[Row], list[Row]] | None:
-    judge = find_version(store, "rlhf-reward", reward_hash(manifest_of(store, a)))
+    judge = find_version(store, SCORING_MODEL, reward_hash(manifest_of(store, a)))
     if judge is None:
         return None
     from mlflow import pyfunc

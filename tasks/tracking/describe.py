@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 
 from tasks.tracking.events import Judging
 from tasks.tracking.fitting import LONGEST_DESCRIPTION, fitted
-from tasks.tracking.names import ModelVersion
+from tasks.tracking.names import SCORING_MODEL, SFT_MODEL, ModelVersion
 
 GENERATED = "*Written by the pipeline, and again whenever a figure is added; put words of your own into a tag.*"
 EVALUATED = "against rlhf-sft by"
@@ -43,10 +43,10 @@ def _comparison(figures: Mapping[str, float | None], verdict: Judging) -> str:
 
 def _quality(version: ModelVersion, figures: Mapping[str, float | None]) -> str:
     """What a version that is compared with nothing is worth."""
-    if version.name == "rlhf-reward":
+    if version.name == SCORING_MODEL:
         value, interval = figures.get("pairwise_accuracy"), _interval(figures, "pairwise_accuracy")
         return "" if value is None else f"**Right on {value:.1%} of held-out pairs**{interval}."
-    if version.name == "rlhf-sft":
+    if version.name == SFT_MODEL:
         loss, interval = figures.get("heldout_loss"), _interval(figures, "heldout_loss")
         return "" if loss is None else f"**Held-out loss {loss:.4f} nats a token**{interval}."
     return "Not compared with SFT yet."

@@ -11,7 +11,7 @@ from typing import Any
 
 from rlhf_core.config import GatesConfig
 from tasks.lineage.manifest import bars_promotion
-from tasks.tracking.names import ModelVersion
+from tasks.tracking.names import POLICY_MODEL, SCORING_MODEL, SFT_MODEL, ModelVersion
 
 Figures = Mapping[str, float | None]
 Manifest = Mapping[str, Any]
@@ -57,11 +57,11 @@ def gates_for(
         versus_champion: `win_rate_low` of the A/B against the champion; None where there is no champion.
     """
     gates = [lineage_gate(manifest)]
-    if version.name == "rlhf-sft":
+    if version.name == SFT_MODEL:
         gates += sft_gates(config, version.metrics)
-    if version.name == "rlhf-reward":
+    if version.name == SCORING_MODEL:
         gates += reward_gates(config, version.metrics)
-    if version.name == "rlhf-policy":
+    if version.name == POLICY_MODEL:
         gates += policy_gates(config, version.metrics, versus_champion)
         gates += reward_gates(config, upstream_figures(manifest, "reward"))
     return gates

@@ -18,7 +18,7 @@ from rlhf_core.state.atomic import write_json
 from tasks.lineage.manifest import flat_params
 from tasks.tracking.events import Registration
 from tasks.tracking.fitting import fitted
-from tasks.tracking.names import OUTPUTS_HASH
+from tasks.tracking.names import OUTPUTS_HASH, SCORING_MODEL
 from tasks.tracking.store import Store
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def save(described: "Model", local: Path, request: Registration, folder: Path, s
     from mlflow.models.utils import _Example
     from mlflow.types import ColSpec, DataType, ParamSchema, Schema
 
-    scores = request.name == "rlhf-reward"
+    scores = request.name == SCORING_MODEL
     limits = token_limits(request.manifest)
     write_json(scratch / "lineage" / "manifest.json", request.manifest)
     warnings.filterwarnings("ignore", ".*An input example was not provided")  # it is, below

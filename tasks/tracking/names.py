@@ -4,10 +4,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from rlhf_core.errors import ConfigError
-from tasks.catalogue import MODEL_NAMES
+from tasks.catalogue import CATALOGUE, MODEL_NAMES
 
 EXPERIMENT = "rlhf"
 CANDIDATE, CHAMPION, PREVIOUS = "candidate", "champion", "previous"
+SFT_MODEL, SCORING_MODEL, POLICY_MODEL = (  # registered models by what they are in the comparison
+    next(row.registers for row in CATALOGUE if row.role == role) for role in ("base", "judge", "policy")
+)
 
 RUN_KEY = "rlhf.run_key"
 PARAMS_CHANGED = "params_changed"

@@ -9,10 +9,10 @@ from tasks.catalogue import models_name
 from tasks.lineage.manifest import build_manifest, lineage_tags
 from tasks.tracking.events import Registration
 from tasks.tracking.flat import dotted, numbers
+from tasks.tracking.names import SCORING_MODEL
 from tasks.tracking.registration import outputs_hash
 
 EXAMPLE = {"prompt": "Please write one sentence that thanks a colleague.", "response": "Thank you for your help today."}
-COLUMNS = {"rlhf-sft": ("prompt",), "rlhf-policy": ("prompt",), "rlhf-reward": ("prompt", "response")}
 VERSION_TAGS = ("run", "profile", "prefect_flow_run_id")  # of the run's tags, those that its versions have too
 
 
@@ -38,7 +38,7 @@ def registration_request(
     """
     name = registered_name(stage)
     manifest = build_manifest(root, stage)
-    shown = {**EXAMPLE, **example}
+    shown = {column: example.get(column, made_up) for column, made_up in EXAMPLE.items()}
     return Registration(
         name=name,
         stage=stage,
@@ -47,7 +47,7 @@ def registration_request(
         tags={key: tags[key] for key in VERSION_TAGS if tags.get(key)} | lineage_tags(manifest),
         params=dict(dotted(params)),
         metrics=numbers(metrics),
-        example={column: shown[column] for column in COLUMNS[name]},
+        example=shown if name == SCORING_MODEL else {"prompt": shown["prompt"]},
     )
 
 

@@ -17,7 +17,7 @@ from tasks.tracking.attempts import (
 from tasks.tracking.audit import read_audit
 from tasks.tracking.compare import manifest_of, responses_of, versus
 from tasks.tracking.gates import Gate, gates_for
-from tasks.tracking.names import CHAMPION, ModelVersion
+from tasks.tracking.names import CHAMPION, POLICY_MODEL, ModelVersion
 from tasks.tracking.registry import aliases_of, answering, resolve
 from tasks.tracking.store import Store, open_store
 
@@ -77,7 +77,7 @@ def stand(store: Store, version: ModelVersion, champion: int | None, params: Par
     """`standing_of` in a store that is open, against this champion."""
     against, note, manifest, prompts = None, "", manifest_of(store, version), ""
     confidence, attempts, judged = params.evaluate.confidence, Attempts(), version
-    if version.name == "rlhf-policy":
+    if version.name == POLICY_MODEL:
         prompts = judged_prompts(responses_of(store, version))
         attempts = attempts_so_far(read_audit(store.home), version, champion, prompts)
         low = win_rate_low_over_sft(version.metrics, confidence, attempts.at_sft)

@@ -1,13 +1,16 @@
 """Promotion, rollback and rebuilding as flows say the same as the command line does."""
 
 import inspect
+import re
 from pathlib import Path
 from types import SimpleNamespace
+from typing import get_args
 
 import pytest
 
 import flows.promote
 from rlhf_core.errors import GateRefused
+from tasks.catalogue import MODEL_NAMES
 from tasks.tracking.gates import Gate
 
 GATE = Gate(name="min_win_rate_low", figure=0.7, limit=0.6, at_least=True, detail="lower bound")
@@ -49,6 +52,16 @@ def test_a_rollback_says_who_is_champion(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(flows.promote, "rollback", lambda root, model, reason: done)
     state = flows.promote.rollback_flow.fn()
     assert state.message == "rlhf-policy: champion is 3, before it 4"
+
+
+def test_the_forms_offer_the_models_that_the_stages_register() -> None:
+    """Their names are written out, since deployments keep them with the form."""
+    assert set(get_args(flows.promote.Model)) == set(MODEL_NAMES)
+    (field,) = get_args(flows.promote.Reference)[1:]
+    (pattern,) = (one.pattern for one in field.metadata if getattr(one, "pattern", None))
+    kinds = re.fullmatch(r"\^rlhf-\((.*?)\)\(.*\)\$", pattern)[1].split("|")
+    assert {f"rlhf-{kind}" for kind in kinds} == set(MODEL_NAMES)
+    assert all(re.match(pattern, f"{name}@champion") for name in MODEL_NAMES)
 
 
 @pytest.mark.parametrize("identical", [True, False])

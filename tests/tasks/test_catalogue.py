@@ -9,6 +9,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from rlhf_core.config import Params
+from rlhf_core.config.lora import AdaptedStage
 from tasks import paths
 from tasks.catalogue import (
     CATALOGUE,
@@ -39,8 +40,18 @@ def test_every_row_has_its_module_and_its_items() -> None:
     for row in CATALOGUE:
         assert importlib.util.find_spec(f"tasks.stages.{row.name}.run") is not None
         assert bool(row.items) == ("matrix" in GRAPH[row.name])
-    (algorithms,) = get_args(Params.model_fields["align"].annotation.model_fields["algorithms"].annotation)[:1]
-    assert set(get_args(algorithms)) == set(stage_row("align").items)
+
+
+def choices(section: str, field: str) -> set[str]:
+    """What a parameter that is a list of names may hold."""
+    (names,) = get_args(Params.model_fields[section].annotation.model_fields[field].annotation)[:1]
+    return set(get_args(names))
+
+
+def test_what_may_be_chosen_by_name_are_the_stages_and_items_that_there_are() -> None:
+    assert choices("align", "algorithms") == choices("combine", "members") == set(stage_row("align").items)
+    assert choices("combine", "methods") == set(stage_row("combine").items)
+    assert set(get_args(AdaptedStage)) == {row.name for row in CATALOGUE if row.trains}
 
 
 def test_what_a_stage_registers_has_a_description_and_a_folder_in_the_graph() -> None:
