@@ -41,6 +41,15 @@ def check_model_folder(folder: Path | str) -> None:
             f"{folder}: missing {'; '.join(missing)}. Fix: where you trust the model, load it and write model and "
             "tokenizer there with `save_pretrained`"
         )
+    check_configurations(folder)
+
+
+def check_configurations(folder: Path) -> None:
+    """Refuse a folder whose configurations ask for code or are a quantised model's; its weights need not be there.
+
+    Raises:
+        ConfigError: names file, key and cure.
+    """
     for name in CONFIGS:
         if (folder / name).is_file():
             _refuse_code(folder / name)

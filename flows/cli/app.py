@@ -38,6 +38,7 @@ MODEL_COMMANDS = {
     "promote": "flows.cli.models:promote",
     "rollback": "flows.cli.models:rollback",
     "reproduce": "flows.cli.models:reproduce",
+    "fetch": "flows.cli.fetch:fetch",
 }
 
 
@@ -57,7 +58,9 @@ def build_app(*, listing: bool = False) -> App:
     )
     for name, target in COMMANDS.items():
         app.command(target, name=name, help=_first_line(target) if listing else None)
-    models = App(name="models", help="Registered models: list, compare, promote, rollback, reproduce.")
+    models = App(
+        name="models", help="Registered models: list, compare, promote, rollback, reproduce; fetch brings others."
+    )
     for name, target in MODEL_COMMANDS.items():
         models.command(target, name=name, help=_first_line(target) if listing else None)
     app.command(models)

@@ -1,0 +1,64 @@
+"""Where a model folder came from: a note inside it, written when it is fetched and read by every manifest after it."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rlhf_core.errors import ConfigError
+from rlhf_core.state.atomic import tree_digest, write_json
+
+NOTE = "provenance.json"
+UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Provenance:
+    """The origin of a folder. It holds no time and no place of this machine, so that it is the same for all who fetch.
+
+    Attributes:
+        source: as it was asked for: `hub:ORG/NAME@REVISION`, the name of a `.gguf` file or folder, `rlhf-policy/3`.
+        commit: what the revision stood for; of a file or folder its SHA-256; of a registered version its content hash.
+        licence: as its publisher names it, `unknown` where nobody says.
+        files: SHA-256 of every file of the folder but this note.
+        before: the note that the source itself carried.
+    """
+
+    source: str
+    commit: str
+    licence: str = UNKNOWN
+    files: Mapping[str, str] = field(default_factory=dict)
+    before: Mapping[str, Any] | None = None
+
+
+def write_provenance(folder: Path, source: str, commit: str, licence: str) -> Provenance:
+    """Note in a folder where it came from, with the hashes of its files; a note that is there goes into the new one."""
+    before = read_provenance(folder)
+    files = {name: digest for name, digest in tree_digest(folder).items() if name != NOTE}
+    note = Provenance(
+        source=source, commit=commit, licence=licence, files=files, before=asdict(before) if before else None
+    )
+    write_json(folder / NOTE, asdict(note))
+    return note
+
+
+def read_provenance(folder: Path) -> Provenance | None:
+    """The note of a folder; None where it has none.
+
+    Raises:
+        ConfigError: there is one that cannot be read.
+    """
+    path = folder / NOTE
+    if not path.is_file():
+        return None
+    try:
+        return Provenance(**json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"{path}: not a note of where the folder came from ({error}). Fix: fetch it again") from error
+
+
+def changed_since(folder: Path, note: Provenance) -> list[str]:
+    """Files of a folder that are not as they were fetched: changed, added or gone."""
+    now = {name: digest for name, digest in tree_digest(folder).items() if name != NOTE}
+    return sorted(name for name in now.keys() | note.files.keys() if now.get(name) != note.files.get(name))
