@@ -130,7 +130,17 @@ def lineage_tags(manifest: Mapping[str, Any]) -> dict[str, str]:
         "git_dirty": digest_of(barring) if barring else "clean",
         "data_hash": manifest["data_hash"],
         "params_hash": manifest["params_hash"],
-    }
+    } | _base_model(manifest.get("model_folders", {}))
+
+
+def _base_model(folders: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """The pretrained model that a version comes from, as a tag; none for models from numbers."""
+    for path, note in folders.items():
+        if note["key"] == "model.path":
+            changed = ", changed since" if note.get("changed") else ""
+            known = f" {note['commit'][:12]}, licence {note['licence']}{changed}" if "commit" in note else " origin"
+            return {"base_model": f"{path}: {note['source']}{known}"}
+    return {}
 
 
 def upstream(lock: str, stage: str) -> list[str]:

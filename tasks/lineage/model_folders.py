@@ -7,6 +7,7 @@ writes through it. A folder with an absolute path is read where it lies.
 
 import shutil
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ from rlhf_core.config.watched import PLACEHOLDER
 from rlhf_core.errors import ConfigError, EnvironmentProblem, RlhfError
 from tasks import paths
 from tasks.lineage.manifest import flat_params
+from tasks.lineage.provenance import UNKNOWN, changed_since, read_provenance
 
 REWARD_MODEL = "generate.best_of.reward_model"
 READ_BY_GENERATE = ("generate.models", REWARD_MODEL)
@@ -86,6 +88,20 @@ def check_model_folders(home: Path, params: str) -> None:
             _check(folder, home / folder.path, values)
         except RlhfError as error:
             raise ConfigError(f"{paths.PARAMS}: {folder.key}: {error}") from error
+
+
+def folder_notes(root: Path, params: str) -> dict[str, Any]:
+    """Where the model folders that `params` names came from, by their paths, for the manifest of what is made of them.
+
+    Each is `key`, then what `tasks.lineage.provenance.Provenance` says without its list of files, and `changed`: files
+    that are not as they were fetched. Of a folder without a note only `key` and `source`, which is unknown.
+    """
+    found = {}
+    for folder in model_folders(params):
+        note = read_provenance(root / folder.path)
+        known = asdict(note) | {"changed": changed_since(root / folder.path, note)} if note else {"source": UNKNOWN}
+        found[folder.path] = {"key": folder.key} | {name: value for name, value in known.items() if name != "files"}
+    return found
 
 
 def copy_model_folders(home: Path, worktree: Path, params: str) -> None:

@@ -3,11 +3,12 @@
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from rlhf_core.errors import ConfigError
-from rlhf_core.state.atomic import tree_digest, write_json
+from rlhf_core.state.atomic import file_digest, tree_digest, write_json
 
 NOTE = "provenance.json"
 UNKNOWN = "unknown"
@@ -60,5 +61,15 @@ def read_provenance(folder: Path) -> Provenance | None:
 
 def changed_since(folder: Path, note: Provenance) -> list[str]:
     """Files of a folder that are not as they were fetched: changed, added or gone."""
-    now = {name: digest for name, digest in tree_digest(folder).items() if name != NOTE}
+    now = {}
+    for path in (one for one in folder.rglob("*") if one.is_file()):
+        about = path.stat()
+        now[path.relative_to(folder).as_posix()] = _digest(path, about.st_ino, about.st_size, about.st_mtime_ns)
+    now.pop(NOTE, None)
     return sorted(name for name in now.keys() | note.files.keys() if now.get(name) != note.files.get(name))
+
+
+@lru_cache(maxsize=1024)
+def _digest(path: Path, *about: int) -> str:
+    """SHA-256 of a file that is as it was: every model of a run is held against the same gigabytes."""
+    return file_digest(path)

@@ -67,6 +67,8 @@ def _origin(version: ModelVersion) -> str:
             yield f", profile `{profile}`"
         if data := tags.get("data_hash"):
             yield f", from data `{data[:12]}`"
+        if base := tags.get("base_model"):
+            yield f", from the pretrained model `{base}`"
         if commit := tags.get("git_commit"):
             dirty = "" if tags.get("git_dirty", "clean") == "clean" else " with uncommitted changes"
             yield f", code `{commit[:12]}`{dirty}"
