@@ -1,5 +1,7 @@
 """Settings of learning from preference pairs directly: DPO and its relatives."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
@@ -7,16 +9,36 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 from rlhf_core.config.base import Section, Share
 
 PreferenceLoss = Literal["sigmoid", "ipo", "ipo_sum", "conservative", "robust", "hinge", "kto", "orpo", "simpo"]
-REFERENCE_FREE = ("orpo", "simpo")
-"""Losses that ask no reference policy."""
 
-READ_BY = {
-    "label_smoothing": ("conservative", "robust"),
-    "simpo_margin": ("simpo",),
-    "desirable_weight": ("kto",),
-    "undesirable_weight": ("kto",),
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LossRow:
+    """What is known of a loss on pairs before it is computed, which `rlhf_core/objectives/preference.py` does.
+
+    Attributes:
+        docs: when to take it, one line for the reference page.
+        options: the `PreferenceOptions` that it reads; another loss with one of these set is refused.
+        needs_likelihood: it is an addition to supervised fine-tuning and refused without `nll_coef`.
+    """
+
+    docs: str
+    options: tuple[str, ...] = ()
+    needs_likelihood: bool = False
+
+
+LOSS_ROWS: Mapping[PreferenceLoss, LossRow] = {
+    "sigmoid": LossRow(docs="DPO itself, the default: labels are mostly right"),
+    "ipo": LossRow(docs="IPO over token means: few or near-deterministic pairs; lengths differ"),
+    "ipo_sum": LossRow(docs="IPO as in the paper: responses of like length"),
+    "conservative": LossRow(docs="cDPO: some labels are wrong", options=("label_smoothing",)),
+    "robust": LossRow(docs="robust DPO: a known share of labels is flipped", options=("label_smoothing",)),
+    "hinge": LossRow(docs="SLiC's: pairs that are settled shall stop pulling"),
+    "kto": LossRow(
+        docs="KTO: each response is good or bad by itself", options=("desirable_weight", "undesirable_weight")
+    ),
+    "orpo": LossRow(docs="ORPO: no reference is affordable; starts from a base model", needs_likelihood=True),
+    "simpo": LossRow(docs="SimPO: no reference, and length must not be rewarded", options=("simpo_margin",)),
 }
-"""The losses that read an option; any other with that option set is refused."""
 
 
 class PreferenceOptions(Section):
@@ -60,11 +82,6 @@ class DPOConfig(Section):
     save_every: PositiveInt = Field(40, description="steps between checkpoints")
 
     @property
-    def needs_reference(self) -> bool:
-        """Whether the loss compares with a reference policy."""
-        return self.loss not in REFERENCE_FREE
-
-    @property
     def label_smoothing(self) -> float:
         """Share of the labels taken to be flipped."""
         return 0.1 if self.options.label_smoothing is None else self.options.label_smoothing
@@ -86,11 +103,13 @@ class DPOConfig(Section):
 
     @model_validator(mode="after")
     def _options_belong_to_the_loss(self) -> Self:
-        for name, losses in READ_BY.items():
-            if getattr(self.options, name) is not None and self.loss not in losses:
-                raise ValueError(
-                    f"options.{name} is read by loss {' and '.join(losses)} only, not by {self.loss!r}: leave it out"
-                )
-        if self.loss == "orpo" and not self.nll_coef:
-            raise ValueError("loss 'orpo' is an addition to supervised fine-tuning: set nll_coef, 1.0 in the paper")
+        row = LOSS_ROWS[self.loss]
+        for name in PreferenceOptions.model_fields:
+            if getattr(self.options, name) is not None and name not in row.options:
+                losses = " and ".join(loss for loss, other in LOSS_ROWS.items() if name in other.options)
+                raise ValueError(f"options.{name} is read by loss {losses} only, not by {self.loss!r}: leave it out")
+        if row.needs_likelihood and not self.nll_coef:
+            raise ValueError(
+                f"loss {self.loss!r} is an addition to supervised fine-tuning: set nll_coef, 1.0 in the paper"
+            )
         return self

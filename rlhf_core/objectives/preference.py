@@ -1,21 +1,18 @@
-"""Losses that learn a policy from pairs directly, one a pair.
+"""Losses that learn a policy from pairs directly, one a pair: `PAIR_LOSSES` has them by name.
 
 Shape suffixes: N = pairs, B = rows, R = response tokens.
 """
 
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from rlhf_core.objectives.masked import zero_masked
-
-PairLoss = Literal["sigmoid", "conservative", "robust", "ipo", "ipo_sum", "hinge", "orpo", "simpo"]
-REFERENCE_FREE: tuple[PairLoss, ...] = ("orpo", "simpo")
-"""Losses that ask no reference: its log-probabilities may be zeros."""
+from rlhf_core.objectives.unpaired import kto_losses
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,45 +30,76 @@ class PairLogprobs:
     rejected_tokens_N: Tensor
 
 
-def pair_losses(
-    kind: PairLoss, pairs: PairLogprobs, beta: float, *, label_smoothing: float = 0.0, target_margin: float = 0.0
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """The chosen loss of each pair, losses_N, with statistics_N.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PairOptions:
+    """What a pair loss may read beside log-probabilities; no loss reads all.
 
-    `beta` scales implicit rewards (for `ipo` it is that paper's tau, for `orpo` its lambda); `label_smoothing`, the
-    share of labels taken to be wrong, is read by `conservative` and `robust`; `target_margin` (gamma) by `simpo`.
+    Attributes:
+        beta: scale of implicit rewards; IPO's tau, ORPO's lambda.
+        label_smoothing: share of labels taken to be wrong (`conservative`, `robust`).
+        target_margin: gamma of `simpo`.
+        desirable_weight, undesirable_weight: of `kto`.
+        baseline: KTO's reference point, `unpaired.kto_baseline`.
+    """
+
+    beta: float
+    label_smoothing: float = 0.0
+    target_margin: float = 0.0
+    desirable_weight: float = 1.0
+    undesirable_weight: float = 1.0
+    baseline: Tensor | float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PairLoss:
+    """A loss on pairs.
+
+    Attributes:
+        reads: what it makes of the log-probabilities: a number of each chosen and of each rejected response, of which
+            beta times are the implicit rewards.
+        losses: of those, losses_N.
+        needs_reference: False: log-probabilities under the reference may be zeros.
+        needs_baseline: it reads `PairOptions.baseline`.
+    """
+
+    reads: Callable[[PairLogprobs], tuple[Tensor, Tensor]]
+    losses: Callable[[Tensor, Tensor, PairOptions], Tensor]
+    needs_reference: bool = True
+    needs_baseline: bool = False
+
+
+def pair_losses(kind: str, pairs: PairLogprobs, options: PairOptions) -> tuple[Tensor, dict[str, Tensor]]:
+    """The loss of each pair by `PAIR_LOSSES[kind]`, losses_N, with statistics_N.
+
     Statistics, detached: the implicit rewards `implicit_reward/chosen` and `implicit_reward/rejected`, their difference
     `implicit_reward/margin`, and `implicit_reward/accuracy` with ties counted as half.
-
-    `ipo`, `orpo` and `simpo` read means over tokens, the others sums. `orpo` is the odds-ratio term alone; its paper
-    adds the likelihood of the chosen response with weight 1 (`nll_losses`).
     """
+    loss = PAIR_LOSSES[kind]
+    chosen_N, rejected_N = loss.reads(pairs)
+    losses_N = loss.losses(chosen_N, rejected_N, options)
+    return losses_N, implicit_rewards(options.beta * chosen_N.detach(), options.beta * rejected_N.detach())
+
+
+def log_ratios(pairs: PairLogprobs) -> tuple[Tensor, Tensor]:
+    """Log-probabilities of whole responses, policy less reference: what most losses read."""
     chosen_N = pairs.policy_chosen_N - pairs.reference_chosen_N
-    rejected_N = pairs.policy_rejected_N - pairs.reference_rejected_N
-    # DPO's margin is the difference of the two rewards, rounded as it is reported.
-    match kind:
-        case "sigmoid":
-            losses_N = sigmoid_losses(beta * chosen_N - beta * rejected_N)
-        case "conservative":
-            losses_N = conservative_losses(beta * chosen_N - beta * rejected_N, label_smoothing)
-        case "robust":
-            losses_N = robust_losses(beta * chosen_N - beta * rejected_N, label_smoothing)
-        case "ipo":
-            chosen_N, rejected_N = chosen_N / pairs.chosen_tokens_N, rejected_N / pairs.rejected_tokens_N
-            losses_N = ipo_losses(chosen_N - rejected_N, beta)
-        case "ipo_sum":
-            losses_N = ipo_losses(chosen_N - rejected_N, beta)
-        case "hinge":
-            losses_N = hinge_losses(beta * chosen_N - beta * rejected_N)
-        case "orpo":
-            chosen_N = pairs.policy_chosen_N / pairs.chosen_tokens_N
-            rejected_N = pairs.policy_rejected_N / pairs.rejected_tokens_N
-            losses_N = beta * odds_ratio_losses(chosen_N, rejected_N)
-        case "simpo":
-            chosen_N = pairs.policy_chosen_N / pairs.chosen_tokens_N
-            rejected_N = pairs.policy_rejected_N / pairs.rejected_tokens_N
-            losses_N = simpo_losses(chosen_N, rejected_N, beta, target_margin)
-    return losses_N, implicit_rewards(beta * chosen_N.detach(), beta * rejected_N.detach())
+    return chosen_N, pairs.policy_rejected_N - pairs.reference_rejected_N
+
+
+def mean_log_ratios(pairs: PairLogprobs) -> tuple[Tensor, Tensor]:
+    """The same a token."""
+    chosen_N, rejected_N = log_ratios(pairs)
+    return chosen_N / pairs.chosen_tokens_N, rejected_N / pairs.rejected_tokens_N
+
+
+def mean_logprobs(pairs: PairLogprobs) -> tuple[Tensor, Tensor]:
+    """The policy's log-probability a token, without a reference."""
+    return pairs.policy_chosen_N / pairs.chosen_tokens_N, pairs.policy_rejected_N / pairs.rejected_tokens_N
+
+
+def rewards_gap(chosen_N: Tensor, rejected_N: Tensor, beta: float) -> Tensor:
+    """DPO's margin is the difference of the two rewards, rounded as it is reported."""
+    return beta * chosen_N - beta * rejected_N
 
 
 def implicit_rewards(chosen_N: Tensor, rejected_N: Tensor) -> dict[str, Tensor]:
@@ -153,3 +181,43 @@ def _log1m_exp(x_N: Tensor) -> Tensor:
     """log(1 - exp(x)) for x <= 0 without cancellation (Maechler 2012): two forms, each exact on its side of -ln 2."""
     x_N = x_N.clamp_max(-torch.finfo(x_N.dtype).eps)
     return torch.where(x_N > -math.log(2.0), (-x_N.expm1()).log(), (-x_N.exp()).log1p())
+
+
+def _kto_pair_losses(chosen_N: Tensor, rejected_N: Tensor, options: PairOptions) -> Tensor:
+    """KTO knows no pairs: the mean of what a liked and a disliked response lose, each for itself."""
+    count, log_ratio_B = len(chosen_N), torch.cat([chosen_N, rejected_N])
+    losses_B, _ = kto_losses(
+        log_ratio_B,
+        torch.zeros_like(log_ratio_B),  # the reference is taken off already
+        torch.arange(2 * count, device=chosen_N.device) < count,
+        options.baseline,
+        options.beta,
+        options.desirable_weight,
+        options.undesirable_weight,
+    )
+    liked_N, disliked_N = losses_B.split(count)
+    return (liked_N + disliked_N) / 2
+
+
+PAIR_LOSSES: Mapping[str, PairLoss] = {
+    "sigmoid": PairLoss(reads=log_ratios, losses=lambda c, r, o: sigmoid_losses(rewards_gap(c, r, o.beta))),
+    "ipo": PairLoss(reads=mean_log_ratios, losses=lambda c, r, o: ipo_losses(c - r, o.beta)),
+    "ipo_sum": PairLoss(reads=log_ratios, losses=lambda c, r, o: ipo_losses(c - r, o.beta)),
+    "conservative": PairLoss(
+        reads=log_ratios, losses=lambda c, r, o: conservative_losses(rewards_gap(c, r, o.beta), o.label_smoothing)
+    ),
+    "robust": PairLoss(
+        reads=log_ratios, losses=lambda c, r, o: robust_losses(rewards_gap(c, r, o.beta), o.label_smoothing)
+    ),
+    "hinge": PairLoss(reads=log_ratios, losses=lambda c, r, o: hinge_losses(rewards_gap(c, r, o.beta))),
+    "kto": PairLoss(reads=log_ratios, losses=_kto_pair_losses, needs_baseline=True),
+    "orpo": PairLoss(
+        reads=mean_logprobs, losses=lambda c, r, o: o.beta * odds_ratio_losses(c, r), needs_reference=False
+    ),
+    "simpo": PairLoss(
+        reads=mean_logprobs,
+        losses=lambda c, r, o: simpo_losses(c, r, o.beta, o.target_margin),
+        needs_reference=False,
+    ),
+}
+"""`align.dpo.loss`: every loss by its name; c and r are what the loss `reads` of the chosen and the rejected."""

@@ -13,7 +13,7 @@ def kto_losses(
     policy_B: Tensor,
     reference_B: Tensor,
     desirable_B: Tensor,
-    baseline: Tensor,
+    baseline: Tensor | float,
     beta: float,
     desirable_weight: float = 1.0,
     undesirable_weight: float = 1.0,

@@ -8,7 +8,7 @@ from support.trl import model_of_logprobs, trainer
 from torch import Tensor
 
 from rlhf_core.objectives.masked import masked_sum
-from rlhf_core.objectives.preference import PairLogprobs, PairLoss, nll_losses, pair_losses
+from rlhf_core.objectives.preference import PairLogprobs, PairOptions, nll_losses, pair_losses
 from rlhf_core.objectives.unpaired import kto_baseline, kto_losses
 
 pytestmark = pytest.mark.parity
@@ -89,8 +89,9 @@ def trl_dpo(pairs: Pairs, kind: str, **more: Any) -> tuple[Tensor, dict[str, lis
 @pytest.mark.parametrize(
     ("kind", "trls"), [("sigmoid", "sigmoid"), ("ipo", "ipo"), ("hinge", "hinge"), ("robust", "robust")]
 )
-def test_losses_with_a_reference(pairs: Pairs, kind: PairLoss, trls: str) -> None:
-    losses_N, stats = pair_losses(kind, pairs.ours(), BETA, label_smoothing=EPS if kind == "robust" else 0.0)
+def test_losses_with_a_reference(pairs: Pairs, kind: str, trls: str) -> None:
+    options = PairOptions(beta=BETA, label_smoothing=EPS if kind == "robust" else 0.0)
+    losses_N, stats = pair_losses(kind, pairs.ours(), options)
     loss, metrics = trl_dpo(pairs, trls)
     pairs.close(losses_N.mean(), loss)
     if kind != "ipo":  # TRL reports summed rewards for IPO as well; ours are those that the loss reads
@@ -125,7 +126,7 @@ def means(pairs: PairLogprobs) -> tuple[Tensor, Tensor]:
 
 def test_n36_conservative_loss_pair_by_pair(pairs: Pairs) -> None:
     ours = pairs.ours()
-    losses_N, _ = pair_losses("conservative", ours, BETA, label_smoothing=EPS)
+    losses_N, _ = pair_losses("conservative", ours, PairOptions(beta=BETA, label_smoothing=EPS))
     chosen, rejected = (
         ours.policy_chosen_N - ours.reference_chosen_N,
         ours.policy_rejected_N - ours.reference_rejected_N,
@@ -135,7 +136,7 @@ def test_n36_conservative_loss_pair_by_pair(pairs: Pairs) -> None:
 
 def test_summed_ipo_pair_by_pair(pairs: Pairs) -> None:
     ours = pairs.ours()
-    losses_N, _ = pair_losses("ipo_sum", ours, BETA)
+    losses_N, _ = pair_losses("ipo_sum", ours, PairOptions(beta=BETA))
     chosen, rejected = (
         ours.policy_chosen_N - ours.reference_chosen_N,
         ours.policy_rejected_N - ours.reference_rejected_N,
@@ -145,7 +146,7 @@ def test_summed_ipo_pair_by_pair(pairs: Pairs) -> None:
 
 def test_simpo_pair_by_pair(pairs: Pairs) -> None:
     ours = pairs.ours()
-    losses_N, _ = pair_losses("simpo", ours, BETA, target_margin=0.4)
+    losses_N, _ = pair_losses("simpo", ours, PairOptions(beta=BETA, target_margin=0.4))
     pairs.close(losses_N, trl_cpo(*means(ours), "simpo", gamma=0.4))
 
 
@@ -154,7 +155,7 @@ def test_orpo_pair_by_pair(pairs: Pairs) -> None:
     from trl.experimental.orpo.orpo_trainer import ORPOTrainer, log1mexp
 
     ours = pairs.ours()
-    losses_N, _ = pair_losses("orpo", ours, BETA)
+    losses_N, _ = pair_losses("orpo", ours, PairOptions(beta=BETA))
     trls, *_ = ORPOTrainer.odds_ratio_loss(trainer(beta=BETA), *means(ours))
     torch.testing.assert_close(losses_N.float(), -trls, rtol=2e-6, atol=1e-6)
     # its formula in float64, on its own log(1 - exp(x))

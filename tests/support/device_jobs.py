@@ -31,6 +31,7 @@ from rlhf_core.models.mixture import PolicyMixture
 from rlhf_core.models.policy import build_policy
 from rlhf_core.models.scoring.reward_model import RewardModel
 from rlhf_core.models.scoring.value import ValueHead, ValueModel
+from rlhf_core.objectives.preference import PAIR_LOSSES
 from rlhf_core.rollout.best_of_n import pick
 from rlhf_core.rollout.sampler import Sampling, sample_responses
 from rlhf_core.rollout.token_draw import OPEN, CutOff
@@ -151,7 +152,7 @@ def preference(device: torch.device, loss: str, rank: int = 0, **settings: Any) 
     """Two steps against a reference, or against the policy without its adapters."""
     cfg = DPOConfig.model_validate({"loss": loss, "prompts_per_step": 4, **RATE, **settings})
     model, reference = adapted(policy(device), rank), policy(device, seed=2)
-    asked = (model if rank else reference) if cfg.needs_reference else None
+    asked = (model if rank else reference) if PAIR_LOSSES[cfg.loss].needs_reference else None
     state = state_of(policy=model)
     return _figures(train_dpo(cfg, state, asked, GROUPS, seed=0, pad_id=PAD, log=_quiet, checkpoint=_quiet))
 

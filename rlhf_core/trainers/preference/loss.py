@@ -15,8 +15,7 @@ from rlhf_core.config import DPOConfig
 from rlhf_core.data.batching.pairs import PreferenceGroup, collate_groups
 from rlhf_core.errors import DataError
 from rlhf_core.objectives.masked import masked_sum
-from rlhf_core.objectives.preference import PairLogprobs, implicit_rewards, nll_losses, pair_losses
-from rlhf_core.objectives.unpaired import kto_losses
+from rlhf_core.objectives.preference import PairLogprobs, PairOptions, nll_losses, pair_losses
 from rlhf_core.rollout.logprobs import response_logprobs
 
 FIGURES = (
@@ -115,32 +114,17 @@ def pair_loss(
         chosen_tokens_N=tokens_B[chosen_N],
         rejected_tokens_N=tokens_B[rejected_N],
     )
-    losses_N, stats = _losses(cfg, pairs, baseline)
+    options = PairOptions(
+        beta=cfg.beta,
+        label_smoothing=cfg.label_smoothing,
+        target_margin=cfg.simpo_margin,
+        desirable_weight=cfg.desirable_weight,
+        undesirable_weight=cfg.undesirable_weight,
+        baseline=baseline,
+    )
+    losses_N, stats = pair_losses(cfg.loss, pairs, options)
     preference = (weights_N * losses_N).sum() / totals.weight
     nll = (weights_N[:, None] * nll_losses(logprobs_BR, mask_BR)[chosen_N]).sum() / totals.chosen_tokens
     loss = preference + cfg.nll_coef * nll
     means = [stats[name].sum() / totals.pairs for name in FIGURES[3:]]
     return loss, torch.stack([loss, preference, nll, *means]).detach()
-
-
-def _losses(cfg: DPOConfig, pairs: PairLogprobs, baseline: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-    """Each pair's loss, losses_N, and its statistics."""
-    if cfg.loss == "kto":
-        return _kto_pairs(cfg, pairs, baseline)
-    return pair_losses(cfg.loss, pairs, cfg.beta, label_smoothing=cfg.label_smoothing, target_margin=cfg.simpo_margin)
-
-
-def _kto_pairs(cfg: DPOConfig, pairs: PairLogprobs, baseline: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-    """KTO knows no pairs: the mean of what a liked and a disliked response lose, each for itself."""
-    count = len(pairs.policy_chosen_N)
-    losses_B, stats = kto_losses(
-        torch.cat([pairs.policy_chosen_N, pairs.policy_rejected_N]),
-        torch.cat([pairs.reference_chosen_N, pairs.reference_rejected_N]),
-        torch.arange(2 * count, device=pairs.policy_chosen_N.device) < count,
-        baseline,
-        cfg.beta,
-        cfg.desirable_weight,
-        cfg.undesirable_weight,
-    )
-    chosen_N, rejected_N = losses_B.split(count)
-    return (chosen_N + rejected_N) / 2, implicit_rewards(*stats["implicit_reward/each"].split(count))

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from rlhf_core.config import DPOConfig
 from rlhf_core.data.batching.pairs import PreferenceGroup, group_batches
 from rlhf_core.errors import DataError
+from rlhf_core.objectives.preference import PAIR_LOSSES
 from rlhf_core.objectives.unpaired import kto_baseline
 from rlhf_core.state.rng import StepRng
 from rlhf_core.state.sharding import in_step
@@ -69,8 +70,8 @@ def train_dpo(
     `state` holds the module and the optimiser `policy`. Which groups share a step is fixed for the run and only
     their order changes from pass to pass: policy and reference then see the very same tensors, and the first DPO loss
     is ln 2 exactly. The reference is asked once, before the first step, and what it said travels with the
-    checkpoints; `cache` keeps it for other runs too. Losses that need no reference (`cfg.needs_reference`) leave it
-    alone; it may be None then.
+    checkpoints; `cache` keeps it for other runs too. A loss without need of a reference (`PairLoss.needs_reference`)
+    leaves it alone; it may be None then.
 
     Raises:
         DataError: KTO has one prompt only and cannot mismatch prompts and responses; all pairs of a step weigh 0.
@@ -188,10 +189,11 @@ def _reference_rows(
     cache: LogprobCache | None,
 ) -> tuple[ReferenceRows, ReferenceRows | None]:
     """The training rows and, for KTO, the mismatched ones; what a checkpoint brought along is not asked again."""
+    loss = PAIR_LOSSES[cfg.loss]
 
     def rows(name: str, some: Sequence[PreferenceGroup]) -> ReferenceRows:
         places = response_places(some)
-        if not cfg.needs_reference:
+        if not loss.needs_reference:
             return ReferenceRows(groups=some, places=places, logprobs_A=torch.zeros(sum(map(len, places))))
         if name not in state.tensors:
             if reference is None:
@@ -202,6 +204,6 @@ def _reference_rows(
         return ReferenceRows(groups=some, places=places, logprobs_A=state.tensors[name])
 
     trained = rows("reference_logprobs", groups)
-    if cfg.loss != "kto":
+    if not loss.needs_baseline:
         return trained, None
     return trained, rows("reference_logprobs_mismatched", mismatch(groups, batches))

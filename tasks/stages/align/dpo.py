@@ -10,6 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from rlhf_core.config import DPOConfig
 from rlhf_core.data.batching.pairs import PreferencePair, group_pairs
 from rlhf_core.errors import DataError
+from rlhf_core.objectives.preference import PAIR_LOSSES
 from rlhf_core.state.atomic import digest_of, file_digest, tree_digest
 from rlhf_core.state.train_state import TrainState
 from rlhf_core.trainers.optimisation import make_optimizer
@@ -44,7 +45,7 @@ def run_dpo(
         Diverged: training left the finite numbers.
     """
     pairs = _training_pairs(stage, tokenizer)
-    cache = reference_cache(stage, reference) if cfg.needs_reference else None
+    cache = reference_cache(stage, reference) if PAIR_LOSSES[cfg.loss].needs_reference else None
     trained = stage.shard(policy)
     reference = trained if reference is policy else reference
     optimizer = make_optimizer(trained, cfg.learning_rate, 0.0)
@@ -52,7 +53,7 @@ def run_dpo(
     return train_dpo(
         cfg,
         state,
-        reference if cfg.needs_reference else None,
+        reference if PAIR_LOSSES[cfg.loss].needs_reference else None,
         group_pairs(pairs),
         seed=stage.params.seed,
         pad_id=tokenizer.pad_token_id,

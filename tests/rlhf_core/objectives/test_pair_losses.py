@@ -1,19 +1,25 @@
 """The preference family, pair by pair: closed forms, extremes, directions, and what each variant is for."""
 
 import math
-from typing import get_args
 
 import pytest
 import torch
 from torch import Tensor
 
-from rlhf_core.objectives.preference import REFERENCE_FREE, PairLogprobs, PairLoss, nll_losses, pair_losses
+from rlhf_core.objectives.preference import (
+    PAIR_LOSSES,
+    PairLogprobs,
+    PairOptions,
+    nll_losses,
+    pair_losses,
+)
 
-KINDS: tuple[PairLoss, ...] = get_args(PairLoss)
+KINDS = tuple(PAIR_LOSSES)
 OPTIONS = {
     "conservative": {"label_smoothing": 0.1},
     "robust": {"label_smoothing": 0.1},
     "simpo": {"target_margin": 0.5},
+    "kto": {"desirable_weight": 1.5},
 }
 LN_2 = math.log(2.0)
 
@@ -39,10 +45,11 @@ def pairs(
     )
 
 
-def one(kind: PairLoss, chosen: float, rejected: float, beta: float = 0.5, **more: float) -> float:
-    options = {name: more.pop(name) for name in ("label_smoothing", "target_margin") if name in more}
+def one(kind: str, chosen: float, rejected: float, beta: float = 0.5, **more: float) -> float:
+    names = {name for row in OPTIONS.values() for name in row}
+    options = PairOptions(beta=beta, **{name: more.pop(name) for name in names if name in more})
     lengths = (more.pop("chosen_tokens", 1.0), more.pop("rejected_tokens", 1.0))
-    losses, _ = pair_losses(kind, pairs(vector(chosen), vector(rejected), **more, tokens=lengths), beta, **options)
+    losses, _ = pair_losses(kind, pairs(vector(chosen), vector(rejected), **more, tokens=lengths), options)
     return losses.item()
 
 
@@ -57,7 +64,7 @@ def test_n32_policy_equal_to_its_reference_pays_exactly_ln_2() -> None:
         chosen_tokens_N=torch.ones(64),
         rejected_tokens_N=torch.ones(64),
     )
-    losses, stats = pair_losses("sigmoid", same, 0.1)
+    losses, stats = pair_losses("sigmoid", same, PairOptions(beta=0.1))
     assert losses.tolist() == [torch.tensor(LN_2).item()] * 64
     assert stats["implicit_reward/accuracy"].tolist() == [0.5] * 64
     assert stats["implicit_reward/margin"].abs().max().item() == 0.0
@@ -66,7 +73,7 @@ def test_n32_policy_equal_to_its_reference_pays_exactly_ln_2() -> None:
 def test_sigmoid_worked_by_hand() -> None:
     """beta .5: implicit rewards .5 * (-3 + 5) = 1 and .5 * (-5 + 4) = -.5, margin 1.5."""
     case = pairs(vector(-3.0), vector(-5.0), reference_chosen=-5.0, reference_rejected=-4.0)
-    losses, stats = pair_losses("sigmoid", case, 0.5)
+    losses, stats = pair_losses("sigmoid", case, PairOptions(beta=0.5))
     assert losses.item() == pytest.approx(math.log1p(math.exp(-1.5)), abs=1e-15)
     assert {name: value.tolist() for name, value in stats.items()} == {
         "implicit_reward/chosen": [1.0],
@@ -96,7 +103,8 @@ def test_robust_loss_undoes_flipped_labels_in_expectation() -> None:
 def test_conservative_loss_is_lowest_where_the_label_is_believed_that_far() -> None:
     """sigmoid(margin) = .9 at margin ln 9."""
     margin = torch.tensor([math.log(9.0)], dtype=torch.float64, requires_grad=True)
-    pair_losses("conservative", pairs(margin, torch.zeros_like(margin)), 1.0, label_smoothing=0.1)[0].sum().backward()
+    options = PairOptions(beta=1.0, label_smoothing=0.1)
+    pair_losses("conservative", pairs(margin, torch.zeros_like(margin)), options)[0].sum().backward()
     assert margin.grad.item() == pytest.approx(0.0, abs=1e-15)
 
 
@@ -122,7 +130,7 @@ def test_n33_orpo_and_simpo_read_means_over_tokens_too() -> None:
 
 def test_ipo_pulls_a_pair_back_that_has_gone_past_the_target() -> None:
     chosen = vector(5.0).requires_grad_()
-    pair_losses("ipo", pairs(chosen, vector(0.0)), 0.25)[0].sum().backward()
+    pair_losses("ipo", pairs(chosen, vector(0.0)), PairOptions(beta=0.25))[0].sum().backward()
     assert chosen.grad.item() == pytest.approx(2 * (5.0 - 2.0))
 
 
@@ -147,7 +155,7 @@ def test_orpo_worked_by_hand() -> None:
 def test_orpo_is_finite_from_certainty_to_impossibility(chosen: float) -> None:
     for dtype in (torch.float32, torch.float64):
         logprob = torch.tensor([chosen], dtype=dtype, requires_grad=True)
-        losses, _ = pair_losses("orpo", pairs(logprob, torch.tensor([-1.0], dtype=dtype)), 1.0)
+        losses, _ = pair_losses("orpo", pairs(logprob, torch.tensor([-1.0], dtype=dtype)), PairOptions(beta=1.0))
         losses.sum().backward()
         assert losses.isfinite().all()
         assert logprob.grad.isfinite().all()
@@ -155,11 +163,11 @@ def test_orpo_is_finite_from_certainty_to_impossibility(chosen: float) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("margin", [-3000.0, 3000.0])
-def test_n38_extreme_margins_stay_finite(kind: PairLoss, margin: float) -> None:
+def test_n38_extreme_margins_stay_finite(kind: str, margin: float) -> None:
     """log(sigmoid(x)) is -inf from -104 on in float32, and log(1 + exp(x)) is inf from 89 on."""
     chosen = torch.tensor([min(margin, 0.0)], requires_grad=True)
     rejected = torch.tensor([min(-margin, 0.0)], requires_grad=True)
-    losses, stats = pair_losses(kind, pairs(chosen, rejected), 1.0, **OPTIONS.get(kind, {}))
+    losses, stats = pair_losses(kind, pairs(chosen, rejected), PairOptions(beta=1.0, **OPTIONS.get(kind, {})))
     losses.sum().backward()
     assert losses.isfinite().all()
     assert chosen.grad.isfinite().all()
@@ -170,33 +178,37 @@ def test_n38_extreme_margins_stay_finite(kind: PairLoss, margin: float) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_kind_raises_the_chosen_and_lowers_the_rejected(kind: PairLoss) -> None:
+def test_every_kind_raises_the_chosen_and_lowers_the_rejected(kind: str) -> None:
     chosen, rejected = vector(-3.0).requires_grad_(), vector(-3.0).requires_grad_()
     case = pairs(chosen, rejected, reference_chosen=-3.0, reference_rejected=-3.0, tokens=(4.0, 4.0))
-    pair_losses(kind, case, 0.2, **OPTIONS.get(kind, {}))[0].sum().backward()
+    pair_losses(kind, case, PairOptions(beta=0.2, **OPTIONS.get(kind, {})))[0].sum().backward()
     assert chosen.grad.item() < 0 < rejected.grad.item()
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_pair_pays_for_itself_alone(kind: PairLoss) -> None:
+def test_a_pair_pays_for_itself_alone(kind: str) -> None:
     """One loss a pair: others in the batch change neither its loss nor its gradient, so weights act pair by pair."""
     generator = torch.Generator().manual_seed(1)
     chosen, rejected = (-5 * torch.rand(2, 6, generator=generator, dtype=torch.float64)).unbind()
-    together, stats = pair_losses(kind, pairs(chosen, rejected, -2.0, -2.5, (3.0, 5.0)), 0.3, **OPTIONS.get(kind, {}))
+    together, stats = pair_losses(
+        kind, pairs(chosen, rejected, -2.0, -2.5, (3.0, 5.0)), PairOptions(beta=0.3, **OPTIONS.get(kind, {}))
+    )
     assert together.shape == (6,)
     assert all(value.shape == (6,) and not value.requires_grad for value in stats.values())
     for i in range(6):
         alone, _ = pair_losses(
-            kind, pairs(chosen[i : i + 1], rejected[i : i + 1], -2.0, -2.5, (3.0, 5.0)), 0.3, **OPTIONS.get(kind, {})
+            kind,
+            pairs(chosen[i : i + 1], rejected[i : i + 1], -2.0, -2.5, (3.0, 5.0)),
+            PairOptions(beta=0.3, **OPTIONS.get(kind, {})),
         )
         assert alone.item() == together[i].item()
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_only_the_reference_free_kinds_ignore_the_reference(kind: PairLoss) -> None:
+def test_only_the_reference_free_kinds_ignore_the_reference(kind: str) -> None:
     with_reference = one(kind, -1.0, -2.0, reference_chosen=-1.5, reference_rejected=-1.7, **OPTIONS.get(kind, {}))
     without = one(kind, -1.0, -2.0, **OPTIONS.get(kind, {}))
-    assert (with_reference == without) == (kind in REFERENCE_FREE)
+    assert (with_reference == without) == (not PAIR_LOSSES[kind].needs_reference)
 
 
 def test_dpo_pulls_harder_with_a_larger_beta() -> None:

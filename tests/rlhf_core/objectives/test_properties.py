@@ -5,7 +5,6 @@ padding beside tokens that are summed over, and the order of rows where a mean o
 """
 
 from collections.abc import Callable
-from typing import get_args
 
 import pytest
 import torch
@@ -18,7 +17,7 @@ from rlhf_core.objectives.baselines import group_relative_advantages, leave_one_
 from rlhf_core.objectives.kl import kl_estimate
 from rlhf_core.objectives.masked import masked_sum, masked_whiten
 from rlhf_core.objectives.policy_gradient import entropy_losses, ppo_policy_losses, value_losses
-from rlhf_core.objectives.preference import PairLogprobs, PairLoss, nll_losses, pair_losses
+from rlhf_core.objectives.preference import PAIR_LOSSES, PairLogprobs, PairOptions, nll_losses, pair_losses
 from rlhf_core.objectives.ranking import bradley_terry_losses, margin_losses, plackett_luce_losses, tie_losses
 from rlhf_core.objectives.replay import token_importance_weights
 from rlhf_core.objectives.uncertainty import distilled_pair_losses, gaussian_pair_losses
@@ -45,8 +44,9 @@ def scores(rows: Rows) -> tuple[Tensor, Tensor]:
     return masked_sum(rows["a"], rows["mask"]), masked_sum(rows["b"], rows["mask"])
 
 
-def pair_loss(kind: PairLoss) -> Callable[[Rows], object]:
-    return lambda rows: pair_losses(kind, as_pairs(rows), 0.3, label_smoothing=0.1, target_margin=0.2)
+def pair_loss(kind: str) -> Callable[[Rows], object]:
+    options = PairOptions(beta=0.3, label_smoothing=0.1, target_margin=0.2)
+    return lambda rows: pair_losses(kind, as_pairs(rows), options)
 
 
 BY_ROW: dict[str, Callable[[Rows], object]] = {
@@ -67,7 +67,7 @@ BY_ROW: dict[str, Callable[[Rows], object]] = {
     "thurstone": lambda x: gaussian_pair_losses(*scores(x), x["score"].exp(), x["score"].exp() + 1),
     "distilled": lambda x: distilled_pair_losses(*scores(x), x["score"].sigmoid()),
     "kto": lambda x: kto_losses(*scores(x), x["score"] > 0, torch.tensor(0.3), 0.5, 1.5, 0.5),
-    **{f"pairs, {kind}": pair_loss(kind) for kind in get_args(PairLoss)},
+    **{f"pairs, {kind}": pair_loss(kind) for kind in PAIR_LOSSES},
 }
 
 

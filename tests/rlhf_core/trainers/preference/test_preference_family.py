@@ -16,6 +16,7 @@ from rlhf_core.config.preference import PreferenceOptions
 from rlhf_core.data.batching.pairs import PairLabel, PreferenceGroup, group_batches
 from rlhf_core.engine.batches import collate
 from rlhf_core.errors import DataError
+from rlhf_core.objectives.preference import PAIR_LOSSES
 from rlhf_core.rollout.logprobs import response_logprobs
 from rlhf_core.state.rng import StepRng
 from rlhf_core.state.train_state import TrainState
@@ -92,7 +93,7 @@ def test_it_learns_to_prefer(
     """The likelihood of the token that tells a good end from a bad one is turned over, on prompts never seen."""
     cfg = config(loss, prompts_per_step=16, learning_rate=3e-3, epochs=3, warmup_steps=3)
     state, reference = make_state(), tiny_policy()
-    train(cfg, state, reference if cfg.needs_reference else None, toy_groups(160))
+    train(cfg, state, reference if PAIR_LOSSES[cfg.loss].needs_reference else None, toy_groups(160))
     gains = []
     for group in toy_groups(40, seed=9):
         good, bad = ([*group.responses[0][:-2], end, EOS] for end in (GOOD, BAD))
