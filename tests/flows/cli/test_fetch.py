@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,7 +15,10 @@ from support.hub import COMMIT, Hub, files_of, serving
 from support.tokenizer import CHATML, byte_level
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
+from flows.cli.fetch import fetch
+from rlhf_core.errors import ConfigError
 from rlhf_core.state.atomic import file_digest, tree_digest
+from tasks.fetching.source import check_name, parse_source
 from tests.flows.conftest import wait_for
 
 CARD = b"---\nlicense: apache-2.0\n---\n# Tiny\n"
@@ -192,18 +196,34 @@ def test_what_cannot_be_used_is_refused_before_its_weights(
 
 @pytest.mark.parametrize(
     ("source", "line"),
-    [
-        ("hub:org/tiny@nothing", "no revision nothing"),
-        ("hub:org/absent@main", "no such repository"),
-        ("hub:tiny", "not of the form hub:ORG/NAME@REVISION"),
-        ("nowhere.gguf", "there is no such file"),
-        ("a word", "none of hub:ORG/NAME@REVISION"),
-    ],
+    [("hub:org/tiny@nothing", "no revision nothing"), ("hub:org/absent@main", "no such repository")],
 )
-def test_sources_that_are_none(project: Path, hub: Hub, source: str, line: str) -> None:
+def test_what_the_hub_does_not_have(project: Path, hub: Hub, source: str, line: str) -> None:
     refused = rlhf(project, source, "base", hub=hub)
     assert refused.returncode == 2, refused.stderr
     assert line in refused.stderr.strip().splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("source", "line"),
+    [
+        ("hub:tiny", "not of the form hub:ORG/NAME@REVISION"),
+        ("hub:org/tiny@../..?", "not of the form hub:ORG/NAME@REVISION"),
+        ("nowhere.gguf", "there is no such file"),
+        ("a word", "none of hub:ORG/NAME@REVISION"),
+        (__file__, "none of hub:ORG/NAME@REVISION"),
+    ],
+)
+def test_sources_that_are_none(source: str, line: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(line)):
+        parse_source(source)
+    assert parse_source("hub:org/tiny").revision == "main"
+
+
+@pytest.mark.parametrize("name", ["none", "../up", ".hidden", "a/b", ""])
+def test_names_that_are_none(name: str) -> None:
+    with pytest.raises(ConfigError, match="no name of a folder"):
+        check_name(name)
 
 
 def test_a_folder_and_what_stands_at_the_name(project: Path, tiny: Path) -> None:
@@ -223,8 +243,6 @@ def test_a_folder_and_what_stands_at_the_name(project: Path, tiny: Path) -> None
     other = rlhf(project, str(project / "models/copy"), "mine")
     assert other.returncode == 2
     assert "is there already, and it is model at" in other.stderr
-    for name in ("none", "../up", ".hidden"):
-        assert rlhf(project, str(tiny), name).returncode == 2
 
 
 def test_the_model_is_the_one_that_was_published(project: Path, hub: Hub, tiny: Path) -> None:
@@ -235,12 +253,12 @@ def test_the_model_is_the_one_that_was_published(project: Path, hub: Hub, tiny: 
     assert torch.equal(first, second)
 
 
-def test_a_gguf_file_becomes_full_weights(project: Path, tiny: Path) -> None:
+def test_a_gguf_file_becomes_full_weights(project: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, tokenizer = AutoModelForCausalLM.from_pretrained(tiny), AutoTokenizer.from_pretrained(tiny)
     path = project.parent / "tiny.gguf"
     write_gguf(model, tokenizer, path)
-    done = rlhf(project, str(path), "base")
-    assert done.returncode == 0, done.stderr
+    monkeypatch.chdir(project)
+    assert fetch(str(path), "base") == 0
     note = json.loads((project / "models/base/provenance.json").read_text())
     assert (note["source"], note["licence"], note["commit"]) == ("tiny.gguf", "apache-2.0", file_digest(path))
     made, read = (find.from_pretrained(project / "models/base") for find in (AutoModelForCausalLM, AutoTokenizer))
@@ -252,8 +270,6 @@ def test_a_gguf_file_becomes_full_weights(project: Path, tiny: Path) -> None:
     assert made.dtype == torch.float32
 
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    cut = rlhf(project, str(path), "cut")
-    assert cut.returncode == 2, cut.stderr
-    assert "Traceback" not in cut.stderr
-    assert "no model can be made of it" in cut.stderr
+    with pytest.raises(ConfigError, match="no model can be made of it"):
+        fetch(str(path), "cut")
     assert not (project / "models/cut").exists()
