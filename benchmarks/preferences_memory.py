@@ -22,8 +22,7 @@ from typing import Any
 
 from rlhf_core.config import Params
 from rlhf_core.data.cleaning.splits import is_heldout
-from rlhf_core.data.reading.records import content_id, prompt_id
-from rlhf_core.text.identity import prompt_group
+from rlhf_core.text.identity import content_id, prompt_group, prompt_id
 from rlhf_core.text.transcripts import render_turns
 from tasks import paths
 from tasks.frame.definition import StageDefinition
@@ -48,7 +47,8 @@ def labelled_pairs(number: int, system_words: int = 0) -> Iterator[dict[str, Any
         one, other = (" ".join(rng.choices(words, k=50)) for _ in range(2))
         yield {
             "pair_id": content_id(prompt, one, other), "prompt_id": prompt_id(prompt), "prompt": prompt, "task": "t",
-            "split": "train", "response_a": one, "response_b": other, "criterion": "overall", "label": "a",
+            "split": "heldout" if is_heldout(prompt_group(prompt), SHARE) else "train",
+            "response_a": one, "response_b": other, "criterion": "overall", "label": "a",
             "num_votes": 3, "agreement": 1.0, "margin": rng.random(), "source": "file",
         }  # fmt: skip
 

@@ -1,6 +1,5 @@
 """What votes on pairs of responses add up to: pairs, majorities, and the figures of a labelling round."""
 
-import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
@@ -9,12 +8,13 @@ from typing import Any
 from rlhf_core.data.reading.kinds import UNNAMED
 from rlhf_core.feedback.ballots import AddressedRandom, Ballot, Choice, Majority, Pair, Vote, mean_or_none
 from rlhf_core.feedback.rater_agreement import agreement_figures, cohen_table
+from rlhf_core.text.identity import content_id
 
 
 def pair_id(prompt_id: str, response_a: str, response_b: str) -> str:
     """Identity of a comparison, whichever response is shown first: 16 hex digits."""
     first, second = sorted((response_a, response_b))
-    return hashlib.sha256("\0".join((prompt_id, first, second)).encode()).hexdigest()[:16]
+    return content_id(prompt_id, first, second)
 
 
 def make_pairs(

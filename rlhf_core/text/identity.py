@@ -1,8 +1,9 @@
-"""The one identity of a prompt, and the group of prompts that a split keeps together.
+"""What makes two prompts the same one, and which prompts a split keeps together; every identity made of texts.
 
-Both are taken from the turns of the prompt, of which only what can be seen counts (`rlhf_core.text.normal.visible`). So
-a prompt has the same identity as text, as a transcript, as messages, with other white space, in another Unicode form,
-in other case, and with characters in it that nobody sees. A plain prompt is a dialogue of one turn.
+`prompt_identity` and `prompt_group` are taken from the turns of the prompt, of which only what can be seen counts
+(`rlhf_core.text.normal.visible`). So a prompt has the same identity as text, as a transcript, as messages, with other
+white space, in another Unicode form, in other case, and with characters in it that nobody sees. A plain prompt is a
+dialogue of one turn.
 """
 
 import hashlib
@@ -34,9 +35,19 @@ def seen_turns(prompt: str) -> tuple[Turn, ...]:
     return tuple(turn for turn in seen if turn.content)
 
 
+def content_id(*parts: str) -> str:
+    """An identity made of texts, letter for letter: the first 16 hex digits of the SHA-256 of all, with NUL between."""
+    return hashlib.sha256("\0".join(parts).encode("utf-8", errors="surrogatepass")).hexdigest()[:16]
+
+
+def prompt_id(prompt: str) -> str:
+    """The column `prompt_id`, by which tables are joined: it names a text, and says nothing of its other forms."""
+    return content_id(prompt)
+
+
 def prompt_identity(prompt: str) -> str:
-    """Identity of all prompts with the same turns: 16 hex digits."""
-    return _digest(_text(seen_turns(prompt)))
+    """Identity of all prompts with the same turns, 16 hex digits: whether two texts are the same prompt."""
+    return content_id(_text(seen_turns(prompt)))
 
 
 def prompt_group(prompt: str) -> str:
@@ -45,7 +56,7 @@ def prompt_group(prompt: str) -> str:
     A split holds out groups, as what is said later in a dialogue tells what was said before. The system's turn does not
     count: a question is the same question under other instructions.
     """
-    return _digest(opening(prompt))
+    return content_id(opening(prompt))
 
 
 def opening(prompt: str) -> str:
@@ -62,13 +73,13 @@ def later_questions(prompt: str) -> list[str]:
 
 def later_groups(prompt: str) -> set[str]:
     """The groups of the prompts that ask at first what this one asks later."""
-    return {_digest(question) for question in later_questions(prompt)}
+    return {content_id(question) for question in later_questions(prompt)}
 
 
 def last_group(prompt: str) -> str | None:
     """The group of the prompts that ask at first what this one asks last; null where it asks once or too shortly."""
     asked = [turn.content for turn in seen_turns(prompt) if turn.role == "user"]
-    return _digest(asked[-1]) if len(asked) > 1 and num_words(asked[-1]) >= QUESTION_WORDS else None
+    return content_id(asked[-1]) if len(asked) > 1 and num_words(asked[-1]) >= QUESTION_WORDS else None
 
 
 def instructions(prompt: str) -> str:
@@ -86,7 +97,3 @@ def _text(turns: tuple[Turn, ...]) -> str:
         return turns[0].content
     spoken = [_SPEAKER[turn.role] + turn.content for turn in turns]
     return " ".join([*spoken, "assistant:"]) if spoken else ""
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -8,9 +8,8 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from rlhf_core.config import Params
-from rlhf_core.data.cleaning.splits import is_heldout
-from rlhf_core.data.reading.records import content_id, prompt_id
-from rlhf_core.text.identity import prompt_group
+from rlhf_core.data.cleaning.splits import SplitRule, is_heldout
+from rlhf_core.text.identity import content_id, prompt_group, prompt_id
 from tasks import paths
 from tasks.frame.definition import StageDefinition
 from tasks.frame.stage import Progress, Stage
@@ -30,13 +29,13 @@ def pair(
     task: str = "t",
     **more: Any,
 ) -> dict[str, Any]:
-    """A row of `pairs.parquet`."""
+    """A row of `pairs.parquet`; `run_preferences` gives it its side, if `more` gives none."""
     return {
         "pair_id": content_id(prompt, a, b),
         "prompt_id": prompt_id(prompt),
         "prompt": prompt,
         "task": task,
-        "split": "train",
+        "split": "",
         "response_a": a,
         "response_b": b,
         "criterion": "overall",
@@ -70,7 +69,9 @@ def run_preferences(
     )
     named = [{"annotator": "file"} | row for row in grades]
     write_table(paths.VALIDATE / "criteria.parquet", named, SCHEMAS["criteria"])
-    write_table(paths.LABEL / "pairs.parquet", pairs, SCHEMAS["pairs"])
+    split = SplitRule(frozenset(groups))
+    labelled = [row | {"split": row["split"] or split(row["prompt"])} for row in pairs]
+    write_table(paths.LABEL / "pairs.parquet", labelled, SCHEMAS["pairs"])
     params = Params.model_validate({"preferences": options})
     definition = StageDefinition(name="preferences", deps=(), params=(), outs=())
     stage = Stage(definition, params, folder, folder / "out", Progress(folder / "progress.jsonl"))

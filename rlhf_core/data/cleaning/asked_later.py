@@ -11,10 +11,9 @@ why?` stands in many dialogues, and means something else in each. So what counts
 Turns are compared in the normal form of `identity.seen_turns`, without those of the system.
 """
 
-import hashlib
 from collections.abc import Sequence
 
-from rlhf_core.text.identity import QUESTION_WORDS, Turn, seen_turns
+from rlhf_core.text.identity import QUESTION_WORDS, Turn, content_id, seen_turns
 from rlhf_core.text.likeness import num_words
 from rlhf_core.text.normal import normal_form
 
@@ -56,4 +55,4 @@ def _is_short(turns: Sequence[Turn]) -> bool:
 
 def _identity(turns: Sequence[Turn], reply: str | None = None) -> str:
     said = [f"{turn.role}\0{turn.content}" for turn in turns] + ([] if reply is None else [normal_form(reply)])
-    return hashlib.sha256("\0\0".join(said).encode()).hexdigest()[:16]
+    return content_id("\0\0".join(said))

@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterable, Sequence
 
 from rlhf_core.data.cleaning.labelled import Preference
 from rlhf_core.data.reading.rankings import is_ranked
-from rlhf_core.data.reading.records import content_id
 from rlhf_core.errors import DataError
+from rlhf_core.text.identity import content_id
 
 
 def cap_per_prompt(pairs: Iterable[Preference], most: int) -> list[Preference]:

@@ -25,6 +25,7 @@ class Preference:
 
     Attributes:
         group: identity of the prompt (`prompt_identity`), one for all its disguises.
+        split: the side of the prompt, `train` or `heldout`.
         num_votes: votes behind the label.
         agreement: share of the votes that say the same as the label.
         margin: mean signed vote strength toward the label.
@@ -35,6 +36,7 @@ class Preference:
     prompt: str
     group: str
     task: str
+    split: str
     chosen: str
     rejected: str
     num_votes: int
@@ -63,9 +65,9 @@ def to_preference(row: Mapping[str, Any]) -> Preference | None:
     if row["label"] == "tie":
         return None
     chosen, rejected = ("response_a", "response_b") if row["label"] == "a" else ("response_b", "response_a")
-    names = ("pair_id", "prompt_id", "prompt", "task", "num_votes", "agreement", "margin", "source")
+    names = ("pair_id", "prompt_id", "prompt", "task", "split", "num_votes", "agreement", "margin", "source")
     given = {name: row[name] for name in names}
-    for name in ("prompt", "prompt_id", "task", "source"):
+    for name in ("prompt", "prompt_id", "task", "split", "source"):
         given[name] = sys.intern(given[name])  # many rows share each of them
     return Preference(
         group=sys.intern(prompt_identity(row["prompt"])), chosen=row[chosen], rejected=row[rejected], **given

@@ -9,8 +9,7 @@ from typing import Any
 
 from rlhf_core.data.cleaning.labelled import Preference, response_key
 from rlhf_core.data.reading.rankings import is_ranked
-from rlhf_core.data.reading.records import content_id, prompt_id
-from rlhf_core.text.identity import prompt_identity
+from rlhf_core.text.identity import content_id, prompt_id, prompt_identity
 from rlhf_core.text.normal import normal_form
 
 GRADED = "graded"
@@ -21,7 +20,7 @@ def to_tie(row: Mapping[str, Any]) -> Preference | None:
     """Read a row of `pairs.parquet` as a tie, its first response in the place of the chosen one; None of any other."""
     if row["label"] != "tie":
         return None
-    names = ("pair_id", "prompt_id", "prompt", "task", "num_votes", "agreement", "margin", "source")
+    names = ("pair_id", "prompt_id", "prompt", "task", "split", "num_votes", "agreement", "margin", "source")
     return Preference(
         group=prompt_identity(row["prompt"]),
         chosen=row["response_a"],
@@ -61,12 +60,12 @@ def graded_pairs(rows: Iterable[Mapping[str, Any]], min_gap: float, *, keep_ties
     which are left out or kept. `margin` is the difference of the grades, 0 for a tie; `agreement` the share that find
     the same of those who graded both responses, 1 where nobody did.
     """
-    graded: defaultdict[tuple[str, str], dict[str, _Graded]] = defaultdict(dict)
+    graded: defaultdict[tuple[str, str, str], dict[str, _Graded]] = defaultdict(dict)
     for row in rows:
-        by_response = graded[row["criterion"], row["prompt"]]
+        by_response = graded[row["criterion"], row["prompt"], row["split"]]
         one = by_response.setdefault(normal_form(row["response"]), _Graded(row["response"]))
         one.grades.setdefault(row["annotator"], []).append(row["score"])
-    for (criterion, prompt), responses in graded.items():
+    for (criterion, prompt, split), responses in graded.items():
         for one, other in combinations(responses.values(), 2):
             better, worse = (one, other) if one.score >= other.score else (other, one)
             gap = better.score - worse.score
@@ -78,6 +77,7 @@ def graded_pairs(rows: Iterable[Mapping[str, Any]], min_gap: float, *, keep_ties
                 "prompt_id": prompt_id(prompt),
                 "prompt": prompt,
                 "task": "",
+                "split": split,
                 "chosen": better.response,
                 "rejected": worse.response,
                 "agreement": _share_that_agree(better, worse, min_gap, tie=tie),

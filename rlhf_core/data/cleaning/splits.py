@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterable, Set
+from dataclasses import dataclass
 from typing import Literal
 
 from rlhf_core.text.identity import prompt_group
@@ -42,6 +43,16 @@ def heldout_groups(rows: Iterable[tuple[str, str]], units: Set[str]) -> set[str]
     return {prompt_group(prompt) for prompt, unit in rows if unit in units}
 
 
-def split_of(prompt: str, groups: Set[str]) -> Split:
-    """Return `heldout` for a prompt whose group is among the held-out ones."""
-    return "heldout" if prompt_group(prompt) in groups else "train"
+@dataclass(frozen=True, slots=True)
+class SplitRule:
+    """The side of a prompt, for every file and stage: it is held out where its group is.
+
+    Attributes:
+        groups: the held-out prompt groups.
+    """
+
+    groups: frozenset[str]
+
+    def __call__(self, prompt: str) -> Split:
+        """`heldout` or `train`, in whatever form the prompt is written."""
+        return "heldout" if prompt_group(prompt) in self.groups else "train"

@@ -4,7 +4,6 @@ Bringing into form decides nothing: a value of the wrong type becomes null, besi
 checks (Great Expectations suites, in the validate stage) say which rows are bad.
 """
 
-import hashlib
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -57,16 +56,6 @@ class Record:
 def place(line: int, item: int | None) -> str:
     """`line 7`, or `item 3, line 1` in a file whose rows may share a line."""
     return f"line {line}" if item is None else f"item {item}, line {line}"
-
-
-def content_id(*parts: str) -> str:
-    """An identity made of texts: 16 hex digits."""
-    return hashlib.sha256("\0".join(parts).encode("utf-8", errors="surrogatepass")).hexdigest()[:16]
-
-
-def prompt_id(prompt: str) -> str:
-    """Identity of a prompt text: the first 16 hex digits of its SHA-256."""
-    return hashlib.sha256(prompt.encode()).hexdigest()[:16]
 
 
 def to_record(kind: Kind, row: Row) -> Record:

@@ -6,13 +6,13 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_core.config import PPOConfig
-from rlhf_core.data.reading.records import prompt_id
 from rlhf_core.models.adapters import add_adapters
 from rlhf_core.models.scoring.ensemble import RewardEnsemble
 from rlhf_core.models.scoring.reward_model import RewardModel
 from rlhf_core.models.scoring.value import ValueHead, ValueModel
 from rlhf_core.rollout.sampler import Sampling
 from rlhf_core.state.train_state import TrainState
+from rlhf_core.text.identity import prompt_id
 from rlhf_core.trainers.optimisation import make_optimizer
 from rlhf_core.trainers.ppo.aside import SET_ASIDE
 from rlhf_core.trainers.ppo.guard import STOPPED

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from rlhf_core.data.reading.records import prompt_id
 from rlhf_core.engine.batches import WIDE_ROWS_AT_ONCE
 from rlhf_core.evaluation.drift import drift_figures
 from rlhf_core.evaluation.intervals import bounds, mean_interval
@@ -22,6 +21,7 @@ from rlhf_core.models.scoring.ensemble import RewardEnsemble, load_reward_model
 from rlhf_core.models.scoring.reward_model import RewardModel
 from rlhf_core.state.atomic import write_json
 from rlhf_core.state.train_state import TrainState
+from rlhf_core.text.identity import prompt_id
 from rlhf_core.text.tokenizer import load_tokenizer
 from rlhf_core.trainers.optimisation import refused_steps
 from tasks import paths

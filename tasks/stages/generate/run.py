@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 
-from rlhf_core.data.reading.records import prompt_id
 from rlhf_core.rollout.best_of_n import kl_bound, num_candidates, pick
 from rlhf_core.rollout.sampler import sample_rows
 from rlhf_core.rollout.token_draw import CutOff
 from rlhf_core.text.encoded import TextCounts
+from rlhf_core.text.identity import prompt_id
 from rlhf_core.text.tokenizer import decode_response, encode_prompts
 from tasks import paths
 from tasks.frame.stage import Stage

@@ -1,21 +1,20 @@
 """Labels from data files: votes, comparisons and rankings as ballots, one for each pair of responses and criterion."""
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from itertools import chain, combinations
 from statistics import fmean
 from typing import Any
 
 from rlhf_core.data.reading.kinds import OVERALL, UNNAMED
 from rlhf_core.data.reading.rankings import RANKINGS, ranked_choices
-from rlhf_core.data.reading.records import content_id
 from rlhf_core.errors import DataError
 from rlhf_core.feedback.ballots import Ballot, Pair, Vote
 from rlhf_core.feedback.labelling import pair_id
-from rlhf_core.text.identity import prompt_identity
+from rlhf_core.text.identity import content_id, prompt_identity
 from rlhf_core.text.normal import normal_form
 from tasks import paths
 from tasks.frame.stage import Stage
-from tasks.stages.held_out import heldout_rule
+from tasks.stages.held_out import with_split
 from tasks.tables import read_table
 
 Row = Mapping[str, Any]
@@ -34,7 +33,7 @@ def from_file(stage: Stage) -> Iterator[Ballot]:
     """
     votes = read_table(paths.VALIDATE / "votes.parquet")
     voted_on = set(votes.unique("criterion"))
-    yield from voted(votes, heldout_rule())
+    yield from voted(with_split(votes))
     box = BallotBox(shown=False)
     for row in read_table(paths.VALIDATE / "comparisons.parquet"):
         if row["criterion"] not in voted_on:
@@ -100,11 +99,11 @@ class BallotBox:
             yield Ballot(pair=pair, votes=tuple(self._votes[key].values()), rankings=rankings, shown=self._shown)
 
 
-def voted(rows: Iterable[Row], split: Callable[[str], str]) -> Iterator[Ballot]:
+def voted(rows: Iterable[Row]) -> Iterator[Ballot]:
     """Group vote rows by pair; people may have been shown its two responses in either order."""
     box = BallotBox(shown=True)
     for row in rows:
-        shown = _pair(row, row["response_a"], row["response_b"], row["pair_id"], split(row["prompt"]))
+        shown = _pair(row, row["response_a"], row["response_b"], row["pair_id"])
         box.add(pair := box.pair(shown), _as_shown(pair, row), named=True)
     yield from box.ballots()
 
@@ -167,18 +166,18 @@ def _graded(rows: Iterable[Row]) -> Iterator[Ballot]:
 
 def _add(box: BallotBox, row: Row, one: str, other: str, vote: Vote, ranking: str = "") -> None:
     identity = pair_id(row["prompt_id"], one, other)
-    pair = box.pair(_pair(row, one, other, identity, row["split"]))
+    pair = box.pair(_pair(row, one, other, identity))
     turned = vote if pair.response_a == one else Vote.from_signed(vote.annotator, -vote.signed)
     box.add(pair, turned, named=vote.annotator != UNNAMED, ranking=ranking)
 
 
-def _pair(row: Row, response_a: str, response_b: str, identity: str, split: str) -> Pair:
+def _pair(row: Row, response_a: str, response_b: str, identity: str) -> Pair:
     return Pair(
         pair_id=identity,
         prompt_id=row["prompt_id"],
         prompt=row["prompt"],
         task=row["task"],
-        split=split,
+        split=row["split"],
         response_a=response_a,
         response_b=response_b,
         criterion=row["criterion"],

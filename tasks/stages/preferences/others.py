@@ -4,7 +4,7 @@ A criterion's pairs come from votes, comparisons and rankings that name it, clea
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rlhf_core.config import PreferencesConfig
@@ -38,7 +38,6 @@ class OtherPairs:
         labelled: Iterable[Mapping[str, Any]],
         decided: Pairs,
         grades: Iterable[Mapping[str, Any]],
-        side: Callable[[str], str],
         config: PreferencesConfig,
     ) -> None:
         """Gather them.
@@ -46,15 +45,13 @@ class OtherPairs:
         Args:
             labelled: rows of `pairs.parquet` on every criterion; gone through several times.
             decided: the cleaned pairs on the whole.
-            grades: rows of `criteria.parquet`.
-            side: `train` or `heldout` for a prompt.
+            grades: rows of `criteria.parquet`, each with its `split`.
         """
         self.funnels: dict[str, Funnel] = {}
         self._config = config
-        found = self._labelled(labelled, decided)
+        self.rows = self._labelled(labelled, decided)
         graded = graded_pairs(grades, config.min_grade_gap, keep_ties=config.keep_ties)
-        found += without_compared(graded, labelled)
-        self.rows = [row | {"split": side(row["prompt"])} for row in found]
+        self.rows += without_compared(graded, labelled)
 
     def prompts(self, split: str) -> list[str]:
         """The prompt of every pair of one side."""
@@ -107,4 +104,5 @@ def _by_criterion(rows: Iterable[Row]) -> dict[str, int]:
 
 
 def _row(pair: Preference, criterion: str, *, tie: bool) -> Row:
-    return {name: getattr(pair, name) for name in SCHEMAS["train"].names} | {"criterion": criterion, "tie": tie}
+    own = {name: getattr(pair, name) for name in (*SCHEMAS["train"].names, "split")}
+    return own | {"criterion": criterion, "tie": tie}

@@ -16,7 +16,7 @@ from rlhf_core.errors import DataError
 from rlhf_core.state.atomic import write_json
 from tasks import paths
 from tasks.frame.stage import Stage
-from tasks.stages.held_out import heldout_rule
+from tasks.stages.held_out import with_split
 from tasks.stages.notice import warn
 from tasks.stages.preferences.funnel import Funnel, Pairs, balance, clean, leakage_reason
 from tasks.stages.preferences.others import OtherPairs
@@ -33,13 +33,12 @@ def run(stage: Stage) -> dict[str, Any]:
     """
     config = stage.params.preferences
     rows = Rows(paths.LABEL / "pairs.parquet")
-    grades = read_table(paths.VALIDATE / "criteria.parquet")
+    grades = with_split(read_table(paths.VALIDATE / "criteria.parquet"))
     heldout_prompts = list(read_table(paths.VALIDATE / "heldout_prompts.parquet")["prompt"])
-    side = heldout_rule()
     cleaned, funnel = clean((row for row in rows if row["criterion"] == OVERALL), config)
-    train = [pair for pair in cleaned if side(pair.prompt) == "train"]
-    heldout = [pair for pair in cleaned if side(pair.prompt) == "heldout"]
-    others = OtherPairs(rows, cleaned, grades, side, config)
+    train = [pair for pair in cleaned if pair.split == "train"]
+    heldout = [pair for pair in cleaned if pair.split == "heldout"]
+    others = OtherPairs(rows, cleaned, grades, config)
     heldout_prompts += [*(pair.prompt for pair in heldout), *others.prompts("heldout")]
     train = _without_leaks(train, heldout_prompts, len(heldout), funnel, stage)
     before = train

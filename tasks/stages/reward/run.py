@@ -14,7 +14,6 @@ from transformers import PreTrainedTokenizerBase
 from rlhf_core.config import RewardConfig
 from rlhf_core.data.batching.pairs import PreferenceGroup, encode_pairs, group_pairs
 from rlhf_core.data.reading.kinds import OVERALL
-from rlhf_core.data.reading.records import prompt_id
 from rlhf_core.engine.batches import WIDE_ROWS_AT_ONCE
 from rlhf_core.errors import DataError, GateRefused
 from rlhf_core.evaluation.response_scores import ResponseScore, read_responses
@@ -25,7 +24,7 @@ from rlhf_core.models.scoring.ensemble import RewardEnsemble
 from rlhf_core.models.scoring.reward_model import RewardModel
 from rlhf_core.state.atomic import write_json
 from rlhf_core.state.train_state import TrainState
-from rlhf_core.text.identity import prompt_group
+from rlhf_core.text.identity import prompt_group, prompt_id
 from rlhf_core.text.tokenizer import encode_prompts, encode_responses, encode_whole_responses, load_tokenizer
 from rlhf_core.trainers.optimisation import make_optimizer, refused_steps
 from rlhf_core.trainers.reward.plan import PUBLISHED, ensemble_of, make_models, phases

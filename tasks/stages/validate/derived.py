@@ -36,7 +36,8 @@ def best_replies(records: Records, votes: Iterable[Row], grades: Iterable[Row]) 
         yield kind, row, response
     if found:
         return
-    for ballot in voted((row for row in votes if row["criterion"] == OVERALL), lambda _: "train"):
+    either = {"split": ""}  # no side: the replies to all prompts are looked at
+    for ballot in voted({**row, **either} for row in votes if row["criterion"] == OVERALL):
         label = aggregate(ballot.votes).label
         if label != "tie":
             found = True

@@ -68,7 +68,7 @@ def run(stage: Stage) -> dict[str, Any]:
         share = f"{data.hashed_share:g} of the prompt groups are held out"
         warn(stage, f"data: names no heldout_prompts and no heldout_share: {share}")
     records = {kind: screening.kept for kind, screening in screenings.items()}
-    tables = write_tables(stage.out, records, sides.groups, sides.replies)
+    tables = write_tables(stage.out, records, sides.split, sides.replies)
     return totals(screenings.values()) | {"tables": tables}
 
 

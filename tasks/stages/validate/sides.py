@@ -5,7 +5,7 @@ from functools import partial
 
 from rlhf_core.config import DataConfig
 from rlhf_core.data.cleaning.asked_later import prompts_within, short_replies, short_reply, whole_prompt
-from rlhf_core.data.cleaning.splits import heldout_groups, is_heldout, next_heldout, unit_of
+from rlhf_core.data.cleaning.splits import SplitRule, heldout_groups, is_heldout, next_heldout, unit_of
 from rlhf_core.data.reading.judgements import RESPONSES, responses_of
 from rlhf_core.data.reading.kinds import Kind
 from rlhf_core.data.reading.records import Record
@@ -21,10 +21,10 @@ SPLIT_KINDS: tuple[Kind, ...] = ("demonstrations", "prompts", "votes", "comparis
 
 
 class Sides:
-    """The held-out prompt groups, and the rows that cannot stand on either side beside them.
+    """Which prompts are held out, and the rows that cannot stand on either side beside them.
 
     Attributes:
-        groups: the held-out prompt groups.
+        split: which prompts are held out.
         replies: identities of held-out replies to prompts too short to be known by their question
             (`asked_later.short_reply`); of demonstrations `sft` leaves out the turns that learn one.
     """
@@ -43,13 +43,13 @@ class Sides:
         rows = [(record.values["prompt"], self._unit(record)) for one in self._verdicts for record in one.kept]
         self._units = {unit for _, unit in rows if is_heldout(unit, config.hashed_share)}
         self._units |= self._at_least_one({kind: one.kept for kind, one in screenings.items()})
-        self.groups = self._named | heldout_groups(rows, self._units)
+        self.split = SplitRule(frozenset(self._named | heldout_groups(rows, self._units)))
         self._alone = [screenings[kind] for kind in ("prompts", "heldout_prompts") if kind in screenings]
         held = [
             (one.kind, record)
             for one in [*self._verdicts, *([named] if named else ())]
             for record in one.kept
-            if prompt_group(record.values["prompt"]) in self.groups
+            if self.split(record.values["prompt"]) == "heldout"
         ]
         self._whole = {whole_prompt(record.values["prompt"]) for _, record in held}
         self.replies = {
@@ -98,23 +98,23 @@ class Sides:
 
     def _asks_later(self, record: Record) -> str | None:
         prompt = record.values["prompt"]
-        if prompt_group(prompt) in self.groups:
+        if self.split(prompt) == "heldout":
             return None
-        if self.groups.isdisjoint(later_groups(prompt)) and self._whole.isdisjoint(prompts_within(prompt)):
+        if self.split.groups.isdisjoint(later_groups(prompt)) and self._whole.isdisjoint(prompts_within(prompt)):
             return None
         return "prompt: the dialogue asks later what a held-out prompt asks"
 
     def _judges_held_reply(self, kind: Kind, record: Record) -> str | None:
         prompt = record.values["prompt"]
-        if prompt_group(prompt) in self.groups:
+        if self.split(prompt) == "heldout":
             return None
         if all(self.replies.isdisjoint(short_replies(prompt, reply)) for reply in _replies(kind, record)):
             return None
         return "prompt: asks last what a held-out prompt asks, and a response is a held-out reply to it"
 
     def _is_held_elsewhere(self, record: Record) -> str | None:
-        group = prompt_group(record.values["prompt"])
-        if record.unit is None or group in self._named or group not in self.groups:
+        prompt = record.values["prompt"]
+        if record.unit is None or self.split(prompt) == "train" or prompt_group(prompt) in self._named:
             return None
         if self._unit(record) in self._units:
             return None

@@ -4,40 +4,35 @@ What no file gives is derived from others (`tasks.stages.validate.derived`).
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
-from rlhf_core.data.cleaning.splits import Split, split_of
+from rlhf_core.data.cleaning.splits import SplitRule
 from rlhf_core.data.reading.judgements import pair_names, texts_of
 from rlhf_core.data.reading.kinds import OVERALL
-from rlhf_core.data.reading.records import Record, content_id, prompt_id
+from rlhf_core.data.reading.records import Record
 from rlhf_core.errors import DataError
-from rlhf_core.text.identity import prompt_identity
+from rlhf_core.text.identity import content_id, prompt_id, prompt_identity
 from rlhf_core.text.normal import visible
 from tasks.stages.validate.derived import Records, best_replies, derived_prompts
 from tasks.tables import SCHEMAS, write_table
 
 Row = Mapping[str, Any]
-SplitRule = Callable[[str], Split]
 
 
-def write_tables(folder: Path, records: Records, groups: Set[str], replies: Set[str]) -> dict[str, int]:
+def write_tables(folder: Path, records: Records, split: SplitRule, replies: Set[str]) -> dict[str, int]:
     """Write every table of the stage below `folder`, and return how many rows each has.
 
     Args:
         folder: where to write.
         records: good rows.
-        groups: the held-out prompt groups.
+        split: which prompts are held out.
         replies: identities of held-out replies to short prompts.
 
     Raises:
         DataError: there is no training demonstration, no training prompt or no held-out prompt.
     """
-
-    def split(prompt: str) -> Split:
-        return split_of(prompt, groups)
-
     train_prompts, heldout_prompts = _prompts(records, split)
     grades = list(_grades(records.get("graded", ())))
     votes = list(_votes(records.get("votes", ())))
@@ -45,7 +40,7 @@ def write_tables(folder: Path, records: Records, groups: Set[str], replies: Set[
         "demonstrations": list(_demonstrations(records, votes, grades, split)),
         "prompts": train_prompts,
         "heldout_prompts": heldout_prompts,
-        "heldout_groups": [{"group": group} for group in sorted(groups)],
+        "heldout_groups": [{"group": group} for group in sorted(split.groups)],
         "heldout_replies": [{"reply": reply} for reply in sorted(replies)],
         "graded": [_without_criterion(row) for row in grades if row["criterion"] == OVERALL],
         "criteria": [
@@ -53,11 +48,14 @@ def write_tables(folder: Path, records: Records, groups: Set[str], replies: Set[
             for record in records.get("graded", ())
             if not _is_overall(record)
         ],
-        "ratings": [_rating(record, split) for record in records.get("graded", ()) if _is_overall(record)],
+        "ratings": [_rating(record) for record in records.get("graded", ()) if _is_overall(record)],
         "votes": votes,
-        "comparisons": [_comparison(record, split) for record in records.get("comparisons", ())],
-        "rankings": [_ranking(record, split) for record in records.get("rankings", ())],
+        "comparisons": [_comparison(record) for record in records.get("comparisons", ())],
+        "rankings": [_ranking(record) for record in records.get("rankings", ())],
     }
+    for name in rows:
+        if "split" in SCHEMAS[name].names:
+            rows[name] = [row | {"split": split(row["prompt"])} for row in rows[name]]
     _refuse_nothing_to_do(rows)
     return {name: write_table(folder / f"{name}.parquet", rows[name], SCHEMAS[name]) for name in rows}
 
@@ -70,7 +68,6 @@ def _demonstrations(
             given = record.values
             yield _pick(given, "prompt", "response", "task", "source") | {
                 "id": given["id"] or content_id("demonstration", given["prompt"], given["response"]),
-                "split": split(given["prompt"]),
             }
         return
     seen: set[str] = set()
@@ -86,7 +83,6 @@ def _demonstrations(
                 "id": identity,
                 "response": response,
                 "source": source,
-                "split": "train",
             }
 
 
@@ -115,12 +111,11 @@ def _is_overall(record: Record) -> bool:
     return bool(record.values["criterion"] == OVERALL)
 
 
-def _rating(record: Record, split: SplitRule) -> dict[str, Any]:
+def _rating(record: Record) -> dict[str, Any]:
     """A grade as it was given, for the label stage; those without an id have none."""
     values = record.values
     return _pick(values, "prompt", "response", "annotator", "score") | {
         "prompt_id": prompt_id(values["prompt"]),
-        "split": split(values["prompt"]),
     }
 
 
@@ -159,23 +154,21 @@ def _votes(records: Iterable[Record]) -> Iterator[dict[str, Any]]:
         yield values | {"pair_id": identity, "prompt_id": prompt_id(values["prompt"])}
 
 
-def _comparison(record: Record, split: SplitRule) -> dict[str, Any]:
+def _comparison(record: Record) -> dict[str, Any]:
     values = record.values
     judgement = (values["prompt"], values["chosen"], values["rejected"], values["criterion"])
     return values | {
         "id": values["id"] or content_id("comparison", *judgement),
         "prompt_id": prompt_id(values["prompt"]),
-        "split": split(values["prompt"]),
     }
 
 
-def _ranking(record: Record, split: SplitRule) -> dict[str, Any]:
+def _ranking(record: Record) -> dict[str, Any]:
     values = record.values
     judged = (values["annotator"], values["criterion"], *map(str, values["ranking"]), *values["responses"])
     return values | {
         "id": values["id"] or content_id("ranking", values["prompt"], *judged),
         "prompt_id": prompt_id(values["prompt"]),
-        "split": split(values["prompt"]),
     }
 
 

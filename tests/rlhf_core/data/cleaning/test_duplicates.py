@@ -25,6 +25,7 @@ def preference(prompt="Where is it?", chosen="Here.", rejected="There.", pair_id
         prompt=prompt,
         group=prompt_identity(prompt),
         task="",
+        split="train",
         chosen=chosen,
         rejected=rejected,
         num_votes=3,

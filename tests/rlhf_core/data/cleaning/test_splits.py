@@ -5,9 +5,8 @@ import unicodedata
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlhf_core.data.cleaning.splits import heldout_groups, is_heldout, split_of, unit_of
-from rlhf_core.data.reading.records import prompt_id
-from rlhf_core.text.identity import prompt_group
+from rlhf_core.data.cleaning.splits import SplitRule, heldout_groups, is_heldout, unit_of
+from rlhf_core.text.identity import prompt_group, prompt_id
 from rlhf_core.text.normal import normal_form
 
 texts = st.text(max_size=30)
@@ -54,7 +53,7 @@ def test_new_rows_move_no_old_row_and_no_group_stands_on_both_sides(old, new, sh
     def sides(prompts):
         rows = [(prompt, unit_of(prompt, None, None)) for prompt in prompts]
         groups = heldout_groups(rows, {unit for _, unit in rows if is_heldout(unit, share)})
-        return {prompt: split_of(prompt, groups) for prompt in prompts}
+        return {prompt: SplitRule(frozenset(groups))(prompt) for prompt in prompts}
 
     before, after = sides(old), sides([*new, *old])
     assert {prompt: after[prompt] for prompt in old} == before
@@ -63,16 +62,18 @@ def test_new_rows_move_no_old_row_and_no_group_stands_on_both_sides(old, new, sh
 
 
 def test_a_group_among_the_held_out_ones_is_held_out_in_any_disguise():
-    assert split_of("How much?", {prompt_group("how MUCH?")}) == "heldout"
-    assert split_of("How many?", {prompt_group("how much?")}) == "train"
+    split = SplitRule(frozenset({prompt_group("how MUCH?")}))
+    assert split("How much?") == "heldout"
+    assert split("How many?") == "train"
     dialogue = "\n\nHuman: how\u200b much?\n\nAssistant: Ten.\n\nHuman: And two?\n\nAssistant:"
-    assert split_of(dialogue, {prompt_group("How much?")}) == "heldout"
+    assert split(dialogue) == "heldout"
 
 
 def test_a_unit_is_what_the_column_says_or_the_dialogue():
     rows = [(f"Ask {number}?", unit_of(f"Ask {number}?", "user", f"user {number % 40}")) for number in range(400)]
     groups = heldout_groups(rows, {unit for _, unit in rows if is_heldout(unit, 0.3)})
-    held = {number for number, (prompt, _) in enumerate(rows) if split_of(prompt, groups) == "heldout"}
+    split = SplitRule(frozenset(groups))
+    held = {number for number, (prompt, _) in enumerate(rows) if split(prompt) == "heldout"}
     assert {number % 40 for number in held}.isdisjoint({number % 40 for number in set(range(400)) - held})
     assert 0 < len(held) < 400
     assert unit_of("p", "user", " ANN\u200b ") == unit_of("q", "user", "ann") != unit_of("q", "source", "ann")

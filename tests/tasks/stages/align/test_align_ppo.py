@@ -9,9 +9,9 @@ import pytest
 import torch
 from support.project import edited_yaml
 
-from rlhf_core.data.reading.records import prompt_id
 from rlhf_core.errors import WaitingForPeople
 from rlhf_core.models.policy import load_policy
+from rlhf_core.text.identity import prompt_id
 from rlhf_core.trainers.ppo.curriculum import choose_prompts
 from rlhf_core.trainers.ppo.trainer import train_ppo
 from tasks.frame.process import run_stage

@@ -8,9 +8,8 @@ from support.preference_stage import pair, read, run_preferences
 
 from rlhf_core.data.cleaning.splits import is_heldout
 from rlhf_core.data.reading.rankings import ranking_source
-from rlhf_core.data.reading.records import content_id
 from rlhf_core.errors import DataError
-from rlhf_core.text.identity import prompt_group
+from rlhf_core.text.identity import content_id, prompt_group
 
 
 @pytest.fixture

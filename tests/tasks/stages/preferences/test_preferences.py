@@ -128,6 +128,13 @@ def test_new_pairs_move_no_old_pair_to_the_other_side(run):
     }
 
 
+def test_the_side_of_a_pair_is_the_one_that_it_came_with(run):
+    """The split is applied once, in `validate`: a pair carries its side, and nobody asks the rule again."""
+    rows = [pair("Plain?", "good", "bad", split="heldout"), pair("Other?", "good", "bad", split="train")]
+    _, _, train, heldout = run(rows, heldout=[])
+    assert ([row["prompt"] for row in train], [row["prompt"] for row in heldout]) == (["Other?"], ["Plain?"])
+
+
 def test_the_demo_world_loses_no_pair_as_a_near_duplicate():
     rng = random.Random(5)
     rows = []
