@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderResult
 from rich.live import Live
 from rich.text import Text
 
@@ -80,8 +80,8 @@ class LiveTable:
         self._expected = expected or {}
         self._lock = threading.Lock()
         self._began = time.monotonic()
-        self._console = Console(file=stream, markup=False)
-        self._live = Live(console=self._console, get_renderable=self._draw, refresh_per_second=4, redirect_stdout=False)
+        console = Console(file=stream, markup=False)
+        self._live = Live(self, console=console, refresh_per_second=4, redirect_stdout=False)
 
     def __enter__(self) -> "LiveTable":
         self._live.start()
@@ -106,13 +106,14 @@ class LiveTable:
         with self._lock:
             self._rows[stage.name].finished = stage.model_copy()
 
-    def _draw(self) -> RenderableType:
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """The table as it stands now, in the width that there is."""
         with self._lock:
             rows = [_cells(row) for row in self._rows.values()]
             left = time_left(self._rows.values(), self._expected)
-        table = folding_table(COLUMNS, rows, width=self._console.width, figures="figures")
+        table = folding_table(COLUMNS, rows, width=options.max_width, figures="figures")
         elapsed = seconds(time.monotonic() - self._began)
-        return Group(table, Text(f"{elapsed} so far, {left}", "dim"))
+        yield Group(table, Text(f"{elapsed} so far, {left}", "dim"))
 
 
 def time_left(rows: Iterable[Row], expected: Mapping[str, float]) -> str:

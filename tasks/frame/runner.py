@@ -229,7 +229,7 @@ def _result(
         elif failed:
             exit_code, message = int(failed["exit_code"]), str(failed["message"])
         else:
-            exit_code, message = _explain(stage, return_code, last_lines)
+            exit_code, message = explain_failure(stage, return_code, last_lines)
     return StageResult(
         stage=stage,
         exit_code=exit_code,
@@ -243,7 +243,7 @@ def _result(
     )
 
 
-def _explain(stage: str, return_code: int | None, last_lines: list[str]) -> tuple[int, str]:
+def explain_failure(stage: str, return_code: int | None, last_lines: list[str]) -> tuple[int, str]:
     """Exit code and message of a failure that the stage itself could not write down."""
     errors = [line for line in last_lines if line.startswith("ERROR:")]
     text = (errors or last_lines or ["no output"])[-1].removeprefix("ERROR:").strip()

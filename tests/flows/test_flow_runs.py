@@ -1,6 +1,7 @@
 """Names, tags, log lines and artifacts of a run; which faults are tried again; writes that do not come through."""
 
 import io
+import json
 import logging
 import re
 from html import unescape
@@ -17,11 +18,12 @@ from prefect.context import FlowRunContext
 from prefect.settings import get_current_settings
 from prefect.states import Failed
 
+import flows.artifacts
 import flows.flow_runs
-from flows.artifacts import _cells, summary_page
+import flows.pipeline
+from flows.artifacts import publish_stage, summary_page
 from flows.cli.result import print_result
 from flows.flow_runs import RETRY_SECONDS, heartbeats, retrying, tell_server, under_worker
-from flows.pipeline import _request
 from flows.run.names import folder_of, run_name, run_tags
 from flows.run.request import RunRequest, prepare_run, profiles
 from flows.run.stage_lines import own_lines
@@ -107,12 +109,43 @@ def test_the_profile_is_a_choice_in_the_form(counting_project: Path, monkeypatch
         ("text", "run: 'text'"),
     ],
 )
-def test_a_wrong_form_is_one_line(form: object, part: str) -> None:
-    with pytest.raises(ConfigError) as caught:
-        _request(form)
-    assert part in str(caught.value)
-    assert "\n" not in str(caught.value)
-    assert " Fix: " in str(caught.value)
+def test_a_wrong_form_is_one_line(
+    form: object, part: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(flows.pipeline, "get_run_logger", lambda: logging.getLogger("here"))
+    with caplog.at_level(logging.ERROR, "here"):
+        state = flows.pipeline.pipeline.fn(form, missed="all")
+    assert state.is_failed()
+    assert [record.getMessage() for record in caplog.records] == [state.message]
+    assert part in state.message
+    assert "\n" not in state.message
+    assert " Fix: " in state.message
+
+
+@pytest.mark.parametrize(
+    ("deployed", "missed", "asked"),
+    [
+        (True, "newest", [flows.flow_runs.drop_others_due, "the run", flows.flow_runs.skip_due_meanwhile]),
+        (True, "all", ["the run", flows.flow_runs.skip_due_meanwhile]),
+        (False, "all", ["the run"]),
+    ],
+)
+def test_runs_that_were_due_before_are_dropped_and_those_due_meanwhile_skipped(
+    deployed: bool, missed: Any, asked: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever becomes of the run itself; here it cannot even be prepared."""
+    seen: list[Any] = []
+
+    def prepare(root: Path, request: RunRequest) -> None:
+        seen.append("the run")
+        raise ConfigError("no such profile")
+
+    monkeypatch.setattr(flows.pipeline, "prepare_flow_run", prepare)
+    monkeypatch.setattr(flows.pipeline, "tell_server", lambda tell, what: seen.append(tell))
+    monkeypatch.setattr(flows.pipeline, "under_worker", lambda: deployed)
+    monkeypatch.setattr(flows.pipeline, "get_run_logger", lambda: logging.getLogger("here"))
+    assert flows.pipeline.pipeline.fn(RunRequest(), missed=missed).is_failed()
+    assert seen == asked
 
 
 DVC_PRINTS = """\
@@ -201,9 +234,20 @@ def test_a_bug_in_what_is_told_is_not_hidden() -> None:
         tell_server(wrong, "x")
 
 
-def test_a_table_of_samples_begins_with_the_prompt() -> None:
+def test_a_table_of_samples_begins_with_the_prompt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     row = {"after": "b", "before": "a", "id": 3, "prompt": "Where?", "scores": {"after": 0.5, "before": 0.25}}
-    assert list(_cells(row)) == ["prompt", "before", "after", "id", "scores.before", "scores.after"]
+    samples = tmp_path / "artifacts/sft/samples.json"
+    samples.parent.mkdir(parents=True)
+    samples.write_text(json.dumps([row]))
+    tables: dict[str, list[dict[str, str]]] = {}
+    monkeypatch.setattr(flows.artifacts, "create_table_artifact", lambda rows, key, **_: tables.update({key: rows}))
+    monkeypatch.setattr(flows.artifacts, "create_markdown_artifact", lambda *_, **__: None)
+    publish_stage(SimpleNamespace(root=tmp_path, recorder=None), StageSummary(name="sft"))  # type: ignore[arg-type]
+    ((shown,),) = tables.values()
+    assert list(shown.items()) == [
+        ("prompt", "Where?"), ("before", "a"), ("after", "b"), ("id", "3"), ("scores.before", "0.25"),
+        ("scores.after", "0.5"),
+    ]  # fmt: skip
 
 
 def test_a_summary_without_figures_is_a_page() -> None:

@@ -12,7 +12,7 @@ import pytest
 from support.project import processes_of
 from support.timing import patience
 
-from tasks.frame.runner import ProgressFollower, Stop, _explain, end_group, run_stage_process
+from tasks.frame.runner import ProgressFollower, Stop, end_group, explain_failure, run_stage_process
 from tasks.frame.watchdog import process_start
 from tests.flows.conftest import plain_environment, processes_in, set_steps, wait_for
 
@@ -225,12 +225,12 @@ def test_a_half_written_event_waits(tmp_path: Path) -> None:
     ],
 )
 def test_failures_that_the_stage_could_not_write_down(line: str, code: int, part: str) -> None:
-    found, message = _explain("sft", 1, ["Running stage 'sft':", line])
+    found, message = explain_failure("sft", 1, ["Running stage 'sft':", line])
     assert found == code
     assert part in message
 
 
 def test_dvc_itself_killed_is_said_to_be() -> None:
-    found, message = _explain("sft", -signal.SIGKILL, ["step 1/24"])
+    found, message = explain_failure("sft", -signal.SIGKILL, ["step 1/24"])
     assert found == 7
     assert "killed from outside" in message

@@ -64,7 +64,7 @@ def run(stage: Stage) -> dict[str, Any]:
     heldout = _whole(
         stage, tokenizer, _table(stage, paths.PREFERENCES / "heldout.parquet"), "chosen", "rejected", name="held out"
     )
-    graded, num_trained = _grades(stage)
+    graded, num_trained = grades_to_judge_by(stage)
     graded = _whole(stage, tokenizer, graded, "response", name="graded")
     others = [row for row in _other_pairs(stage, "heldout") if not row["tie"]]
     others = _whole(stage, tokenizer, others, "chosen", "rejected", name="others")
@@ -86,7 +86,7 @@ def run(stage: Stage) -> dict[str, Any]:
         prompt_ids=[row["prompt_id"] for row in heldout],
         margin_scale=float(model.scale),
     )
-    _gate(card, cfg)
+    check_gates(card, cfg)
     unit = float(model.unit)
     write_table(
         stage.out / "heldout_scores.parquet", pair_rows(heldout, chosen, rejected, unit), SCHEMAS["heldout_scores"]
@@ -103,7 +103,7 @@ def run(stage: Stage) -> dict[str, Any]:
     return card | ranking_figures(cfg, groups) | _training_figures(stage, state, groups, model) | text_figures(stage)
 
 
-def _grades(stage: Stage) -> tuple[list[Row], int]:
+def grades_to_judge_by(stage: Stage) -> tuple[list[Row], int]:
     """Graded responses to judge the model by, and how many are left out as their prompts are trained on."""
     trained = read_table(stage.root / paths.PREFERENCES / "train.parquet")["prompt"]
     groups = {prompt_group(prompt) for prompt in set(trained)}
@@ -231,7 +231,7 @@ class _Reader:
         self._known |= dict(zip(new, readings, strict=True))
 
 
-def _gate(card: Mapping[str, Any], cfg: RewardConfig) -> None:
+def check_gates(card: Mapping[str, Any], cfg: RewardConfig) -> None:
     """Refuse a model whose figures do not pass with their whole intervals; one that is undefined never passes."""
     if card["pairwise_accuracy"] is None:
         raise GateRefused(

@@ -41,7 +41,7 @@ def run(stage: Stage) -> dict[str, Any]:
         DataError: there is no demonstration to learn from.
         ConfigError, EnvironmentProblem: the pretrained folder cannot be used.
     """
-    train, kept = _demonstrations(stage)
+    train, kept = split_demonstrations(stage)
     model, tokenizer = _starting_point(stage, train)
     add_adapters(model, stage.params.model.lora_at("sft"), stage.rng().integer("adapters"))
     model.to(stage.device)
@@ -78,7 +78,7 @@ def run(stage: Stage) -> dict[str, Any]:
     return found | {"num_demonstrations": len(train)} | turns.figures() | text_figures(stage)
 
 
-def _demonstrations(stage: Stage) -> tuple[list[Row], list[Row]]:
+def split_demonstrations(stage: Stage) -> tuple[list[Row], list[Row]]:
     """Training rows, and those kept for the held-out loss; all rows of one prompt group are on one side."""
     path = paths.VALIDATE / "demonstrations.parquet"
     share = stage.params.sft.heldout_share

@@ -150,8 +150,7 @@ def test_the_live_table_shows_every_stage() -> None:
     table.stage_started("align@ppo")
     table.stage_event("align@ppo", progress(1, 100.0, 1000))
     table.stage_event("align@ppo", progress(5, 104.0, 9000))
-    table._console = Console(file=stream, width=140)
-    table._console.print(table._draw())
+    Console(file=stream, width=140).print(table)
     lines = stream.getvalue().splitlines()
     assert "51,234" in lines[1]
     assert "5/20" in lines[2]
@@ -200,11 +199,10 @@ def test_the_result_fits_the_page_and_loses_nothing(width: int, monkeypatch: pyt
 def test_at_80_columns_the_live_table_keeps_names_and_figures() -> None:
     stream = io.StringIO()
     table = LiveTable(["sft", "align@ppo", "evaluate"], stream)
-    table._console = Console(file=stream, width=80)
     table.stage_started("align@ppo")
     table.stage_event("align@ppo", progress(1, 100.0, 1000))
     table.stage_event("align@ppo", progress(5, 104.0, 9000))
-    table._console.print(table._draw())
+    Console(file=stream, width=80).print(table)
     text = stream.getvalue()
     assert max(len(line.rstrip()) for line in text.splitlines()) <= 80
     for part in ("align@ppo", "loss/policy 0.5 kl 2", "25%", "5/20", "tokens/s 2,000", "15.0 s"):

@@ -118,14 +118,14 @@ def test_a_busy_server_is_waited_for_and_a_dead_one_is_not(
     note(tmp_path, sleeper)
     answers = iter([False, False, True])
     monkeypatch.setattr(servers, "answers", lambda url: next(answers))
-    monkeypatch.setattr(servers, "mlflow_settings", lambda uri: {})
-    found = servers._ensure(tmp_path, "mlflow", lambda port: ["false"], lambda port: {})
+    monkeypatch.setattr(servers.sys, "executable", "/bin/false")  # what is started in its place ends at once
+    found = servers.ensure_mlflow(tmp_path)
     assert found.pid == sleeper.pid
     assert sleeper.poll() is None
     monkeypatch.setattr(servers, "answers", lambda url: False)
     monkeypatch.setattr(servers, "ANSWER_SECONDS", 0.5)
     with pytest.raises(EnvironmentProblem, match="does not come up"):
-        servers._ensure(tmp_path, "mlflow", lambda port: [sys.executable, "-c", ""], lambda port: {})
+        servers.ensure_mlflow(tmp_path)
     assert sleeper.wait(timeout=patience(5)) != 0
 
 

@@ -38,20 +38,25 @@ def test_a_missing_package_has_a_cure() -> None:
     assert (finding.level, finding.cure) == ("fail", "pip install -e . -c constraints.txt")
 
 
+def about(root: Path, what: str) -> Finding:
+    (finding,) = (one for one in examine(root) if one.what == what)
+    return finding
+
+
 @pytest.mark.parametrize(("free_mib", "level"), [(100, "fail"), (2_000, "warn"), (50_000, "ok")])
 def test_disk(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, free_mib: int, level: str) -> None:
     class Usage:
         free = free_mib * 2**20
 
     monkeypatch.setattr(doctor.shutil, "disk_usage", lambda path: Usage)
-    assert [finding.level for finding in doctor._disk(tmp_path)] == [level]
+    assert about(tmp_path, "disk").level == level
 
 
 def test_a_model_folder_that_is_not_there_is_found(counting_project: Path) -> None:
     params = counting_project / "params.yaml"
     params.write_text(params.read_text() + "model: {source: folder, path: models/own}\n")
-    (finding,) = doctor._parameters(counting_project)
-    assert (finding.level, finding.what) == ("fail", "params.yaml")
+    finding = about(counting_project, "params.yaml")
+    assert finding.level == "fail"
     assert finding.found.startswith("params.yaml: model.path: ")
     assert finding.cure
 
@@ -59,21 +64,19 @@ def test_a_model_folder_that_is_not_there_is_found(counting_project: Path) -> No
 def test_a_server_that_does_not_answer_is_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://user:secret@127.0.0.1:9")
-    (prefect,) = doctor._prefect(tmp_path)
+    prefect = about(tmp_path, "Prefect")
     assert (prefect.level, "PREFECT_API_URL" in prefect.cure) == ("fail", True)
-    findings = list(doctor._mlflow(tmp_path))
-    assert findings[0].level == "fail"
-    assert not any("secret" in finding.found for finding in findings)
+    assert about(tmp_path, "MLflow store").level == "fail"
+    assert not any("secret" in finding.found + finding.cure for finding in examine(tmp_path))
 
 
 def test_a_look_that_breaks_does_not_hide_the_others(monkeypatch: pytest.MonkeyPatch, counting_project: Path) -> None:
-    def broken(root: Path):
+    def broken(path: Path):
         raise ZeroDivisionError("oh")
-        yield
 
-    monkeypatch.setattr(doctor, "_disk", broken)
+    monkeypatch.setattr(doctor.shutil, "disk_usage", broken)
     findings = examine(counting_project)
-    assert Finding(level="fail", what="broken", found="ZeroDivisionError: oh") in findings
+    assert Finding(level="fail", what="disk", found="ZeroDivisionError: oh") in findings
     assert {"Python", "GPU", "Prefect"} <= {finding.what for finding in findings}
 
 

@@ -56,6 +56,7 @@ def test_a_bigger_model_leaves_room_for_fewer(tmp_path: Path, monkeypatch: pytes
 
 def test_stages_that_share_a_gpu_follow_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "cores", lambda: 8)
-    monkeypatch.setattr(module, "_has_gpu", lambda: True)
+    (tmp_path / "gpus/0000:00:04.0").mkdir(parents=True)
+    monkeypatch.setattr(module, "GPUS", tmp_path / "gpus")
     assert at_once(Params(compute=ComputeConfig(device="auto")), tmp_path) == 1
     assert at_once(Params(compute=ComputeConfig(device="cpu")), tmp_path) > 1

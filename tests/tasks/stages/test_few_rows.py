@@ -34,7 +34,7 @@ def test_of_few_prompts_one_is_kept_for_the_held_out_loss(stage: Stage, capsys: 
     prompts = [f"Say {number}?" for number in range(5)]
     assert not any(is_heldout(f"sft {prompt_group(prompt)}", 0.03) for prompt in prompts), "0.03 of five is none"
     write_demonstrations(*prompts, prompts[0].upper())
-    train, kept = sft._demonstrations(stage)
+    train, kept = sft.split_demonstrations(stage)
     groups = {prompt_group(row["prompt"]) for row in kept}
     assert len(groups) == 1
     assert groups.isdisjoint(prompt_group(row["prompt"]) for row in train)
@@ -45,7 +45,7 @@ def test_of_few_prompts_one_is_kept_for_the_held_out_loss(stage: Stage, capsys: 
 
 def test_of_one_prompt_nothing_is_kept(stage: Stage) -> None:
     write_demonstrations("Ask?", "ask?")
-    assert len(sft._demonstrations(stage)[0]) == 2
+    assert len(sft.split_demonstrations(stage)[0]) == 2
 
 
 def test_a_held_out_loss_of_nothing_says_why_it_is_null(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -80,5 +80,5 @@ def test_grades_on_prompts_that_are_trained_on_do_not_judge_the_model(stage: Sta
         {"id": prompt, "prompt": prompt, "response": "x", "score": 1.0} for prompt in ("TRAINED? ", "New?", "Other?")
     ]
     write_table(paths.VALIDATE / "graded.parquet", grades, SCHEMAS["graded"])
-    kept, left_out = reward._grades(stage)
+    kept, left_out = reward.grades_to_judge_by(stage)
     assert ([row["prompt"] for row in kept], left_out) == (["New?", "Other?"], 1)

@@ -5,7 +5,7 @@ import threading
 import psutil
 from support.tracking import STAGE
 
-from tasks.tracking import Recorder, SystemWatch, system
+from tasks.tracking import Recorder, SystemWatch
 from tasks.tracking.names import RUN_KEY
 
 
@@ -48,10 +48,10 @@ def test_a_resumed_stage_goes_on_with_its_steps(checkout, store):
 
 
 def test_a_machine_that_cannot_be_read_ends_nothing(checkout, monkeypatch):
-    def broken():
+    def broken(monitor):
         raise OSError("no such counter")
 
-    monkeypatch.setattr(system, "_monitors", broken)
+    monkeypatch.setattr("mlflow.system_metrics.metrics.cpu_monitor.CPUMonitor.collect_metrics", broken)
     with Recorder(checkout, "run") as recorder:
         watch = SystemWatch(recorder, every_s=0.01)
         recorder.start_stage("sft")

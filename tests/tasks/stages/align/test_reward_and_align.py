@@ -134,7 +134,7 @@ GATES = {"min_pairwise_accuracy": 0.8, "min_spearman": 0.7, "min_kendall": 0.5, 
 
 
 def test_figures_on_the_gates_pass() -> None:
-    reward._gate(CARD, RewardConfig(**GATES))
+    reward.check_gates(CARD, RewardConfig(**GATES))
 
 
 @pytest.mark.parametrize(
@@ -150,10 +150,10 @@ def test_figures_on_the_gates_pass() -> None:
 def test_each_figure_on_the_wrong_side_of_its_gate_is_refused(figure: str, value: float | None, said: str) -> None:
     card = CARD | {figure: value, "undefined": {figure: "why"} if value is None else {}}
     with pytest.raises(GateRefused, match=said):
-        reward._gate(card, RewardConfig(**GATES))
+        reward.check_gates(card, RewardConfig(**GATES))
     unset = GATES | {key: None for key in GATES if key.partition("_")[2] in figure}
     if figure != "pairwise_accuracy_low":
-        reward._gate(card, RewardConfig(**unset))
+        reward.check_gates(card, RewardConfig(**unset))
 
 
 def test_an_undefined_accuracy_never_passes(project: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -36,6 +36,7 @@ def test_figures_tables_and_samples(root: Path):
     comparisons = pq.read_table(out / "comparisons.parquet").to_pylist()
     assert len(comparisons) == 2 * 2 * 2 * 12
     won = [row for row in comparisons if (row["model"], row["temperature"], row["judge"]) == ("dpo", 1.0, "gold")]
+    assert len(won) == 12
     assert sum(row["outcome"] == "win" for row in won) == metrics["dpo"]["wins"]
     assert all((row["score"] > row["sft_score"]) == (row["outcome"] == "win") for row in won)
     samples = json.loads((out / "samples.json").read_text())

@@ -136,21 +136,34 @@ def test_earlier_replies_are_learned_where_all_turns_are(
     from rlhf_core.data.batching.examples import Example
     from tasks import paths
     from tasks.frame.definition import stage_definition
-    from tasks.frame.stage import Stage
+    from tasks.frame.stage import Progress, Stage
     from tasks.params import load_params
-    from tasks.stages.sft.learned_turns import LearnedTurns
-    from tasks.stages.sft.run import _encode
+    from tasks.stages.sft import run as sft
     from tasks.tables import SCHEMAS, write_table
 
     write_params(project, sft={"turns": turns})
     monkeypatch.chdir(project)
-    stage = Stage(stage_definition(project, "sft"), load_params(project / "params.yaml"), project, project, None)  # type: ignore[arg-type]
+    params, progress = load_params(project / "params.yaml"), Progress(project / "progress.jsonl")
+    stage = Stage(stage_definition(project, "sft"), params, project, project / "out", progress)
     tokenizer = load_tokenizer(project / "models/own")
     first = "Be kind.\n\nHuman: Hello, where is the lamp?\n\nAssistant:"
     prompt = f"{first} In aisle 2.\n\nHuman: And the price?\n\nAssistant:"
+    row = {"id": "d", "prompt": prompt, "response": "2 coins.", "task": "t", "source": "file", "split": "train"}
+    write_table(paths.VALIDATE / "demonstrations.parquet", [row], SCHEMAS["demonstrations"])
     write_table(paths.VALIDATE / "heldout_replies.parquet", [], SCHEMAS["heldout_replies"])
-    rows = [{"prompt": prompt, "response": "2 coins.", "task": "t"}]
-    (found,) = _encode(stage, tokenizer, rows, LearnedTurns([], every=turns == "all").of(rows), "training")
+    given = []
+
+    class GivenToTheTrainer(Exception):
+        pass
+
+    def trainer(*arguments: object, **more: object) -> None:
+        given.extend(one for one in (*arguments, *more.values()) if isinstance(one, list) and one)
+        raise GivenToTheTrainer
+
+    monkeypatch.setattr(sft, "train_sft", trainer)
+    with pytest.raises(GivenToTheTrainer):
+        sft.run(stage)
+    (found,) = given
     p1, r1 = encode_prompt(tokenizer, first, 200), encode_response(tokenizer, "In aisle 2.", 24)
     p2, r2 = encode_prompt(tokenizer, prompt, 200), encode_response(tokenizer, "2 coins.", 24)
     if learns_first:
