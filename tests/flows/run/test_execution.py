@@ -10,7 +10,7 @@ from support.project import edited_yaml
 
 import flows.run.execution
 import tasks.tracking
-from flows.run.execution import PipelineRun
+from flows.run.execution import Curves, PipelineRun
 from flows.run.record import numbers
 from flows.run.request import PreparedRun, RunRequest, pipeline_stages, prepare_run
 from flows.run.summary import LIVE_FILE, StageSummary, read_summary, verdict_of
@@ -419,6 +419,22 @@ def test_an_undefined_verdict_is_none() -> None:
         worse = verdict_of({"verdict": VERDICT | change})
         assert worse is not None
         assert not worse.better_than_sft
+
+
+def test_points_of_curves_are_handed_on_together_and_none_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    recorder = FakeRecorder(Path(), "key", name="run", tags={}, params={})
+    curves = Curves(recorder, "sft")  # type: ignore[arg-type]
+
+    def add(step: int) -> list[list[int]]:
+        curves.add({"event": "start"})
+        curves.add({"event": "progress", "step": step, "time": 1.0, "metrics": {}})
+        return [steps for _, _, steps in recorder.of("metrics")]
+
+    assert [add(1), add(2)] == [[], []], "each hand-over waits for the disk"
+    monkeypatch.setattr(flows.run.execution, "CURVE_SECONDS", -1.0)
+    assert [add(3), add(4)] == [[[1, 2, 3]], [[1, 2, 3], [4]]]
+    curves.send()
+    assert len(recorder.of("metrics")) == 2, "nothing is left to send"
 
 
 def test_a_stage_summary_refuses_unknown_keys() -> None:

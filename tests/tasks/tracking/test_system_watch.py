@@ -51,7 +51,9 @@ def test_a_machine_that_cannot_be_read_ends_nothing(checkout, monkeypatch):
     def broken(monitor):
         raise OSError("no such counter")
 
+    crashed = []
     monkeypatch.setattr("mlflow.system_metrics.metrics.cpu_monitor.CPUMonitor.collect_metrics", broken)
+    monkeypatch.setattr(threading, "excepthook", crashed.append)
     with Recorder(checkout, "run") as recorder:
         watch = SystemWatch(recorder, every_s=0.01)
         recorder.start_stage("sft")
@@ -59,4 +61,5 @@ def test_a_machine_that_cannot_be_read_ends_nothing(checkout, monkeypatch):
         watch.end("sft")
         watch.stop()
     assert "system-watch" not in {thread.name for thread in threading.enumerate()}
+    assert crashed == [], "a traceback on somebody's terminal"
     assert str(recorder.delivery) == ""
