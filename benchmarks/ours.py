@@ -15,6 +15,7 @@ from rlhf_core.data.batching.pairs import PreferencePair, group_pairs
 from rlhf_core.models.policy import load_policy
 from rlhf_core.models.scoring.reward_model import RewardModel
 from rlhf_core.state.compute_mode import ComputeMode, set_compute_mode
+from rlhf_core.state.run_context import RunContext
 from rlhf_core.state.train_state import TrainState
 from rlhf_core.trainers.optimisation import make_optimizer
 from rlhf_core.trainers.preference.trainer import train_dpo
@@ -63,9 +64,12 @@ def sft(setting: Setting, clock: Clock) -> dict[str, Any]:
     ticks = Ticks(clock)
     clock.begin()
     train_sft(
-        cfg, state, [Example(row.prompt, row.chosen) for row in rows], [],
-        seed=setting.seed, pad_id=PAD, log=ticks, checkpoint=_no_checkpoint,
-    )  # fmt: skip
+        cfg,
+        state,
+        [Example(row.prompt, row.chosen) for row in rows],
+        [],
+        RunContext(seed=setting.seed, pad_id=PAD, log=ticks),
+    )
     return _extra(setting, ticks, "chosen")
 
 
@@ -77,7 +81,7 @@ def reward(setting: Setting, clock: Clock) -> dict[str, Any]:
     ticks = Ticks(clock)
     groups = group_pairs(_pairs(setting))
     clock.begin()
-    train_reward(cfg, state, groups, seed=setting.seed, pad_id=PAD, log=ticks, checkpoint=_no_checkpoint)
+    train_reward(cfg, state, groups, RunContext(seed=setting.seed, pad_id=PAD, log=ticks))
     return _extra(setting, ticks, "ends")
 
 
@@ -89,9 +93,8 @@ def dpo(setting: Setting, clock: Clock) -> dict[str, Any]:
     ticks = Ticks(clock)
     clock.begin()
     train_dpo(
-        cfg, state, _policy(setting), group_pairs(_pairs(setting)),
-        seed=setting.seed, pad_id=PAD, log=ticks, checkpoint=_no_checkpoint,
-    )  # fmt: skip
+        cfg, state, _policy(setting), group_pairs(_pairs(setting)), RunContext(seed=setting.seed, pad_id=PAD, log=ticks)
+    )
     return _extra(setting, ticks, "both")
 
 

@@ -17,9 +17,10 @@ from rlhf_core.config import PPOConfig
 from rlhf_core.models.scoring.reward_model import RewardModel
 from rlhf_core.models.scoring.value import ValueHead, ValueModel
 from rlhf_core.rollout.sampler import Sampling, sample_responses
+from rlhf_core.state.run_context import RunContext
 from rlhf_core.state.train_state import TrainState
 from rlhf_core.trainers.optimisation import make_optimizer
-from rlhf_core.trainers.ppo.trainer import train_ppo
+from rlhf_core.trainers.ppo.trainer import Rewards, train_ppo
 
 NEVER = 10**9
 
@@ -106,11 +107,9 @@ def _ppo(setting: Setting, clock: Clock, *, ends: bool, value: str) -> dict[str,
         cfg,
         state,
         reference,
-        scorer,
+        Rewards(scorer),
         make_prompts(steps * RESPONSES, setting.size, setting.seed),
-        seed=setting.seed,
+        RunContext(seed=setting.seed, pad_id=PAD, log=ticks),
         sampling=Sampling(eos_ids=(END,) if ends else (), pad_id=PAD, max_new_tokens=NEW_TOKENS),
-        log=ticks,
-        checkpoint=lambda state: None,
     )
     return {"response_tokens": ticks.lengths}

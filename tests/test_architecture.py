@@ -25,10 +25,6 @@ STAGES = list(YAML(typ="safe").load((ROOT / "dvc.yaml").read_text())["stages"])
 # Functions still over eight parameters: the list only ever gets shorter; one that is no longer over is taken off it.
 OVER_EIGHT = {
     "rlhf_core/engine/blocks.py:forward",
-    "rlhf_core/trainers/ppo/rollout.py:collect_rollout",
-    "rlhf_core/trainers/ppo/trainer.py:train_ppo",
-    "rlhf_core/trainers/preference/trainer.py:train_dpo",
-    "rlhf_core/trainers/sft.py:train_sft",
 }
 
 # Frame modules that decide how a stage is started, not what it writes; the other code of a stage is a DVC input.

@@ -17,9 +17,9 @@ from rlhf_core.engine.batches import by_length, collate, cut, length_buckets
 from rlhf_core.errors import Diverged
 from rlhf_core.rollout.logprobs import response_logprobs
 from rlhf_core.state.rng import StepRng
+from rlhf_core.state.run_context import RunContext
 from rlhf_core.state.sharding import in_step, part_like
-from rlhf_core.state.train_state import MetricSink, SaveCheckpoint, TrainState, unheard, unkept
-from rlhf_core.state.world import ALONE, World
+from rlhf_core.state.train_state import TrainState
 from rlhf_core.trainers import hard_examples
 from rlhf_core.trainers.figures import reportable
 from rlhf_core.trainers.optimisation import apply_gradients, set_learning_rate
@@ -36,12 +36,7 @@ def train_sft(
     state: TrainState,
     examples: Sequence[Example],
     heldout: Sequence[Example],
-    *,
-    seed: int,
-    pad_id: int,
-    log: MetricSink = unheard,
-    checkpoint: SaveCheckpoint = unkept,
-    world: World = ALONE,
+    run: RunContext,
 ) -> TrainState:
     """Train from `state.step` to `cfg.max_steps`, or until the held-out loss has stopped falling.
 
@@ -61,7 +56,7 @@ def train_sft(
         # 1. Which examples: a pass's batches are addressed by its number, so only the place in it is remembered.
         epoch, place = extra.get("epoch", 0), extra.get("place", 0)
         if place == 0 or not batches:
-            batches = epoch_batches(cfg, examples, seed, epoch)
+            batches = epoch_batches(cfg, examples, run.seed, epoch)
         members = batches[place]
         rows = [examples[row] for row in members]
 
@@ -70,22 +65,22 @@ def train_sft(
             state.step, cfg.max_steps, cfg.learning_rate, cfg.warmup_steps, cfg.min_learning_rate_share, "cosine"
         )
         set_learning_rate(optimizer, rate)
-        figures = learn(cfg, state, members, rows, pad_id, world) | {"optim/learning_rate": rate}
+        figures = learn(cfg, state, members, rows, run) | {"optim/learning_rate": rate}
         extra["tokens"] = extra.get("tokens", 0) + sum(row.num_tokens for row in rows)
         extra["epoch"], extra["place"] = (epoch, place + 1) if place + 1 < len(batches) else (epoch + 1, 0)
         state.step += 1
 
         # 3. Look at what it has not learned from, now and then, and stop when that no longer gets better.
         if heldout and (state.step % cfg.eval_every == 0 or state.step == cfg.max_steps):
-            figures["loss/heldout"] = heldout_loss(policy, heldout, cfg.batch_size, pad_id, world)
+            figures["loss/heldout"] = heldout_loss(policy, heldout, cfg.batch_size, run)
             note_heldout_loss(state, figures["loss/heldout"], cfg.patience)
 
         # 4. Report, save. Nothing below this line changes a weight.
         figures = reportable(figures)
         state.record(figures)
         if state.step % cfg.save_every == 0 or state.step == cfg.max_steps or extra.get("stopped_early", False):
-            checkpoint(state)
-        log(state.step, cfg.max_steps, figures, extra["tokens"])
+            run.checkpoint(state)
+        run.log(state.step, cfg.max_steps, figures, extra["tokens"])
     restore_best(state)
     return state
 
@@ -106,17 +101,17 @@ def epoch_batches(cfg: SFTConfig, examples: Sequence[Example], seed: int, epoch:
 
 
 def learn(
-    cfg: SFTConfig, state: TrainState, members: Sequence[int], rows: Sequence[Example], pad_id: int, world: World
+    cfg: SFTConfig, state: TrainState, members: Sequence[int], rows: Sequence[Example], run: RunContext
 ) -> dict[str, float]:
     """Take one optimiser step on `rows`, whose places among all examples are `members`; returns its figures."""
     weights = None
     if cfg.hard_examples:
         weights = hard_examples.weights(state.tensors[RUNNING_LOSSES], members, cfg.hard_examples)
-    loss, each = accumulate_gradients(state.modules["policy"], rows, cfg.accumulation, pad_id, weights, world)
-    norm = apply_gradients(state, "policy", loss, cfg.max_grad_norm, world, max_grad_value=cfg.max_grad_value)
+    loss, each = accumulate_gradients(state.modules["policy"], rows, cfg.accumulation, run, weights)
+    norm = apply_gradients(state, "policy", loss, cfg.max_grad_norm, run.world, max_grad_value=cfg.max_grad_value)
     figures = {"loss/train": loss, "optim/grad_norm": math.nan if norm is None else norm}
     if cfg.hard_examples:
-        each = world.collect(each)
+        each = run.world.collect(each)
         hard_examples.follow(state.tensors[RUNNING_LOSSES], members, each, cfg.hard_examples.memory)
         total = sum(one * row.num_targets for one, row in zip(each, rows, strict=True))
         figures["loss/unweighted"] = total / sum(row.num_targets for row in rows)
@@ -127,9 +122,8 @@ def accumulate_gradients(
     policy: PreTrainedModel,
     rows: Sequence[Example],
     parts: int,
-    pad_id: int,
+    run: RunContext,
     weights: Sequence[float] | None = None,
-    world: World = ALONE,
 ) -> tuple[float, list[float]]:
     """Add the gradient of the mean loss a target token over all `rows`, computed in at least `parts` micro-batches.
 
@@ -143,16 +137,16 @@ def accumulate_gradients(
     """
     heavy = list(weights) if weights is not None else [1.0] * len(rows)
     norm = sum(weight * row.num_targets for weight, row in zip(heavy, rows, strict=True))
-    mine = world.share(list(zip(rows, heavy, strict=True)))
+    mine = run.world.share(list(zip(rows, heavy, strict=True)))
     size = max(1, math.ceil(len(mine) / parts))
     chunks = cut(mine, size)
     if policy.device.type == "cpu":
         chunks = [part for chunk in chunks for part in _passes(chunk)]
     total = torch.zeros((), dtype=torch.float64, device=policy.device)
     each: list[float] = []
-    for chunk, counts in in_step(chunks, policy, world):
+    for chunk, counts in in_step(chunks, policy, run.world):
         some, factors = zip(*chunk, strict=True)
-        logprobs_BR, mask_BR = target_logprobs(policy, some, pad_id)
+        logprobs_BR, mask_BR = target_logprobs(policy, some, run.pad_id)
         if weights is not None:
             if counts:
                 each += (-logprobs_BR.detach().sum(1) / mask_BR.sum(1)).tolist()
@@ -160,7 +154,7 @@ def accumulate_gradients(
         loss = -logprobs_BR.sum() / norm * counts
         loss.backward()
         total += loss.detach()
-    return world.total(total).item(), each
+    return run.world.total(total).item(), each
 
 
 def _passes(rows: Sequence[tuple[Example, float]]) -> list[list[tuple[Example, float]]]:
@@ -182,15 +176,13 @@ def target_logprobs(policy: PreTrainedModel, rows: Sequence[Example], pad_id: in
 
 
 @torch.no_grad()
-def heldout_loss(
-    policy: PreTrainedModel, examples: Sequence[Example], batch_size: int, pad_id: int, world: World = ALONE
-) -> float:
+def heldout_loss(policy: PreTrainedModel, examples: Sequence[Example], batch_size: int, run: RunContext) -> float:
     """Mean negative log-likelihood of a target token over `examples`, in nats."""
     chunks = [[examples[place] for place in places] for places in by_length(_lengths(examples), batch_size)]
     total = torch.zeros((), dtype=torch.float64, device=policy.device)
-    for chunk, counts in in_step(world.share(chunks), policy, world):
-        total -= target_logprobs(policy, chunk, pad_id)[0].sum() * counts
-    summed = world.total(total).item()
+    for chunk, counts in in_step(run.world.share(chunks), policy, run.world):
+        total -= target_logprobs(policy, chunk, run.pad_id)[0].sum() * counts
+    summed = run.world.total(total).item()
     return summed / sum(example.num_targets for example in examples)
 
 

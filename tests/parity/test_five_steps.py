@@ -21,6 +21,7 @@ from rlhf_core.data.batching.examples import Example
 from rlhf_core.data.batching.pairs import PreferenceGroup, group_batches
 from rlhf_core.models.scoring.reward_model import RewardModel
 from rlhf_core.state.rng import StepRng
+from rlhf_core.state.run_context import RunContext
 from rlhf_core.state.train_state import TrainState
 from rlhf_core.trainers.optimisation import make_optimizer
 from rlhf_core.trainers.preference.trainer import train_dpo
@@ -78,10 +79,10 @@ def groups() -> list[PreferenceGroup]:
     ]
 
 
-def ours(train: Any, name: str, module: torch.nn.Module, *given: Any, **more: Any) -> list[float]:
+def ours(train: Any, name: str, module: torch.nn.Module, *given: Any) -> list[float]:
     """Losses of our trainer's steps."""
     state = TrainState(modules={name: module}, optimizers={name: make_optimizer(module, RATE, DECAY)})
-    train(*given[:1], state, *given[1:], seed=5, log=lambda *_: None, checkpoint=lambda _: None, pad_id=PAD, **more)
+    train(*given[:1], state, *given[1:], RunContext(seed=5, pad_id=PAD))
     return [row["loss/train"] for row in state.history]
 
 

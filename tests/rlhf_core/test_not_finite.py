@@ -22,6 +22,7 @@ from rlhf_core.models.scoring.reward_model import RewardModel
 from rlhf_core.rollout.best_of_n import pick
 from rlhf_core.rollout.sampler import Sampling, sample_responses
 from rlhf_core.rollout.token_draw import OPEN, CutOff, draw_tokens
+from rlhf_core.state.run_context import RunContext
 from rlhf_core.state.train_state import TrainState
 from rlhf_core.trainers.ppo.guard import Watch
 from rlhf_core.trainers.preference.reference import reference_logprobs
@@ -29,6 +30,8 @@ from rlhf_core.trainers.reward.plan import Phase
 from rlhf_core.trainers.reward.teacher import fit_aggregation
 from rlhf_core.trainers.reward.trainer import standardise
 from rlhf_core.trainers.sft import note_heldout_loss
+
+RUN = RunContext(seed=0, pad_id=PAD)
 
 BAD = [math.nan, math.inf, -math.inf]
 
@@ -177,7 +180,7 @@ def test_a_reference_that_gives_no_number_is_an_error_before_training() -> None:
     with torch.no_grad():
         reference.model.embed_tokens.weight[groups[3].responses[0][0]] = math.nan
     with pytest.raises(Diverged, match="the reference's log-probability of training response"):
-        reference_logprobs(reference, groups, [list(range(12))], PAD)
+        reference_logprobs(reference, groups, [list(range(12))], RUN)
 
 
 @pytest.mark.parametrize("bad", BAD)

@@ -38,13 +38,14 @@ from rlhf_core.rollout.token_draw import OPEN, CutOff
 from rlhf_core.state.checkpoint import Checkpointer
 from rlhf_core.state.compute_mode import ComputeMode, computing
 from rlhf_core.state.rng import StepRng
+from rlhf_core.state.run_context import RunContext
 from rlhf_core.state.train_state import TrainState
 from rlhf_core.trainers.optimisation import make_optimizer
 from rlhf_core.trainers.ppo.guard import Watch
-from rlhf_core.trainers.ppo.trainer import train_ppo
+from rlhf_core.trainers.ppo.trainer import Rewards, train_ppo
 from rlhf_core.trainers.preference.trainer import train_dpo
-from rlhf_core.trainers.reward.plan import ensemble_of, make_models, phases
-from rlhf_core.trainers.reward.teacher import fit_aggregation
+from rlhf_core.trainers.reward.plan import make_models
+from rlhf_core.trainers.reward.teacher import ensemble_of
 from rlhf_core.trainers.reward.trainer import standardise, train_reward
 from rlhf_core.trainers.sft import train_sft
 from support.preference import EOS, PAD, toy_groups
@@ -128,7 +129,7 @@ def sft(device: torch.device, kind: str = "llama", rank: int = 0) -> list[float]
         max_grad_value=0.5, **RATE,
     )  # fmt: skip
     state = state_of(policy=model)
-    return _figures(train_sft(cfg, state, rows, rows[:3], seed=0, pad_id=PAD, log=_quiet, checkpoint=_quiet))
+    return _figures(train_sft(cfg, state, rows, rows[:3], RunContext(seed=0, pad_id=PAD)))
 
 
 def reward(device: torch.device, kind: str = "llama", tied: bool = False, **settings: Any) -> list[float]:
@@ -137,10 +138,8 @@ def reward(device: torch.device, kind: str = "llama", tied: bool = False, **sett
     groups = toy_groups(8, labels=LABELS) if tied else RANKED if cfg.loss.name == BY_RANKING else GROUPS
     models = make_models(cfg, policy(device, kind), StepRng(0, "reward"))
     state = state_of(**models)
-    train_reward(cfg, state, groups, seed=0, pad_id=PAD, log=_quiet, checkpoint=_quiet)
-    model: Any = models.get("reward") or ensemble_of(cfg, models)
-    if cfg.ensemble.members > 1 and cfg.ensemble.distill == "none":
-        fit_aggregation(model, groups, phases(cfg, len(groups), 0), list(cfg.criteria), PAD)
+    trained = train_reward(cfg, state, groups, RunContext(seed=0, pad_id=PAD))
+    model: Any = models.get("reward") or ensemble_of(cfg, models, trained.aggregation)
     asked = [group.prompt for group in groups], [group.responses[0] for group in groups]
     standardise(model, reward_scores(model, *asked, pad_id=PAD, batch_size=3))
     readings = read_responses(model, *asked, pad_id=PAD, batch_size=3)
@@ -154,7 +153,7 @@ def preference(device: torch.device, loss: str, rank: int = 0, **settings: Any) 
     model, reference = adapted(policy(device), rank), policy(device, seed=2)
     asked = (model if rank else reference) if PAIR_LOSSES[cfg.loss].needs_reference else None
     state = state_of(policy=model)
-    return _figures(train_dpo(cfg, state, asked, GROUPS, seed=0, pad_id=PAD, log=_quiet, checkpoint=_quiet))
+    return _figures(train_dpo(cfg, state, asked, GROUPS, RunContext(seed=0, pad_id=PAD)))
 
 
 def ppo_state(device: torch.device, cfg: PPOConfig) -> tuple[TrainState, RewardModel]:
@@ -173,9 +172,15 @@ def ppo_run(cfg: PPOConfig, state: TrainState, scorer: RewardModel, checkpoint: 
     device = state.modules["policy"].device
     watch = Watch(prompts=PROMPTS[:3], rate=lambda rows: [float(len(row.response_ids)) for row in rows])
     return train_ppo(
-        cfg, state, policy(device, seed=2), scorer, PROMPTS, seed=0, sampling=SAMPLING, log=_quiet,
-        checkpoint=checkpoint, watch=watch if cfg.guard.every else None,
-    )  # fmt: skip
+        cfg,
+        state,
+        policy(device, seed=2),
+        Rewards(scorer),
+        PROMPTS,
+        RunContext(seed=0, pad_id=PAD, checkpoint=checkpoint),
+        sampling=SAMPLING,
+        watch=watch if cfg.guard.every else None,
+    )
 
 
 def ppo_config(**settings: Any) -> PPOConfig:

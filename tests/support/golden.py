@@ -19,9 +19,10 @@ from rlhf_core.models.policy import build_policy
 from rlhf_core.models.scoring.reward_model import RewardModel
 from rlhf_core.models.scoring.value import ValueModel
 from rlhf_core.rollout.sampler import Sampling
+from rlhf_core.state.run_context import RunContext
 from rlhf_core.state.train_state import TrainState
 from rlhf_core.trainers.optimisation import make_optimizer
-from rlhf_core.trainers.ppo.trainer import train_ppo
+from rlhf_core.trainers.ppo.trainer import Rewards, train_ppo
 from rlhf_core.trainers.preference.trainer import train_dpo
 from rlhf_core.trainers.reward.trainer import train_reward
 from rlhf_core.trainers.sft import train_sft
@@ -54,21 +55,21 @@ def sft() -> list[dict[str, float]]:
     examples = [Example(group.prompt, group.responses[0]) for group in toy_groups(48)]
     cfg = SFTConfig(max_steps=STEPS, batch_size=8, accumulation=2, learning_rate=2e-3, **GENTLE)
     state = state_of(2e-3, policy=policy())
-    return train_sft(cfg, state, examples, [], seed=0, pad_id=PAD, log=quiet, checkpoint=quiet).history
+    return train_sft(cfg, state, examples, [], RunContext(seed=0, pad_id=PAD)).history
 
 
 def reward() -> list[dict[str, float]]:
     """Bradley-Terry on the last token."""
     cfg = RewardConfig(epochs=2, prompts_per_step=4, learning_rate=1e-3, **GENTLE)
     state = state_of(1e-3, reward=RewardModel.from_policy(policy(), "last", seed=2))
-    return train_reward(cfg, state, toy_groups(40), seed=0, pad_id=PAD, log=quiet, checkpoint=quiet).history
+    return train_reward(cfg, state, toy_groups(40), RunContext(seed=0, pad_id=PAD)).state.history
 
 
 def dpo() -> list[dict[str, float]]:
     """Sigmoid DPO with the likelihood term."""
     cfg = DPOConfig(epochs=2, prompts_per_step=4, learning_rate=1e-3, nll_coef=0.2, **GENTLE)
     state = state_of(1e-3, policy=policy())
-    return train_dpo(cfg, state, policy(), toy_groups(40), seed=0, pad_id=PAD, log=quiet, checkpoint=quiet).history
+    return train_dpo(cfg, state, policy(), toy_groups(40), RunContext(seed=0, pad_id=PAD)).history
 
 
 def ppo() -> list[dict[str, float]]:
@@ -81,12 +82,10 @@ def ppo() -> list[dict[str, float]]:
         cfg,
         state,
         policy(),
-        share_of_one_token,
+        Rewards(share_of_one_token),
         prompts,
-        seed=0,
+        RunContext(seed=0, pad_id=PAD),
         sampling=Sampling(eos_ids=(EOS,), pad_id=PAD, max_new_tokens=8),
-        log=quiet,
-        checkpoint=quiet,
     ).history
 
 

@@ -29,13 +29,14 @@ from rlhf_core.models.scoring.value import ValueModel
 from rlhf_core.rollout.sampler import Sampling
 from rlhf_core.state.checkpoint import Checkpointer
 from rlhf_core.state.compute_mode import ComputeMode, computing
+from rlhf_core.state.run_context import RunContext
 from rlhf_core.state.sharding import restore_whole, shard
 from rlhf_core.state.train_state import TrainState
 from rlhf_core.state.world import ALONE, World
 from rlhf_core.trainers.optimisation import make_optimizer
 from rlhf_core.trainers.ppo.guard import Watch
 from rlhf_core.trainers.ppo.terms import diversity_term
-from rlhf_core.trainers.ppo.trainer import train_ppo
+from rlhf_core.trainers.ppo.trainer import Rewards, train_ppo
 from rlhf_core.trainers.preference.trainer import train_dpo
 from rlhf_core.trainers.reward.trainer import train_reward
 from rlhf_core.trainers.sft import train_sft
@@ -89,6 +90,11 @@ def share_of_good(batch: SequenceBatch) -> Tensor:
     return hits_BR.sum(1) / batch.response_mask_BR.sum(1)
 
 
+def run_of(world: World, more: dict[str, Any]) -> RunContext:
+    """The edges of a job: `more` has who hears of it and keeps it."""
+    return RunContext(seed=0, pad_id=PAD, world=world, **more)
+
+
 Train = Callable[[TrainState, World, dict[str, Any]], TrainState]
 
 
@@ -97,13 +103,13 @@ def sft(state: TrainState, world: World, more: dict[str, Any]) -> TrainState:
     cfg = SFTConfig(
         max_steps=6, batch_size=4, accumulation=2, learning_rate=RATE, warmup_steps=2, eval_every=2, save_every=2
     )
-    return train_sft(cfg, state, examples(15, 2), examples(5, 3), seed=0, pad_id=PAD, world=world, **more)
+    return train_sft(cfg, state, examples(15, 2), examples(5, 3), run_of(world, more))
 
 
 def sft_lonely(state: TrainState, world: World, more: dict[str, Any]) -> TrainState:
     """One row a step: the second process has nothing to do but to keep step."""
     cfg = SFTConfig(max_steps=3, batch_size=1, learning_rate=RATE, warmup_steps=1, eval_every=5, save_every=2)
-    return train_sft(cfg, state, examples(3, 2), [], seed=0, pad_id=PAD, world=world, **more)
+    return train_sft(cfg, state, examples(3, 2), [], run_of(world, more))
 
 
 def sft_lora(state: TrainState, world: World, more: dict[str, Any]) -> TrainState:
@@ -120,7 +126,7 @@ def adapted_policy() -> Any:
 
 def dpo(state: TrainState, world: World, more: dict[str, Any], reference: Callable[[], Any] = policy) -> TrainState:
     cfg = DPOConfig(prompts_per_step=3, epochs=1, nll_coef=0.3, learning_rate=RATE, warmup_steps=2, save_every=2)
-    return train_dpo(cfg, state, reference(), groups(13), seed=0, pad_id=PAD, world=world, **more)
+    return train_dpo(cfg, state, reference(), groups(13), run_of(world, more))
 
 
 def capped_policy() -> Any:
@@ -160,7 +166,7 @@ def preference(loss: str) -> Train:
     def train(state: TrainState, world: World, more: dict[str, Any]) -> TrainState:
         shape = {"prompts_per_step": 5, "prompts_per_forward": 2, "learning_rate": RATE, "warmup_steps": 1}
         cfg = DPOConfig.model_validate({"loss": loss, "save_every": 2, "epochs": 2, **shape, **LOSSES[loss]})
-        return train_dpo(cfg, state, policy(), groups(13), seed=0, pad_id=PAD, world=world, **more)
+        return train_dpo(cfg, state, policy(), groups(13), run_of(world, more))
 
     return train
 
@@ -168,7 +174,7 @@ def preference(loss: str) -> Train:
 def reward(state: TrainState, world: World, more: dict[str, Any]) -> TrainState:
     shape = {"prompts_per_step": 3, "prompts_per_forward": 1, "epochs": 1, "save_every": 2}
     cfg = RewardConfig(centering=0.01, learning_rate=RATE, warmup_steps=2, **shape)
-    return train_reward(cfg, state, groups(13), seed=0, pad_id=PAD, world=world, **more)
+    return train_reward(cfg, state, groups(13), run_of(world, more)).state
 
 
 def ppo(state: TrainState, world: World, more: dict[str, Any]) -> TrainState:
@@ -183,7 +189,7 @@ def ppo(state: TrainState, world: World, more: dict[str, Any]) -> TrainState:
         save_every=1,
     )
     sampling = Sampling(eos_ids=(EOS,), pad_id=PAD, max_new_tokens=8)
-    return train_ppo(cfg, state, policy(), share_of_good, PROMPTS, seed=0, sampling=sampling, world=world, **more)
+    return train_ppo(cfg, state, policy(), Rewards(share_of_good), PROMPTS, run_of(world, more), sampling=sampling)
 
 
 def ppo_once(state: TrainState, world: World, more: dict[str, Any]) -> TrainState:
@@ -192,7 +198,7 @@ def ppo_once(state: TrainState, world: World, more: dict[str, Any]) -> TrainStat
         steps=1, rollout_batch=16, minibatch=16, epochs=1, microbatch=4, learning_rate=RATE, entropy_coef=0.1
     )
     sampling = Sampling(eos_ids=(EOS,), pad_id=PAD, max_new_tokens=8)
-    return train_ppo(cfg, state, policy(), share_of_good, PROMPTS, seed=0, sampling=sampling, world=world, **more)
+    return train_ppo(cfg, state, policy(), Rewards(share_of_good), PROMPTS, run_of(world, more), sampling=sampling)
 
 
 def ppo_remembering(state: TrainState, world: World, more: dict[str, Any]) -> TrainState:
@@ -216,8 +222,9 @@ def ppo_remembering(state: TrainState, world: World, more: dict[str, Any]) -> Tr
     )
     sampling = Sampling(eos_ids=(EOS,), pad_id=PAD, max_new_tokens=8)
     watch = Watch(prompts=PROMPTS[:4], rate=lambda rows: [-float(len(row.response_ids)) for row in rows])
-    more = {**more, "watch": watch, "terms": [diversity_term(0.1)]}
-    return train_ppo(cfg, state, policy(), share_of_good, PROMPTS, seed=0, sampling=sampling, world=world, **more)
+    rewards = Rewards(share_of_good, [diversity_term(0.1)])
+    run = run_of(world, more)
+    return train_ppo(cfg, state, policy(), rewards, PROMPTS, run, sampling=sampling, watch=watch)
 
 
 def reward_model() -> RewardModel:

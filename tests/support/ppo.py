@@ -14,12 +14,15 @@ from rlhf_core.models.policy import build_policy
 from rlhf_core.models.scoring.reward_model import RewardModel
 from rlhf_core.models.scoring.value import ValueHead, ValueModel
 from rlhf_core.rollout.sampler import Sampling
+from rlhf_core.state.run_context import RunContext
 from rlhf_core.state.train_state import TrainState
 from rlhf_core.state.world import ALONE, World
 from rlhf_core.trainers.optimisation import make_optimizer
+from rlhf_core.trainers.ppo.guard import Watch
 from rlhf_core.trainers.ppo.parts import Rollout
-from rlhf_core.trainers.ppo.rollout import collect_rollout, write_responses
-from rlhf_core.trainers.ppo.trainer import train_ppo
+from rlhf_core.trainers.ppo.rollout import RolloutSetup, collect_rollout, write_responses
+from rlhf_core.trainers.ppo.terms import RewardTerm
+from rlhf_core.trainers.ppo.trainer import Rewards, train_ppo
 
 PAD, EOS, GOOD, VOCABULARY = 0, 1, 5, 24
 TINY = ModelConfig(
@@ -93,21 +96,39 @@ def run(
     log: Any = quiet,
     checkpoint: Any = quiet,
     world: World = ALONE,
-    **more: Any,
+    terms: Sequence[RewardTerm] = (),
+    watch: Watch | None = None,
 ) -> TrainState:
     """Train on the toy task."""
     return train_ppo(
         cfg,
         make_state(cfg) if state is None else state,
         tiny_policy() if reference is None else reference,
-        reward_fn,
+        Rewards(reward_fn, terms),
         prompts,
-        seed=0,
+        RunContext(seed=0, pad_id=PAD, log=log, checkpoint=checkpoint, world=world),
         sampling=SAMPLING,
-        log=log,
-        checkpoint=checkpoint,
-        world=world,
-        **more,
+        watch=watch,
+    )
+
+
+def setup_of(
+    cfg: PPOConfig,
+    state: TrainState,
+    score: Callable[[SequenceBatch], Tensor] = share_of_good,
+    *,
+    reference: nn.Module | None = None,
+    world: World = ALONE,
+) -> RolloutSetup:
+    """What rollouts of the toy task are made with."""
+    return RolloutSetup(
+        cfg=cfg,
+        modules=state.modules,
+        reference=tiny_policy() if reference is None else reference,
+        score=score,
+        prompts=PROMPTS,
+        sampling=SAMPLING,
+        run=RunContext(seed=0, pad_id=PAD, world=world),
     )
 
 
@@ -115,8 +136,8 @@ def roll(cfg: PPOConfig, state: TrainState, seed: int = 3, world: World = ALONE)
     """A rollout to the first prompts."""
     generator = torch.Generator().manual_seed(seed)
     chosen = [row // cfg.responses_per_prompt for row in range(cfg.rollout_batch)]
-    written = write_responses(state, PROMPTS, chosen, SAMPLING, cfg.temperature, generator, world)
-    return collect_rollout(cfg, state, tiny_policy(), share_of_good, PROMPTS, written, [], PAD, generator, world)
+    setup = setup_of(cfg, state, world=world)
+    return collect_rollout(setup, write_responses(setup, chosen, generator), [], generator)
 
 
 def weights(state: TrainState) -> list[Tensor]:

@@ -8,6 +8,7 @@ import torch
 
 from rlhf_core.config.reward import RewardConfig
 from rlhf_core.data.batching.pairs import PairLabel, PreferenceGroup, PreferencePair, group_pairs
+from rlhf_core.state.run_context import RunContext
 from rlhf_core.state.train_state import TrainState
 from rlhf_core.state.world import ALONE, World
 from rlhf_core.trainers.reward.trainer import train_reward
@@ -58,6 +59,4 @@ def settings(**more: Any) -> RewardConfig:
 
 
 def train(cfg: RewardConfig, state: TrainState, groups: Sequence[PreferenceGroup], world: World = ALONE) -> TrainState:
-    return train_reward(
-        cfg, state, groups, seed=0, pad_id=PAD, log=lambda *a: None, checkpoint=lambda state: None, world=world
-    )
+    return train_reward(cfg, state, groups, RunContext(seed=0, pad_id=PAD, world=world)).state

@@ -8,27 +8,23 @@ reference passes its cap, training ends and the policy goes back to the weights 
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from statistics import fmean
 from typing import Any
 
 import torch
-from torch import nn
 
-from rlhf_core.config import PPOConfig
 from rlhf_core.config.ppo import GuardConfig
 from rlhf_core.engine.batches import SequenceBatch, cut
 from rlhf_core.errors import check_finite
 from rlhf_core.evaluation.response_scores import read_passes
 from rlhf_core.objectives.kl import kl_to_reference
-from rlhf_core.rollout.sampler import Sampling
 from rlhf_core.state.rng import StepRng
 from rlhf_core.state.sharding import in_step, part_like, whole
 from rlhf_core.state.train_state import TrainState
-from rlhf_core.state.world import World
 from rlhf_core.trainers.ppo.forward import policy_outputs, reference_token_logprobs
-from rlhf_core.trainers.ppo.rollout import RewardFn, write_responses
+from rlhf_core.trainers.ppo.rollout import RolloutSetup, write_responses
 from rlhf_core.trainers.ppo.terms import Rate, checked_rates
 
 GUARD, STOPPED, BEST = "guard", "stopped_by_guard", "guard_best/"
@@ -67,20 +63,15 @@ class GuardReading:
 
 @dataclass(frozen=True, slots=True)
 class Guard:
-    """Reads, judges and ends a run; without `watch` it does nothing."""
+    """Reads, judges and ends a run, whose rollouts are made with `setup`; without `watch` it does nothing."""
 
-    cfg: PPOConfig
+    setup: RolloutSetup
     watch: Watch | None
-    reference: nn.Module
-    reward_fn: RewardFn
-    seed: int
-    sampling: Sampling
-    world: World
 
     def at_start(self, state: TrainState) -> None:
         """Read the policy that training starts from: the first that the others are compared with."""
         if self.watch is not None and GUARD not in state.extra:
-            take_in(self.cfg.guard, state, self.read(self.watch, state))
+            take_in(self.setup.cfg.guard, state, self.read(self.watch, state))
 
     def after_step(self, state: TrainState, rollout_kl: float | None) -> dict[str, float]:
         """Read where a reading is due, and take the run back where it must end; returns figures of the reading.
@@ -89,10 +80,11 @@ class Guard:
         """
         if self.watch is None:
             return {}
-        reason, figures = None if rollout_kl is None else _over_cap(self.cfg.guard, rollout_kl), {}
-        if reason is None and state.step % self.cfg.guard.every == 0:
+        cfg = self.setup.cfg.guard
+        reason, figures = None if rollout_kl is None else _over_cap(cfg, rollout_kl), {}
+        if reason is None and state.step % cfg.every == 0:
             reading = self.read(self.watch, state)
-            figures, reason = reading.figures(), take_in(self.cfg.guard, state, reading)
+            figures, reason = reading.figures(), take_in(cfg, state, reading)
         if reason is not None:
             go_back(state, reason)
         return figures | {"eval/stopped_by_guard": float(reason is not None)}
@@ -105,31 +97,29 @@ class Guard:
             DataError: the held-out scorer did not give one finite number a response.
             Diverged: the reward model or a policy did not: a mean that is no number is above and below no bound.
         """
-        policy, prompts, size = state.modules["policy"], watch.prompts, self.cfg.minibatch
-        generator, every = StepRng(self.seed, "ppo")("guard"), range(len(prompts))
-        written = write_responses(state, prompts, every, self.sampling, self.cfg.temperature, generator, self.world)
-        mine = self.world.share(range(len(written)))
+        setup, run = replace(self.setup, prompts=watch.prompts), self.setup.run
+        policy, prompts, size = state.modules["policy"], watch.prompts, setup.cfg.minibatch
+        written = write_responses(setup, range(len(prompts)), StepRng(run.seed, "ppo")("guard"))
+        mine = run.world.share(range(len(written)))
         # more passes than this process has rows for, at the end, where a divided policy needs them
-        passes = [rows for rows, _ in in_step(cut(mine, size), policy, self.world)]
+        passes = [rows for rows, _ in in_step(cut(mine, size), policy, run.world)]
         ids = [prompts[row.prompt] for row in written], [row.response_ids for row in written]
-        read = read_passes(
-            partial(self._score_and_kl, state), *ids, passes, pad_id=self.sampling.pad_id, device=policy.device
-        )
+        read = read_passes(partial(self._score_and_kl, state), *ids, passes, pad_id=run.pad_id, device=policy.device)
         both = [numbers for _, numbers in read][: len(mine)]
         heldout = checked_rates("align.ppo.guard.scorer", watch.rate([written[row] for row in mine]), len(mine))
-        proxy, drift = zip(*self.world.collect(both), strict=True)
+        proxy, drift = zip(*run.world.collect(both), strict=True)
         check_finite(proxy, "align.ppo.guard: the reward model's score of the response to held-out prompt")
         check_finite(drift, "align.ppo.guard: the divergence of the response to held-out prompt")
-        heldout = self.world.collect(heldout)
+        heldout = run.world.collect(heldout)
         return GuardReading(step=state.step, proxy=fmean(proxy), heldout=fmean(heldout), kl=fmean(drift))
 
     def _score_and_kl(self, state: TrainState, batch: SequenceBatch) -> list[tuple[float, float]]:
         """The proxy's score of each response, and its divergence from the reference in nats."""
-        policy, temperature = state.modules["policy"], self.cfg.temperature
+        policy, temperature = state.modules["policy"], self.setup.cfg.temperature
         logprobs_BR = policy_outputs(state.modules, batch, temperature).logprobs_BR
-        others_BR = reference_token_logprobs(policy, self.reference, batch, temperature)
+        others_BR = reference_token_logprobs(policy, self.setup.reference, batch, temperature)
         kl_B = kl_to_reference(logprobs_BR, others_BR, batch.response_mask_BR)
-        return list(zip(self.reward_fn(batch).tolist(), kl_B.tolist(), strict=True))
+        return list(zip(self.setup.score(batch).tolist(), kl_B.tolist(), strict=True))
 
 
 def _over_cap(cfg: GuardConfig, kl: float) -> str | None:

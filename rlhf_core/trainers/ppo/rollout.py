@@ -14,8 +14,8 @@ from rlhf_core.engine.batches import SequenceBatch, collate
 from rlhf_core.engine.packed import can_pack
 from rlhf_core.objectives.replay import token_importance_weights
 from rlhf_core.rollout.sampler import Sampling, sample_rows
+from rlhf_core.state.run_context import RunContext
 from rlhf_core.state.sharding import is_sharded, lend_whole
-from rlhf_core.state.train_state import TrainState
 from rlhf_core.state.world import ALONE, World
 from rlhf_core.trainers.ppo.aside import left_alone, not_finite, with_stand_ins
 from rlhf_core.trainers.ppo.batches import mixed_minibatches, passes
@@ -27,28 +27,44 @@ RewardFn = Callable[[SequenceBatch], Tensor]
 """Scores a batch of responses: one number a row. A `RewardModel` is one; a test may pass any rule."""
 
 
-def write_responses(
-    state: TrainState,
-    prompts: Sequence[list[int]],
-    chosen: Sequence[int],
-    sampling: Sampling,
-    temperature: float,
-    generator: torch.Generator,
-    world: World = ALONE,
-) -> list[Written]:
-    """Sample a response of the policy to `prompts[i]` for each i in `chosen`; each process writes its share."""
-    uniform_NT = torch.rand(len(chosen), sampling.max_new_tokens, generator=generator)  # each row's own, whoever draws
-    mine = world.share(range(len(chosen)))
-    with lend_whole(state.modules["policy"]) as policy:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RolloutSetup:
+    """What every rollout of a run is made with: the settings, the models that are asked, the prompts.
+
+    Attributes:
+        cfg: settings of the whole trainer.
+        modules: those that learn: `policy`, and `value` where the method has one.
+        reference: frozen model; the policy itself where it carries adapters, which are then switched off.
+        score: scores the fresh responses.
+        prompts: all prompts; responses know theirs by number.
+        sampling: where responses end, and how long they may become.
+        run: the edges of the run.
+    """
+
+    cfg: PPOConfig
+    modules: Mapping[str, nn.Module]
+    reference: nn.Module
+    score: RewardFn
+    prompts: Sequence[list[int]]
+    sampling: Sampling
+    run: RunContext
+
+
+def write_responses(setup: RolloutSetup, chosen: Sequence[int], generator: torch.Generator) -> list[Written]:
+    """Sample a response of the policy to `setup.prompts[i]` for each i in `chosen`; each process writes its share."""
+    # each row has random numbers of its own, whichever process draws the response
+    uniform_NT = torch.rand(len(chosen), setup.sampling.max_new_tokens, generator=generator)
+    mine = setup.run.world.share(range(len(chosen)))
+    with lend_whole(setup.modules["policy"]) as policy:
         samples = sample_rows(
             policy,
-            [prompts[chosen[row]] for row in mine],
+            [setup.prompts[chosen[row]] for row in mine],
             uniform_NT[mine],
-            sampling,
-            temperature=temperature,
+            setup.sampling,
+            temperature=setup.cfg.temperature,
             batch_size=len(mine),
         )
-    return world.collect(
+    return setup.run.world.collect(
         [
             Written(prompt=chosen[row], response_ids=ids, finished=finished)
             for row, ids, finished in zip(mine, samples.response_ids, samples.finished, strict=True)
@@ -58,16 +74,7 @@ def write_responses(
 
 @torch.no_grad()
 def collect_rollout(
-    cfg: PPOConfig,
-    state: TrainState,
-    reference: nn.Module,
-    reward_fn: RewardFn,
-    prompts: Sequence[list[int]],
-    fresh: Sequence[Written],
-    replayed: Sequence[Written],
-    pad_id: int,
-    generator: torch.Generator,
-    world: World = ALONE,
+    setup: RolloutSetup, fresh: Sequence[Written], replayed: Sequence[Written], generator: torch.Generator
 ) -> Rollout:
     """Score fresh responses, and note what the models say of fresh and replayed ones.
 
@@ -75,21 +82,16 @@ def collect_rollout(
     takes its share of every minibatch and cuts it into passes by length, of `cfg.microbatch` rows at most. Responses of
     which something is not a finite number are set aside (`rlhf_core.trainers.ppo.aside`), and the others asked again.
 
-    Args:
-        state: with the modules `policy`, and `value` where the method has one.
-        reference: frozen model; the policy itself where it carries adapters, which are then switched off.
-        reward_fn: scores the fresh responses.
-        prompts: all prompts; responses know theirs by number.
-        generator: deals the minibatches.
+    `generator` deals the minibatches.
     """
+    cfg, world = setup.cfg, setup.run.world
     responses = [*fresh, *replayed]
     dealt = [
         rows
         for source in (range(len(fresh)), range(len(fresh), len(responses)))
         for rows in mixed_minibatches(source, cfg.responses_per_prompt, cfg.minibatch, generator)
     ]
-    ask = _Ask(cfg, state.modules, reference, reward_fn, prompts, pad_id)
-    rollout, aside = _collected(ask, responses, len(fresh), {}, dealt, world), dict[int, str]()
+    rollout, aside = _collected(setup, responses, len(fresh), {}, dealt), dict[int, str]()
     known = rollout.responses
     while bad := not_finite(rollout, world):
         aside |= bad
@@ -97,42 +99,29 @@ def collect_rollout(
         kept = with_stand_ins(known, len(fresh), aside)
         if not kept:
             return replace(rollout, responses=known, minibatches=[], tokens=[], aside=aside)
-        rollout = _collected(ask, kept, len(fresh), aside, dealt, world)
+        rollout = _collected(setup, kept, len(fresh), aside, dealt)
     if not aside:
         return rollout
     asked = enumerate(rollout.responses)
     return replace(rollout, responses=[known[row] if row in aside else written for row, written in asked])
 
 
-@dataclass(frozen=True, slots=True)
-class _Ask:
-    """Who is asked about responses, and how."""
-
-    cfg: PPOConfig
-    modules: Mapping[str, nn.Module]
-    reference: nn.Module
-    reward_fn: RewardFn
-    prompts: Sequence[list[int]]
-    pad_id: int
-
-
 def _collected(
-    ask: _Ask,
+    setup: RolloutSetup,
     responses: Sequence[Written],
     num_fresh: int,
     aside: Mapping[int, str],
     dealt: Sequence[Sequence[int]],
-    world: World,
 ) -> Rollout:
     """A rollout of these responses, in the minibatches `dealt`; those in `aside` count for nothing."""
-    cfg, policy = ask.cfg, ask.modules["policy"]
+    cfg, policy, world = setup.cfg, setup.modules["policy"], setup.run.world
     lengths = [len(row.response_ids) for row in responses]
     # divided weights are gathered in every pass, so all processes need as many of them
     padded = not is_sharded(policy) and not can_pack(policy.get_decoder())
     rollout = Rollout(responses=list(responses), num_fresh=num_fresh, minibatches=[], tokens=[], aside=aside)
     for rows in (rows for rows in dealt if rows[0] < len(responses)):
         pieces = passes(world.share(rows), lengths, cfg.responses_per_prompt, cfg.microbatch, padded=padded)
-        parts = [_part(ask, responses, piece, aside, scored=rows[0] < num_fresh) for piece in pieces]
+        parts = [_part(setup, responses, piece, aside, scored=rows[0] < num_fresh) for piece in pieces]
         rollout.minibatches.append(parts)
         rollout.tokens.append(sum(lengths[row] for row in rows if row not in aside))
     scores = rollout.gather([part.scores_B for part in rollout.parts()], world).tolist()
@@ -151,13 +140,13 @@ def with_logprobs(rollout: Rollout, rows: Sequence[int], world: World = ALONE) -
 
 
 def _part(
-    ask: _Ask, responses: Sequence[Written], rows: list[int], aside: Mapping[int, str], *, scored: bool
+    setup: RolloutSetup, responses: Sequence[Written], rows: list[int], aside: Mapping[int, str], *, scored: bool
 ) -> RolloutPart:
     """What the models say of `rows`, in one pass; `scored`: by the reward model too, else they have their score."""
-    cfg, modules, policy = ask.cfg, ask.modules, ask.modules["policy"]
+    cfg, modules, policy = setup.cfg, setup.modules, setup.modules["policy"]
     written = [responses[row] for row in rows]
-    batch = collate([ask.prompts[row.prompt] for row in written], [row.response_ids for row in written], ask.pad_id)
-    batch = batch.to(policy.device)
+    prompts = [setup.prompts[row.prompt] for row in written]
+    batch = collate(prompts, [row.response_ids for row in written], setup.run.pad_id).to(policy.device)
     outputs = policy_outputs(modules, batch, cfg.temperature, with_entropy=True)
     old_BR = outputs.logprobs_BR
     known_B = torch.tensor([row.score for row in written], device=policy.device)
@@ -165,11 +154,11 @@ def _part(
         rows=rows,
         batch=batch,
         old_logprobs_BR=old_BR,
-        ref_logprobs_BR=reference_token_logprobs(policy, ask.reference, batch, cfg.temperature),
+        ref_logprobs_BR=reference_token_logprobs(policy, setup.reference, batch, cfg.temperature),
         old_values_BR=values_of(modules, batch, outputs) if "value" in modules else torch.zeros_like(old_BR),
         last_values_B=_last_values(cfg, modules, batch, written),
         entropy_BR=outputs.entropy_BR,
-        scores_B=ask.reward_fn(batch) if scored else known_B,
+        scores_B=setup.score(batch) if scored else known_B,
         weights_BR=importance(old_BR, batch.response_mask_BR, written, cfg.replay.max_weight),
         counts_B=torch.tensor([float(row not in aside) for row in rows], device=policy.device),
     )

@@ -9,6 +9,7 @@ Shape suffix: N = all responses of a rollout.
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -18,8 +19,9 @@ from rlhf_core.errors import ConfigError
 from rlhf_core.objectives.kl import adapt_kl_coef
 from rlhf_core.rollout.sampler import Sampling
 from rlhf_core.state.rng import StepRng
-from rlhf_core.state.train_state import MetricSink, SaveCheckpoint, TrainState, unheard, unkept
-from rlhf_core.state.world import ALONE, World
+from rlhf_core.state.run_context import RunContext
+from rlhf_core.state.train_state import TrainState
+from rlhf_core.state.world import World
 from rlhf_core.trainers.figures import reportable
 from rlhf_core.trainers.ppo import replay
 from rlhf_core.trainers.ppo.aside import note_set_aside
@@ -28,61 +30,73 @@ from rlhf_core.trainers.ppo.curriculum import choose_prompts, note_scores
 from rlhf_core.trainers.ppo.figures import KL, rollout_figures
 from rlhf_core.trainers.ppo.guard import STOPPED, Guard, Watch
 from rlhf_core.trainers.ppo.parts import Rollout
-from rlhf_core.trainers.ppo.rollout import RewardFn, collect_rollout, with_logprobs, write_responses
+from rlhf_core.trainers.ppo.rollout import RewardFn, RolloutSetup, collect_rollout, with_logprobs, write_responses
 from rlhf_core.trainers.ppo.scores import with_terms
 from rlhf_core.trainers.ppo.terms import RewardTerm
 from rlhf_core.trainers.ppo.update import run_epochs, set_learning_rates
 
-__all__ = ["RewardFn", "Watch", "train_ppo"]
+
+@dataclass(frozen=True, slots=True)
+class Rewards:
+    """What a response earns.
+
+    Attributes:
+        score: the reward model, or a rule in its place.
+        terms: rewards beside it.
+    """
+
+    score: RewardFn
+    terms: Sequence[RewardTerm] = ()
 
 
 def train_ppo(
     cfg: PPOConfig,
     state: TrainState,
     reference: nn.Module,
-    reward_fn: RewardFn,
+    rewards: Rewards,
     prompts: Sequence[list[int]],
+    run: RunContext,
     *,
-    seed: int,
     sampling: Sampling,
-    log: MetricSink = unheard,
-    checkpoint: SaveCheckpoint = unkept,
-    terms: Sequence[RewardTerm] = (),
     watch: Watch | None = None,
-    world: World = ALONE,
 ) -> TrainState:
     """Run PPO from `state.step` to `cfg.steps`, or until the guard ends it; all of it addressed, so resume is exact.
 
     `state` has modules and optimisers `policy` and, for method gae, `value`: a `ValueModel`, or a `ValueHead` on the
     policy's states. `reference` is frozen, or the policy itself where it carries adapters, which are set aside for it.
-    `terms` are rewards beside `reward_fn`; `watch` is what the guard reads, every `cfg.guard.every` rollouts.
+    `watch` is what the guard reads, every `cfg.guard.every` rollouts.
 
     Raises:
         Diverged: in three rollouts in a row no response, or no loss and gradient, was finite; or the guard's reading.
         DataError: a term or the guard's scorer did not give one finite number a response.
         ConfigError: a minibatch cannot be dealt evenly to the processes.
     """
-    _check_shares(cfg, world)
-    guard = Guard(cfg, watch, reference, reward_fn, seed, sampling, world)
+    _check_shares(cfg, run.world)
+    setup = RolloutSetup(
+        cfg=cfg,
+        modules=state.modules,
+        reference=reference,
+        score=rewards.score,
+        prompts=prompts,
+        sampling=sampling,
+        run=run,
+    )
+    guard = Guard(setup, watch)
     guard.at_start(state)
     while state.step < cfg.steps and STOPPED not in state.extra:
-        rng = StepRng(seed, "ppo", state.step)
+        rng = StepRng(run.seed, "ppo", state.step)
 
         # 1. Roll out: sample responses, score them, note what the models say now; what is no number is set aside.
-        chosen = choose_prompts(cfg, state, len(prompts), seed)
-        fresh = write_responses(state, prompts, chosen, sampling, cfg.temperature, rng("sample"), world)
-        fresh, rated = with_terms(terms, fresh, world)
+        chosen = choose_prompts(cfg, state, len(prompts), run.seed)
+        fresh = write_responses(setup, chosen, rng("sample"))
+        fresh, rated = with_terms(rewards.terms, fresh, run.world)
         again = replay.recall(cfg.replay, state.tensors, rng("replay"))
-        rollout = collect_rollout(
-            cfg, state, reference, reward_fn, prompts, fresh, again, sampling.pad_id, rng("deal"), world
-        )
-        note_set_aside(state, rollout, world)
+        rollout = collect_rollout(setup, fresh, again, rng("deal"))
+        note_set_aside(state, rollout, run.world)
 
         # 2. Learn from it, and remember it.
-        learned = _learn(cfg, state, rollout, rng("minibatches"), prompts, world) if rollout.counted_fresh else {}
-        state.extra["tokens"] = state.extra.get("tokens", 0) + sum(
-            len(prompts[row.prompt]) + len(row.response_ids) for row in rollout.responses
-        )
+        learned = _learn(setup, state, rollout, rng("minibatches")) if rollout.counted_fresh else {}
+        state.extra["tokens"] = state.extra.get("tokens", 0) + num_tokens(prompts, rollout)
         state.step += 1
 
         # 3. The guard looks at what has become of the policy.
@@ -92,20 +106,17 @@ def train_ppo(
         figures = reportable({**learned, **rated, **watched, "rollout/set_aside": len(rollout.aside)})
         state.record(figures)
         if state.step % cfg.save_every == 0 or state.step == cfg.steps or STOPPED in state.extra:
-            checkpoint(state)
-        log(state.step, cfg.steps, figures, state.extra["tokens"])
+            run.checkpoint(state)
+        run.log(state.step, cfg.steps, figures, state.extra["tokens"])
     return state
 
 
 def _learn(
-    cfg: PPOConfig,
-    state: TrainState,
-    rollout: Rollout,
-    generator: torch.Generator,
-    prompts: Sequence[list[int]],
-    world: World,
+    setup: RolloutSetup, state: TrainState, rollout: Rollout, generator: torch.Generator
 ) -> dict[str, float | None]:
     """Credit a rollout's tokens, take its gradient steps, remember it; return figures."""
+    cfg, world = setup.cfg, setup.run.world
+
     # KL is charged on each token, the score lands on the last one, then advantages
     minibatches, surprise_N = assign_credit(cfg, state.extra, rollout, world)
 
@@ -115,20 +126,15 @@ def _learn(
 
     # controllers and buffers take the rollout in
     seen = rollout_figures(cfg, rollout, minibatches, world)
-    kept = _remember(cfg, state, rollout, surprise_N, seen[KL], prompts, world)
+    kept = _remember(setup, state, rollout, surprise_N, seen[KL])
     return {**learned, **seen, **kept, "optim/learning_rate": rate}
 
 
 def _remember(
-    cfg: PPOConfig,
-    state: TrainState,
-    rollout: Rollout,
-    surprise_N: Tensor,
-    kl: float,
-    prompts: Sequence[list[int]],
-    world: World,
+    setup: RolloutSetup, state: TrainState, rollout: Rollout, surprise_N: Tensor, kl: float
 ) -> dict[str, float]:
     """Take a rollout into whatever is kept from step to step; return figures of it."""
+    cfg = setup.cfg
     figures: dict[str, float] = {}
     counted = rollout.counted_fresh
     fresh = [rollout.responses[row] for row in counted]
@@ -138,12 +144,17 @@ def _remember(
         state.extra[KL_COEF] = adapt_kl_coef(kl_coef, kl, cfg.kl.target, len(fresh), cfg.kl.horizon)
     if cfg.replay.rows:
         rows = whole_groups(counted, cfg.responses_per_prompt)
-        known, priorities = with_logprobs(rollout, rows, world), surprise_N[rows].tolist()
+        known, priorities = with_logprobs(rollout, rows, setup.run.world), surprise_N[rows].tolist()
         figures |= replay.remember(cfg.replay, state.tensors, known, priorities, cfg.responses_per_prompt)
     if cfg.curriculum.start_share < 1.0:
         scores = [row.score + row.further for row in fresh]
-        note_scores(state.tensors, len(prompts), [row.prompt for row in fresh], scores)
+        note_scores(state.tensors, len(setup.prompts), [row.prompt for row in fresh], scores)
     return figures
+
+
+def num_tokens(prompts: Sequence[list[int]], rollout: Rollout) -> int:
+    """Tokens of a rollout's rows, without padding."""
+    return sum(len(prompts[row.prompt]) + len(row.response_ids) for row in rollout.responses)
 
 
 def whole_groups(rows: Sequence[int], group_size: int) -> list[int]:

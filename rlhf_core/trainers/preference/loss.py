@@ -32,21 +32,23 @@ FIGURES = (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StepTotals:
-    """What a step divides by, over all its forward passes and processes.
+    """What a step divides by and compares with, over all its forward passes and processes.
 
     Attributes:
         pairs: how many there are.
         weight: sum of their weights.
         chosen_tokens: tokens of the chosen responses, each times its pair's weight.
+        baseline: KTO's reference point; no other loss reads it.
     """
 
     pairs: int
     weight: float
     chosen_tokens: float
+    baseline: Tensor
 
 
-def step_totals(cfg: DPOConfig, groups: Sequence[PreferenceGroup]) -> StepTotals:
-    """Totals over the groups of a step.
+def step_totals(cfg: DPOConfig, groups: Sequence[PreferenceGroup], baseline: Tensor) -> StepTotals:
+    """Totals over the groups of a step, with KTO's baseline.
 
     Raises:
         DataError: every pair weighs 0.
@@ -62,6 +64,7 @@ def step_totals(cfg: DPOConfig, groups: Sequence[PreferenceGroup]) -> StepTotals
         pairs=len(weights),
         weight=sum(weights),
         chosen_tokens=sum(weight * length for weight, length in zip(weights, lengths, strict=True)),
+        baseline=baseline,
     )
 
 
@@ -83,7 +86,6 @@ def pair_loss(
     groups: Sequence[PreferenceGroup],
     reference_B: Tensor,
     totals: StepTotals,
-    baseline: Tensor,
     pad_id: int,
 ) -> tuple[Tensor, Tensor]:
     """These groups' part of the step's loss, and of its figures, [K], detached: the parts of a step add up.
@@ -97,7 +99,6 @@ def pair_loss(
         groups: share this forward pass.
         reference_B: summed log-probabilities of all their responses under the reference, on any device.
         totals: of the whole step.
-        baseline: KTO's reference point; no other loss reads it.
         pad_id: fills rows of unequal length.
     """
     batch, chosen_N, rejected_N = collate_groups(groups, pad_id)
@@ -120,7 +121,7 @@ def pair_loss(
         target_margin=cfg.simpo_margin,
         desirable_weight=cfg.desirable_weight,
         undesirable_weight=cfg.undesirable_weight,
-        baseline=baseline,
+        baseline=totals.baseline,
     )
     losses_N, stats = pair_losses(cfg.loss, pairs, options)
     preference = (weights_N * losses_N).sum() / totals.weight

@@ -25,8 +25,9 @@ from rlhf_core.models.adapters import without_adapters
 from rlhf_core.objectives.masked import masked_sum
 from rlhf_core.rollout.logprobs import response_logprobs
 from rlhf_core.state.atomic import digest_of, write_bytes
+from rlhf_core.state.run_context import RunContext
 from rlhf_core.state.sharding import in_step
-from rlhf_core.state.world import ALONE, World
+from rlhf_core.state.world import World
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -88,10 +89,9 @@ def reference_logprobs(
     reference: PreTrainedModel,
     groups: Sequence[PreferenceGroup],
     batches: Sequence[Sequence[int]],
-    pad_id: int,
+    run: RunContext,
     *,
     per_forward: int | None = None,
-    world: World = ALONE,
     cache: LogprobCache | None = None,
 ) -> Tensor:
     """Summed log-probability of every response under the reference, [A], on the CPU.
@@ -100,28 +100,27 @@ def reference_logprobs(
         reference: causal language model; one that carries adapters stands for the model they were added to.
         groups: whose responses; their pairs do not matter.
         batches: the groups of each step, each group in one.
-        pad_id: fills rows of unequal length.
+        run: each process of its world asks about its share and learns the rest.
         per_forward: see `forward_passes`.
-        world: each process asks about its share and learns the rest.
         cache: where results are looked up and kept; None asks every time.
 
     Raises:
         Diverged: one is no finite number: each step that has it would be refused, and nobody told why.
     """
-    rows = rows_digest(groups, batches, pad_id, per_forward, world.size)
+    rows = rows_digest(groups, batches, run.pad_id, per_forward, run.world.size)
     known = cache.find(rows) if cache else None
     # All processes go the same way: one that has to ask would wait for those that need not.
-    found = world.total(torch.tensor(0 if known is None else 1))
-    if known is not None and int(found) == world.size:
+    found = run.world.total(torch.tensor(0 if known is None else 1))
+    if known is not None and int(found) == run.world.size:
         return known
     with without_adapters(reference):
-        logprobs_A = _ask(reference, groups, batches, pad_id, per_forward, world)
+        logprobs_A = _ask(reference, groups, batches, run, per_forward)
     check_finite(
         logprobs_A.tolist(),
         "align.dpo: the reference's log-probability of training response",
         "look at the reference model and at that response",
     )
-    if cache and world.rank == 0:
+    if cache and run.world.rank == 0:
         cache.keep(rows, logprobs_A)
     return logprobs_A
 
@@ -154,19 +153,18 @@ def _ask(
     reference: PreTrainedModel,
     groups: Sequence[PreferenceGroup],
     batches: Sequence[Sequence[int]],
-    pad_id: int,
+    run: RunContext,
     per_forward: int | None,
-    world: World,
 ) -> Tensor:
     places = response_places(groups)
     logprobs_A = torch.zeros(sum(map(len, places)))
     for members in batches:
         mine: list[list[float]] = []
-        for passing, weight in in_step(forward_passes(members, per_forward, world), reference, world):
+        for passing, weight in in_step(forward_passes(members, per_forward, run.world), reference, run.world):
             some = [groups[i] for i in passing]
-            sums_B = group_logprob_sums(reference, some, pad_id).cpu()
+            sums_B = group_logprob_sums(reference, some, run.pad_id).cpu()
             if weight:  # else it was gone through for the sake of the other processes
                 mine += [sums.tolist() for sums in sums_B.split([len(group.responses) for group in some])]
-        for i, sums in zip(members, world.collect(mine), strict=True):
+        for i, sums in zip(members, run.world.collect(mine), strict=True):
             logprobs_A[places[i]] = torch.tensor(sums)
     return logprobs_A

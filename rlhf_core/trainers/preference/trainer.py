@@ -17,9 +17,9 @@ from rlhf_core.errors import DataError
 from rlhf_core.objectives.preference import PAIR_LOSSES
 from rlhf_core.objectives.unpaired import kto_baseline
 from rlhf_core.state.rng import StepRng
+from rlhf_core.state.run_context import RunContext
 from rlhf_core.state.sharding import in_step
-from rlhf_core.state.train_state import MetricSink, SaveCheckpoint, TrainState, unheard, unkept
-from rlhf_core.state.world import ALONE, World
+from rlhf_core.state.train_state import TrainState
 from rlhf_core.trainers.figures import reportable
 from rlhf_core.trainers.optimisation import apply_gradients, set_learning_rate
 from rlhf_core.trainers.preference.loss import FIGURES, StepTotals, pair_loss, step_totals
@@ -57,12 +57,8 @@ def train_dpo(
     state: TrainState,
     reference: PreTrainedModel | None,
     groups: Sequence[PreferenceGroup],
+    run: RunContext,
     *,
-    seed: int,
-    pad_id: int,
-    log: MetricSink = unheard,
-    checkpoint: SaveCheckpoint = unkept,
-    world: World = ALONE,
     cache: LogprobCache | None = None,
 ) -> TrainState:
     """Learn from `state.step` over `cfg.epochs` passes of the prompt groups.
@@ -78,26 +74,26 @@ def train_dpo(
         Diverged: losses or gradients were not finite three times in a row.
     """
     policy = state.modules["policy"]
-    batches = group_batches(groups, cfg.prompts_per_step, StepRng(seed, "dpo")("groups"))
-    rows, mismatched = _reference_rows(cfg, state, reference, groups, batches, pad_id, world, cache)
+    batches = group_batches(groups, cfg.prompts_per_step, StepRng(run.seed, "dpo")("groups"))
+    rows, mismatched = _reference_rows(cfg, state, reference, groups, batches, run, cache)
     total = cfg.epochs * len(batches)
     for epoch in range(state.step // len(batches), cfg.epochs):
-        order = torch.randperm(len(batches), generator=StepRng(seed, "dpo", epoch)("order")).tolist()
+        order = torch.randperm(len(batches), generator=StepRng(run.seed, "dpo", epoch)("order")).tolist()
         for place in order[state.step % len(batches) :]:
-            # 1. What the step divides by, and this process's share of it.
+            # 1. This process's share of the step, and what the whole step divides by and compares with.
             members = batches[place]
-            totals = step_totals(cfg, [groups[i] for i in members])
-            passes = forward_passes(members, cfg.prompts_per_forward, world)
+            passes = forward_passes(members, cfg.prompts_per_forward, run.world)
+            baseline = kl_baseline(policy, mismatched, passes, run) if mismatched else torch.zeros(())
+            totals = step_totals(cfg, [groups[i] for i in members], baseline)
 
             # 2. The loss and its gradient, a forward pass at a time.
-            baseline = kl_baseline(policy, mismatched, passes, pad_id, world) if mismatched else torch.zeros(())
-            figures = accumulate_gradients(cfg, policy, rows, passes, totals, baseline, pad_id, world)
+            figures = accumulate_gradients(cfg, policy, rows, passes, totals, run)
             figures |= {"policy/kl_baseline": baseline.item()} if mismatched else {}
             rate = learning_rate(
                 state.step, total, cfg.learning_rate, cfg.warmup_steps, cfg.min_learning_rate_share, "linear"
             )
             set_learning_rate(state.optimizers["policy"], rate)
-            norm = apply_gradients(state, "policy", figures["loss/train"], cfg.max_grad_norm, world)
+            norm = apply_gradients(state, "policy", figures["loss/train"], cfg.max_grad_norm, run.world)
 
             # 3. Count, report, save. Nothing below this line changes a weight.
             figures = reportable(figures | {"optim/learning_rate": rate, "optim/grad_norm": norm})
@@ -106,8 +102,8 @@ def train_dpo(
             state.step += 1
             state.record(figures)
             if state.step % cfg.save_every == 0 or state.step == total:
-                checkpoint(state)
-            log(state.step, total, figures, state.extra["tokens"])
+                run.checkpoint(state)
+            run.log(state.step, total, figures, state.extra["tokens"])
     return state
 
 
@@ -117,39 +113,36 @@ def accumulate_gradients(
     rows: ReferenceRows,
     passes: Sequence[Sequence[int]],
     totals: StepTotals,
-    baseline: Tensor,
-    pad_id: int,
-    world: World,
+    run: RunContext,
 ) -> dict[str, float]:
     """Lay the gradient of this process's part of the step's loss on the policy; return the whole step's figures.
 
     How the step is cut into forward passes and processes changes the order of sums and nothing else.
     """
     sums_K = torch.zeros(len(FIGURES), device=policy.device)
-    for passing, weight in in_step(passes, policy, world):
+    for passing, weight in in_step(passes, policy, run.world):
         some, reference_B = rows.of(passing)
-        loss, figures_K = pair_loss(cfg, policy, some, reference_B, totals, baseline, pad_id)
+        loss, figures_K = pair_loss(cfg, policy, some, reference_B, totals, run.pad_id)
         (weight * loss).backward()
         sums_K = sums_K + weight * figures_K
-    return dict(zip(FIGURES, world.total(sums_K).tolist(), strict=True))
+    return dict(zip(FIGURES, run.world.total(sums_K).tolist(), strict=True))
 
 
 def kl_baseline(
     policy: PreTrainedModel,
     mismatched: ReferenceRows,
     passes: Sequence[Sequence[int]],
-    pad_id: int,
-    world: World,
+    run: RunContext,
 ) -> Tensor:
     """KTO's reference point (`kto_baseline`) over a step's mismatched rows: a forward pass of its own, no gradient."""
     policy_parts, reference_parts = [torch.zeros(0, device=policy.device)], [torch.zeros(0, device=policy.device)]
-    for passing, weight in in_step(passes, policy, world):
+    for passing, weight in in_step(passes, policy, run.world):
         some, reference_B = mismatched.of(passing)
-        policy_B = group_logprob_sums(policy, some, pad_id)
+        policy_B = group_logprob_sums(policy, some, run.pad_id)
         if weight:  # else it was gone through for the sake of the other processes
             policy_parts.append(policy_B)
             reference_parts.append(reference_B.to(policy.device))
-    return kto_baseline(torch.cat(policy_parts), torch.cat(reference_parts), world.total)
+    return kto_baseline(torch.cat(policy_parts), torch.cat(reference_parts), run.world.total)
 
 
 def mismatch(groups: Sequence[PreferenceGroup], batches: Sequence[Sequence[int]]) -> list[PreferenceGroup]:
@@ -184,8 +177,7 @@ def _reference_rows(
     reference: PreTrainedModel | None,
     groups: Sequence[PreferenceGroup],
     batches: Sequence[Sequence[int]],
-    pad_id: int,
-    world: World,
+    run: RunContext,
     cache: LogprobCache | None,
 ) -> tuple[ReferenceRows, ReferenceRows | None]:
     """The training rows and, for KTO, the mismatched ones; what a checkpoint brought along is not asked again."""
@@ -199,7 +191,7 @@ def _reference_rows(
             if reference is None:
                 raise ValueError(f"loss {cfg.loss!r} needs a reference")
             state.tensors[name] = reference_logprobs(
-                reference, some, batches, pad_id, per_forward=cfg.prompts_per_forward, world=world, cache=cache
+                reference, some, batches, run, per_forward=cfg.prompts_per_forward, cache=cache
             )
         return ReferenceRows(groups=some, places=places, logprobs_A=state.tensors[name])
 

@@ -7,68 +7,75 @@ parts sum to the gradient of one process that computes all at once.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import TypeAlias
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from rlhf_core.data.batching.pairs import PreferenceGroup, collate_responses
 from rlhf_core.models.scoring.reward_model import Beside, RewardModel, RewardOutput
+from rlhf_core.state.run_context import RunContext
 from rlhf_core.state.sharding import run_gathered
 from rlhf_core.state.world import World
 from rlhf_core.trainers.figures import numbers
 from rlhf_core.trainers.passes import CPU_PASS_TOKENS
 
-Loss: TypeAlias = Callable[[RewardOutput], tuple[Tensor, dict[str, Tensor]]]
-"""Loss and figures of a step, from what the model said of all its responses."""
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StepLoss:
+    """The loss of a step.
+
+    Attributes:
+        of: loss and figures, from what the model said of all responses of the step.
+        beside: what of a `RewardOutput` it wants beside scores and variances.
+        coupled: whether the gradient that one group gets depends on what the model says of another. Several passes
+            then need a look at all groups first, without a gradient.
+    """
+
+    of: Callable[[RewardOutput], tuple[Tensor, dict[str, Tensor]]]
+    beside: Collection[Beside] = ()
+    coupled: bool = False
 
 
 def lay_gradient(
     model: RewardModel,
     groups: Sequence[PreferenceGroup],
-    loss_of: Loss,
-    beside: Collection[Beside],
+    step_loss: StepLoss,
     per_forward: int | None,
-    pad_id: int,
-    world: World,
-    *,
-    coupled: bool,
+    run: RunContext,
 ) -> dict[str, float]:
     """Add this process's part of the gradient of a step's loss to the model; return the whole step's figures.
 
     Args:
         model: is learning.
         groups: of the step, the same in every process.
-        loss_of: what is asked.
-        beside: what of a `RewardOutput` it wants beside scores and variances.
+        step_loss: what is asked.
         per_forward: most groups in a pass; None sets no limit. On a CPU `CPU_PASS_TOKENS` are one too, a rough one.
-        pad_id: padding token.
-        world: processes that train together.
-        coupled: whether the gradient that one group gets depends on what the model says of another. Several passes
-            then need a look at all groups first, without a gradient.
+        run: padding token, and the processes that train together.
     """
+    world, beside, pad_id = run.world, step_loss.beside, run.pad_id
     device, mine = model.shift.device, world.share(range(len(groups)))
     num_passes = _num_passes(groups, per_forward, device, world)
     size = -(-len(mine) // num_passes)
     passes = [mine[number * size : (number + 1) * size] for number in range(num_passes)]
     if num_passes == 1:
         reading, own = _read(model, groups, mine, beside, pad_id)
-        loss, figures = loss_of(_joined(_of_all_groups(own, mine, device, world), own))
+        loss, figures = step_loss.of(_joined(_of_all_groups(own, mine, device, world), own))
         (loss if mine else loss + _nothing(reading)).backward()
         return numbers({"loss/train": loss, **figures})
     known = None
-    if coupled:
+    if step_loss.coupled:
         with torch.no_grad():
             looks = [_read(model, groups, some, beside, pad_id)[1] for some in passes]
             known = _of_all_groups({place: said for own in looks for place, said in own.items()}, mine, device, world)
     seen: dict[int, RewardOutput] = {}
     for some in passes:
         reading, own = _read(model, groups, some, beside, pad_id)
-        loss, _ = loss_of(_joined(known or _blank(reading, groups), own))
+        loss, _ = step_loss.of(_joined(known or _blank(reading, groups), own))
         (loss if some else loss + _nothing(reading)).backward()
         seen |= {place: _moved(said, device) for place, said in own.items()}
     with torch.no_grad():
-        loss, figures = loss_of(_joined(known or _of_all_groups(seen, mine, device, world), {}))
+        loss, figures = step_loss.of(_joined(known or _of_all_groups(seen, mine, device, world), {}))
     return numbers({"loss/train": loss, **figures})
 
 

@@ -1,6 +1,6 @@
 """Which models a reward run trains, on which prompts and in which order: all a function of settings and seed."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -9,7 +9,6 @@ from transformers import PreTrainedModel
 from rlhf_core.config import RewardConfig
 from rlhf_core.data.batching.pairs import PreferenceGroup, group_batches
 from rlhf_core.engine.batches import cut
-from rlhf_core.models.scoring.ensemble import RewardEnsemble
 from rlhf_core.models.scoring.heads import OVERALL_ONLY
 from rlhf_core.models.scoring.reward_model import RewardModel
 from rlhf_core.state.rng import StepRng
@@ -35,6 +34,11 @@ class Phase:
     start: int
     end: int
     distills: bool
+
+    @property
+    def steps(self) -> int:
+        """How many steps it has."""
+        return self.end - self.start
 
 
 def phases(cfg: RewardConfig, num_groups: int, seed: int) -> list[Phase]:
@@ -90,13 +94,6 @@ def make_models(cfg: RewardConfig, policy: PreTrainedModel, rng: StepRng) -> dic
             keep_output=cfg.auxiliary.sft_coef > 0 and not student,
         )
     return models
-
-
-def ensemble_of(cfg: RewardConfig, modules: Mapping[str, torch.nn.Module]) -> RewardEnsemble:
-    """The members as one model, without the weights and references of `fit_aggregation`."""
-    members = [module for name, module in modules.items() if name != PUBLISHED and isinstance(module, RewardModel)]
-    ensemble = RewardEnsemble(members, cfg.ensemble.aggregate, cfg.ensemble.pessimism)
-    return ensemble.to(members[0].shift.device).eval()
 
 
 def epoch_batches(

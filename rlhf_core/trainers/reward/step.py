@@ -13,13 +13,13 @@ from rlhf_core.data.batching.pair_table import PairTable, pair_table
 from rlhf_core.data.batching.pairs import PreferenceGroup
 from rlhf_core.models.scoring.reward_model import Beside, RewardModel, RewardOutput
 from rlhf_core.objectives.uncertainty import distilled_pair_losses, distilled_score_losses, ensemble_preference
-from rlhf_core.state.world import World
+from rlhf_core.state.run_context import RunContext
 from rlhf_core.trainers.reward.loss import centering_of, contrastive_loss, group_loss
-from rlhf_core.trainers.reward.passes import lay_gradient
+from rlhf_core.trainers.reward.passes import StepLoss, lay_gradient
 
 
 def labelled_step(
-    cfg: RewardConfig, model: RewardModel, groups: Sequence[PreferenceGroup], pad_id: int, world: World
+    cfg: RewardConfig, model: RewardModel, groups: Sequence[PreferenceGroup], run: RunContext
 ) -> dict[str, float]:
     """Add the gradient of the pairs' labels, and of the auxiliary losses that have a weight; return the figures."""
     beside: list[Beside] = ["logprobs"] if cfg.auxiliary.sft_coef else []
@@ -38,8 +38,8 @@ def labelled_step(
         return loss, figures
 
     coupled = cfg.loss.weights == "difficulty" or cfg.auxiliary.contrastive_coef > 0
-    per_forward = cfg.prompts_per_forward
-    return lay_gradient(model, groups, loss_of, beside, per_forward, pad_id, world, coupled=coupled)
+    step_loss = StepLoss(of=loss_of, beside=beside, coupled=coupled)
+    return lay_gradient(model, groups, step_loss, cfg.prompts_per_forward, run)
 
 
 def distilled_step(
@@ -47,8 +47,7 @@ def distilled_step(
     model: RewardModel,
     groups: Sequence[PreferenceGroup],
     teacher_MB: Tensor,
-    pad_id: int,
-    world: World,
+    run: RunContext,
 ) -> dict[str, float]:
     """The same for a student of an ensemble; preferences leave the level free, which is centred then.
 
@@ -57,8 +56,7 @@ def distilled_step(
         model: the student.
         groups: of the step.
         teacher_MB: the aggregated raw scores of the step's responses in row 0, those of the members below.
-        pad_id: padding token.
-        world: processes that train together.
+        run: padding token, and the processes that train together.
     """
     teacher_MB = teacher_MB.to(model.shift.device)
     table = pair_table(groups, list(cfg.criteria)).to(teacher_MB.device)
@@ -79,7 +77,7 @@ def distilled_step(
             "reward/teacher_gap": (centred_B - centred_teacher_B).square().mean().sqrt(),
         }
 
-    return lay_gradient(model, groups, loss_of, (), cfg.prompts_per_forward, pad_id, world, coupled=False)
+    return lay_gradient(model, groups, StepLoss(of=loss_of), cfg.prompts_per_forward, run)
 
 
 def chosen_nll(groups: Sequence[PreferenceGroup], table: PairTable, logprobs_B: Tensor) -> Tensor:

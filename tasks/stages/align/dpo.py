@@ -18,7 +18,7 @@ from rlhf_core.trainers.preference.reference import LogprobCache
 from rlhf_core.trainers.preference.trainer import train_dpo
 from tasks import paths
 from tasks.frame.stage import Stage, environment
-from tasks.stages.align.keeper import Keeper
+from tasks.stages.keeper import Keeper, run_context
 from tasks.stages.policy_pairs import policy_pairs
 
 CODE = ("data", "engine", "models", "objectives", "rollout", "state", "text", "trainers/preference/reference.py")
@@ -55,11 +55,7 @@ def run_dpo(
         state,
         reference if PAIR_LOSSES[cfg.loss].needs_reference else None,
         group_pairs(pairs),
-        seed=stage.params.seed,
-        pad_id=tokenizer.pad_token_id,
-        log=keeper.log,
-        checkpoint=keeper.checkpoint,
-        world=stage.world,
+        run_context(stage, keeper, tokenizer.pad_token_id),
         cache=cache,
     )
 

@@ -16,11 +16,11 @@ from rlhf_core.text.identity import prompt_id
 from rlhf_core.trainers.optimisation import make_optimizer
 from rlhf_core.trainers.ppo.aside import SET_ASIDE
 from rlhf_core.trainers.ppo.guard import STOPPED
-from rlhf_core.trainers.ppo.trainer import train_ppo
+from rlhf_core.trainers.ppo.trainer import Rewards, train_ppo
 from tasks.frame.stage import Stage
-from tasks.stages.align.keeper import Keeper
 from tasks.stages.align.prompts import training_prompts
 from tasks.stages.align.rewards import further_terms, held_out_watch
+from tasks.stages.keeper import Keeper, run_context
 from tasks.stages.texts import warn_of_texts
 
 ADAM_BETAS = (0.9, 0.95)
@@ -68,15 +68,11 @@ def run_ppo(
         cfg,
         state,
         reference,
-        reward_model,
+        Rewards(reward_model, terms),
         [ids for _, ids in prompts],
-        seed=stage.params.seed,
+        run_context(stage, keeper, tokenizer.pad_token_id),
         sampling=Sampling.of(policy, tokenizer, stage.params.model.max_response_tokens),
-        log=keeper.log,
-        checkpoint=keeper.checkpoint,
-        terms=terms,
         watch=watch,
-        world=stage.world,
     )
     _tell_of_the_guard(stage, state)
     return state

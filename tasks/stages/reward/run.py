@@ -27,11 +27,12 @@ from rlhf_core.state.train_state import TrainState
 from rlhf_core.text.identity import prompt_group, prompt_id
 from rlhf_core.text.tokenizer import encode_prompts, encode_responses, encode_whole_responses, load_tokenizer
 from rlhf_core.trainers.optimisation import make_optimizer, refused_steps
-from rlhf_core.trainers.reward.plan import PUBLISHED, ensemble_of, make_models, phases
-from rlhf_core.trainers.reward.teacher import fit_aggregation
-from rlhf_core.trainers.reward.trainer import standardise_on, train_reward
+from rlhf_core.trainers.reward.plan import PUBLISHED, make_models
+from rlhf_core.trainers.reward.teacher import ensemble_of
+from rlhf_core.trainers.reward.trainer import TrainedReward, standardise_on, train_reward
 from tasks import paths
 from tasks.frame.stage import Stage
+from tasks.stages.keeper import run_context
 from tasks.stages.reward.figures import (
     CONFIDENCE,
     calibration,
@@ -69,9 +70,9 @@ def run(stage: Stage) -> dict[str, Any]:
     others = [row for row in _other_pairs(stage, "heldout") if not row["tie"]]
     others = _whole(stage, tokenizer, others, "chosen", "rejected", name="others")
     warn_of_texts(stage)
-    state = _train(stage, groups, tokenizer.pad_token_id)
-    ensemble, left_out = _ensemble(stage, state, groups, tokenizer.pad_token_id)
-    model = _published(state, ensemble, groups, tokenizer.pad_token_id)
+    trained = _train(stage, groups, tokenizer.pad_token_id)
+    ensemble, left_out = _ensemble(cfg, trained)
+    model = _published(trained.state, ensemble, groups, tokenizer.pad_token_id)
     reader = _Reader(stage, model, tokenizer)
     chosen, rejected = reader.pairs(heldout)
     readings = reader((row["prompt"], row["response"]) for row in graded)
@@ -100,7 +101,8 @@ def run(stage: Stage) -> dict[str, Any]:
     if ensemble is not None:
         members = _Reader(stage, ensemble, tokenizer).pairs(heldout)
         card |= member_figures(heldout, *members, left_out, ensemble.weights_M.tolist())
-    return card | ranking_figures(cfg, groups) | _training_figures(stage, state, groups, model) | text_figures(stage)
+    card |= ranking_figures(cfg, groups) | _training_figures(stage, trained.state, groups, model)
+    return card | text_figures(stage)
 
 
 def grades_to_judge_by(stage: Stage) -> tuple[list[Row], int]:
@@ -158,38 +160,24 @@ def _whole(stage: Stage, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row]
     return [row for row, ids in zip(rows, by_row, strict=True) if None not in ids]
 
 
-def _train(stage: Stage, groups: Sequence[PreferenceGroup], pad_id: int) -> TrainState:
-    """Every model of the run, trained, in one state."""
+def _train(stage: Stage, groups: Sequence[PreferenceGroup], pad_id: int) -> TrainedReward:
+    """Every model of the run, trained."""
     cfg, rng = stage.params.reward, stage.rng()
     state = TrainState()
     for name, made in make_models(cfg, load_policy(stage.root / paths.SFT / "model"), rng).items():
         add_adapters(made.body, stage.params.model.lora_at("reward"), rng.integer(f"adapters/{name}"))
         state.modules[name] = stage.shard(made.to(stage.device))
         state.optimizers[name] = make_optimizer(state.modules[name], cfg.learning_rate, cfg.weight_decay)
-    train_reward(
-        cfg,
-        stage.restore(state),
-        groups,
-        seed=stage.params.seed,
-        pad_id=pad_id,
-        log=stage.log,
-        checkpoint=stage.checkpoint,
-        world=stage.world,
-    )
+    trained = train_reward(cfg, stage.restore(state), groups, run_context(stage, stage, pad_id))
     stage.finish(state)
-    return state
+    return trained
 
 
-def _ensemble(
-    stage: Stage, state: TrainState, groups: Sequence[PreferenceGroup], pad_id: int
-) -> tuple[RewardEnsemble | None, list[float | None]]:
+def _ensemble(cfg: RewardConfig, trained: TrainedReward) -> tuple[RewardEnsemble | None, list[float | None]]:
     """The members as one model, where there are several, and their accuracy on prompts that they did not draw."""
-    cfg = stage.params.reward
-    if cfg.ensemble.members == 1:
+    if trained.aggregation is None:
         return None, []
-    ensemble = ensemble_of(cfg, state.modules)
-    plan = phases(cfg, len(groups), stage.params.seed)
-    return ensemble, fit_aggregation(ensemble, groups, plan, list(cfg.criteria), pad_id)
+    return ensemble_of(cfg, trained.state.modules, trained.aggregation), trained.aggregation.left_out
 
 
 def _published(

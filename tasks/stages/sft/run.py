@@ -25,6 +25,7 @@ from rlhf_core.trainers.optimisation import make_optimizer
 from rlhf_core.trainers.sft import train_sft
 from tasks import paths
 from tasks.frame.stage import Stage
+from tasks.stages.keeper import run_context
 from tasks.stages.notice import warn
 from tasks.stages.sft.figures import figures, samples
 from tasks.stages.sft.learned_turns import LearnedTurns, Turns
@@ -59,17 +60,7 @@ def run(stage: Stage) -> dict[str, Any]:
     if not examples:
         raise DataError("sft: the chat template writes no response whole. Fix: model.chat: plain, or another template")
     state = stage.restore(TrainState(modules={"policy": policy}, optimizers={"policy": optimizer}))
-    train_sft(
-        cfg,
-        state,
-        examples,
-        list(chain(*heldout)),
-        seed=stage.params.seed,
-        pad_id=tokenizer.pad_token_id,
-        log=stage.log,
-        checkpoint=stage.checkpoint,
-        world=stage.world,
-    )
+    train_sft(cfg, state, examples, list(chain(*heldout)), run_context(stage, stage, tokenizer.pad_token_id))
     stage.finish(state)
     save_policy(model, tokenizer, stage.out / "model")
     write_json(stage.out / "samples.json", samples(stage, model, tokenizer, kept))

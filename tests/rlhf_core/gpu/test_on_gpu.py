@@ -38,7 +38,8 @@ from rlhf_core.rollout.logprobs import response_logprobs
 from rlhf_core.rollout.sampler import Sampling, sample_responses
 from rlhf_core.rollout.token_draw import OPEN, CutOff
 from rlhf_core.state.compute_mode import ComputeMode, computing
-from rlhf_core.trainers.ppo.rollout import collect_rollout, write_responses
+from rlhf_core.state.run_context import RunContext
+from rlhf_core.trainers.ppo.rollout import RolloutSetup, collect_rollout, write_responses
 from rlhf_core.trainers.preference.trainer import train_dpo
 
 GPUS = torch.cuda.device_count() if torch.cuda.is_available() else 0
@@ -114,10 +115,17 @@ def test_n04_the_first_log_ratio_is_exactly_zero(device: str, number_format: str
     cfg = ppo_config(steps=1, value={"model": "shared" if shared else "separate"})
     with computing(FORMATS[number_format]):
         state, scorer = ppo_state(torch.device(device), cfg)
-        sampling = Sampling(eos_ids=ENDS, pad_id=PAD, max_new_tokens=8)
+        setup = RolloutSetup(
+            cfg=cfg,
+            modules=state.modules,
+            reference=policy(device),
+            score=scorer,
+            prompts=PROMPTS,
+            sampling=Sampling(eos_ids=ENDS, pad_id=PAD, max_new_tokens=8),
+            run=RunContext(seed=0, pad_id=PAD),
+        )
         generator = torch.Generator().manual_seed(3)
-        written = write_responses(state, PROMPTS, range(8), sampling, 1.0, generator)
-        rollout = collect_rollout(cfg, state, policy(device), scorer, PROMPTS, written, [], PAD, generator)
+        rollout = collect_rollout(setup, write_responses(setup, range(8), generator), [], generator)
         for part in rollout.parts():
             logprobs_BR = response_logprobs(state.modules["policy"], part.batch)
             assert logprobs_BR.requires_grad
@@ -131,9 +139,8 @@ def test_n32_the_first_dpo_loss_is_exactly_ln_2(device: str, number_format: str)
     cfg = DPOConfig(prompts_per_step=16, learning_rate=1e-9, warmup_steps=0)
     with computing(FORMATS[number_format]):
         state = train_dpo(
-            cfg, state_of(policy=policy(device)), policy(device), toy_groups(16), seed=0, pad_id=PAD,
-            log=lambda *_: None, checkpoint=lambda state: None,
-        )  # fmt: skip
+            cfg, state_of(policy=policy(device)), policy(device), toy_groups(16), RunContext(seed=0, pad_id=PAD)
+        )
     assert state.history[0]["loss/preference"] == pytest.approx(math.log(2.0), abs=1e-7)
     assert (state.history[0]["implicit_reward/chosen"], state.history[0]["implicit_reward/rejected"]) == (0.0, 0.0)
 

@@ -31,6 +31,7 @@ from rlhf_core.models.policy import check_room, check_vocabulary, eos_token_ids,
 from rlhf_core.models.scoring.reward_model import RewardModel
 from rlhf_core.rollout.logprobs import response_logprobs
 from rlhf_core.rollout.sampler import Sampling, sample_responses
+from rlhf_core.state.run_context import RunContext
 from rlhf_core.state.train_state import TrainState
 from rlhf_core.text.tokenizer import decode_response, encode_prompts, encode_responses, load_tokenizer
 from rlhf_core.trainers.optimisation import make_optimizer
@@ -132,8 +133,9 @@ def test_n11_padding_with_the_end_token_changes_nothing(folder: Path) -> None:
     rows, tokenizer = examples(folder), load_tokenizer(folder)
     assert tokenizer.pad_token_id in (tokenizer.eos_token_id, load_tokenizer(folder, "plain").eos_token_id)
     together, apart = load_policy(folder).double(), load_policy(folder).double()
-    loss, _ = accumulate_gradients(together, rows, 1, tokenizer.eos_token_id)
-    one_by_one, _ = accumulate_gradients(apart, rows, len(rows), tokenizer.eos_token_id)
+    run = RunContext(seed=0, pad_id=tokenizer.eos_token_id)
+    loss, _ = accumulate_gradients(together, rows, 1, run)
+    one_by_one, _ = accumulate_gradients(apart, rows, len(rows), run)
     assert loss == pytest.approx(one_by_one, rel=1e-10)
     for first, second in zip(together.parameters(), apart.parameters(), strict=True):
         torch.testing.assert_close(first.grad, second.grad, atol=1e-10, rtol=1e-7)
@@ -147,7 +149,7 @@ def test_a_folder_is_trained_written_and_read_again(folder: Path, lora: LoraConf
     state = TrainState(modules={"policy": model}, optimizers={"policy": make_optimizer(model, 0.02)})
     cfg = SFTConfig(max_steps=8, batch_size=3, warmup_steps=0, learning_rate=0.02)
     pad = tokenizer.pad_token_id
-    train_sft(cfg, state, rows, [], seed=0, pad_id=pad, log=lambda *_: None, checkpoint=lambda _: None)
+    train_sft(cfg, state, rows, [], RunContext(seed=0, pad_id=pad))
     learned = state.history[0]["loss/train"] - state.history[-1]["loss/train"]
     assert learned > (0.05 if lora else 0.3)  # adapters leave the embeddings alone, where these first steps would gain
     save_policy(model, tokenizer, tmp_path / "out")

@@ -17,6 +17,7 @@ from rlhf_core.data.batching.examples import Example
 from rlhf_core.models.adapters import adapted_layers, add_adapters
 from rlhf_core.models.scoring.reward_model import RewardModel
 from rlhf_core.models.scoring.value import ValueModel
+from rlhf_core.state.run_context import RunContext
 from rlhf_core.state.train_state import TrainState
 from rlhf_core.state.world import ALONE
 from rlhf_core.trainers.optimisation import make_optimizer
@@ -55,18 +56,20 @@ def state_of(**modules: nn.Module) -> TrainState:
 
 def sft(state: TrainState, log: Any, save: Any, world: Any = ALONE) -> TrainState:
     cfg = SFTConfig(max_steps=8, batch_size=6, eval_every=3, save_every=2, learning_rate=3e-3, warmup_steps=1)
-    return train_sft(cfg, state, EXAMPLES, HELDOUT, seed=0, pad_id=PAD, log=log, checkpoint=save, world=world)
+    return train_sft(
+        cfg, state, EXAMPLES, HELDOUT, RunContext(seed=0, pad_id=PAD, log=log, checkpoint=save, world=world)
+    )
 
 
 def reward(state: TrainState, log: Any, save: Any) -> TrainState:
     cfg = RewardConfig(epochs=2, prompts_per_step=6, warmup_steps=1, save_every=2, learning_rate=3e-3)
-    return train_reward(cfg, state, toy_groups(24), seed=0, pad_id=PAD, log=log, checkpoint=save)
+    return train_reward(cfg, state, toy_groups(24), RunContext(seed=0, pad_id=PAD, log=log, checkpoint=save)).state
 
 
 def dpo(state: TrainState, log: Any, save: Any) -> TrainState:
     cfg = DPOConfig(prompts_per_step=8, epochs=2, warmup_steps=1, save_every=2, learning_rate=3e-3)
     reference = state.modules["policy"]  # without its adapters
-    return train_dpo(cfg, state, reference, toy_groups(24), seed=0, pad_id=PAD, log=log, checkpoint=save)
+    return train_dpo(cfg, state, reference, toy_groups(24), RunContext(seed=0, pad_id=PAD, log=log, checkpoint=save))
 
 
 def ppo(state: TrainState, log: Any, save: Any) -> TrainState:
@@ -141,9 +144,8 @@ def test_n25_two_processes_take_the_steps_of_one(weigh: HardExamplesConfig | Non
 
     def work(world: Any) -> TrainState:
         return train_sft(
-            cfg, state_of(policy=policy().double()), EXAMPLES, HELDOUT,
-            seed=0, pad_id=PAD, log=lambda *_: None, checkpoint=lambda _: None, world=world,
-        )  # fmt: skip
+            cfg, state_of(policy=policy().double()), EXAMPLES, HELDOUT, RunContext(seed=0, pad_id=PAD, world=world)
+        )
 
     alone, (first, second) = work(ALONE), in_processes(2, work)
     for one, two, other in zip(

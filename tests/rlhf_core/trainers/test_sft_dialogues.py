@@ -16,12 +16,14 @@ from rlhf_core.data.batching.examples import Example, join_turns
 from rlhf_core.engine.batches import collate
 from rlhf_core.models.adapters import add_adapters
 from rlhf_core.rollout.logprobs import response_logprobs
+from rlhf_core.state.run_context import RunContext
 from rlhf_core.state.train_state import TrainState
 from rlhf_core.trainers import hard_examples
 from rlhf_core.trainers.optimisation import apply_gradients, make_optimizer
 from rlhf_core.trainers.sft import accumulate_gradients, epoch_batches, heldout_loss, target_logprobs, train_sft
 
 PAD, EOS = 0, 1
+RUN = RunContext(seed=0, pad_id=PAD)
 TURNS = [
     ([5, 9], [10, 11, EOS]),
     ([5, 9, 10, 11, EOS, 6, 9], [12, EOS]),
@@ -67,8 +69,8 @@ def test_a_joined_dialogue_teaches_what_its_turns_teach_one_by_one(
     tiny_policy: Callable[[], PreTrainedModel],
 ) -> None:
     joined, apart = tiny_policy().double(), tiny_policy().double()
-    one, _ = accumulate_gradients(joined, join_turns(TURNS), 1, PAD)
-    many, _ = accumulate_gradients(apart, [Example(*turn) for turn in TURNS], 1, PAD)
+    one, _ = accumulate_gradients(joined, join_turns(TURNS), 1, RUN)
+    many, _ = accumulate_gradients(apart, [Example(*turn) for turn in TURNS], 1, RUN)
     assert one == pytest.approx(many, rel=1e-12)
     torch.testing.assert_close(gradient(joined), gradient(apart), atol=1e-12, rtol=1e-9)
 
@@ -83,7 +85,7 @@ def test_n34_tokens_of_other_speakers_have_no_part_in_loss_or_gradient(
     assert mask_BR.tolist() == [[1, 1, 1, 0, 0, 1, 1, 0, 0, 1, 1], [1, 1, *[0] * 9]]
     assert (logprobs_BR == 0).tolist() == (mask_BR == 0).tolist()
     whole = response_logprobs(policy, collate([row.prompt], [row.response], PAD))[0]
-    loss, _ = accumulate_gradients(policy, [row], 1, PAD)
+    loss, _ = accumulate_gradients(policy, [row], 1, RUN)
     assert loss == pytest.approx(-whole[[0, 1, 2, 5, 6, 9, 10]].sum().item() / 7, rel=1e-6)
 
 
@@ -95,7 +97,7 @@ def test_only_the_tokens_that_predict_a_target_get_a_gradient(tiny_policy: Calla
     policy.config.tie_word_embeddings = False
     (row,) = join_turns(TURNS)
     before = policy.lm_head.weight.detach().clone()
-    accumulate_gradients(policy, [row], 1, PAD)
+    accumulate_gradients(policy, [row], 1, RUN)
     states = policy.model(torch.tensor([row.prompt + row.response])).last_hidden_state[0]
     places = torch.tensor([1, 2, 3, 6, 7, 10, 11])  # worked out by hand: those before 10, 11, 1, 12, 1, 8, 1
     targets = torch.tensor([10, 11, EOS, 12, EOS, 8, EOS])
@@ -108,30 +110,33 @@ def test_only_the_tokens_that_predict_a_target_get_a_gradient(tiny_policy: Calla
 
 def test_the_heldout_loss_counts_targets_only(tiny_policy: Callable[[], PreTrainedModel]) -> None:
     policy = tiny_policy()
-    apart = heldout_loss(policy, [Example(*turn) for turn in TURNS], 3, PAD)
-    assert heldout_loss(policy, join_turns(TURNS), 3, PAD) == pytest.approx(apart, rel=1e-6)
+    apart = heldout_loss(policy, [Example(*turn) for turn in TURNS], 3, RUN)
+    assert heldout_loss(policy, join_turns(TURNS), 3, RUN) == pytest.approx(apart, rel=1e-6)
 
 
 def test_n25_two_processes_add_up_to_one(tiny_policy: Callable[[], PreTrainedModel]) -> None:
     rows = [*rows_of(7), *join_turns(TURNS)]
     one, halves = tiny_policy().double(), [tiny_policy().double() for _ in range(2)]
-    loss, _ = accumulate_gradients(one, rows, 2, PAD)
-    parts = [accumulate_gradients(half, rows, 2, PAD, None, Half(rank))[0] for rank, half in enumerate(halves)]
+    loss, _ = accumulate_gradients(one, rows, 2, RUN)
+    parts = [
+        accumulate_gradients(half, rows, 2, RunContext(seed=0, pad_id=PAD, world=Half(rank)))[0]
+        for rank, half in enumerate(halves)
+    ]
     assert sum(parts) == pytest.approx(loss, rel=1e-12)
     torch.testing.assert_close(sum(map(gradient, halves)), gradient(one), atol=1e-12, rtol=1e-9)
 
 
 def test_a_process_without_rows_adds_nothing(tiny_policy: Callable[[], PreTrainedModel]) -> None:
     policy = tiny_policy()
-    loss, each = accumulate_gradients(policy, rows_of(1), 2, PAD, [1.0], Half(1))
+    loss, each = accumulate_gradients(policy, rows_of(1), 2, RunContext(seed=0, pad_id=PAD, world=Half(1)), [1.0])
     assert (loss, each) == (0.0, [])
     assert all(parameter.grad is None for parameter in policy.parameters())
 
 
 def test_weights_weigh_rows_and_the_mean_stays_a_mean(tiny_policy: Callable[[], PreTrainedModel]) -> None:
     rows, policy = rows_of(4), tiny_policy()
-    _, each = accumulate_gradients(policy, rows, 2, PAD, [1.0] * 4)
-    loss, _ = accumulate_gradients(policy, rows, 2, PAD, [0.5, 2.0, 1.0, 3.0])
+    _, each = accumulate_gradients(policy, rows, 2, RUN, [1.0] * 4)
+    loss, _ = accumulate_gradients(policy, rows, 2, RUN, [0.5, 2.0, 1.0, 3.0])
     weighted = [w * row.num_targets for w, row in zip([0.5, 2.0, 1.0, 3.0], rows, strict=True)]
     assert loss == pytest.approx(sum(w * e for w, e in zip(weighted, each, strict=True)) / sum(weighted), rel=1e-5)
 
@@ -172,7 +177,7 @@ def test_every_variant_resumes_to_the_bit(
         return TrainState(modules={"policy": policy}, optimizers={"policy": make_optimizer(policy, 1e-3)})
 
     def train(state: TrainState, log: Callable, save: Callable) -> TrainState:
-        return train_sft(cfg, state, examples, rows_of(5, 2), seed=0, pad_id=PAD, log=log, checkpoint=save)
+        return train_sft(cfg, state, examples, rows_of(5, 2), RunContext(seed=0, pad_id=PAD, log=log, checkpoint=save))
 
     runs = harness(make, train)
     unbroken, resumed = runs.unbroken(), runs.resumed_after(7)
@@ -209,8 +214,8 @@ def test_what_is_hard_is_learned_better_with_weights(tiny_policy: Callable[[], P
         policy = tiny_policy()
         state = TrainState(modules={"policy": policy}, optimizers={"policy": make_optimizer(policy, 1e-3)})
         cfg = config(max_steps=20, batch_size=22, hard_examples=weigh, learning_rate=3e-3)
-        train_sft(cfg, state, examples, [], seed=0, pad_id=PAD, log=lambda *_: None, checkpoint=lambda _: None)
-        return heldout_loss(policy, examples[-1:], 1, PAD)
+        train_sft(cfg, state, examples, [], RUN)
+        return heldout_loss(policy, examples[-1:], 1, RUN)
 
     assert loss_of_the_rare(HardExamplesConfig(exponent=2.0, max_weight=8.0, memory=0.0)) < 0.8 * loss_of_the_rare(None)
 
@@ -220,7 +225,7 @@ def test_the_trainer_cuts_entries_where_it_is_told_to(tiny_policy: Callable[[], 
         policy = tiny_policy()
         state = TrainState(modules={"policy": policy}, optimizers={"policy": torch.optim.SGD(policy.parameters(), 1.0)})
         cfg = config(max_steps=1, warmup_steps=0, learning_rate=1.0, max_grad_value=most)
-        train_sft(cfg, state, rows_of(4), [], seed=0, pad_id=PAD, log=lambda *_: None, checkpoint=lambda _: None)
+        train_sft(cfg, state, rows_of(4), [], RUN)
         return torch.cat([parameter.detach().flatten() for parameter in policy.parameters()])
 
     start = torch.cat([parameter.detach().flatten() for parameter in tiny_policy().parameters()])

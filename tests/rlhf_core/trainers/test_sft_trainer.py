@@ -14,12 +14,14 @@ from rlhf_core.engine.batches import collate
 from rlhf_core.errors import Diverged
 from rlhf_core.rollout.logprobs import response_logprobs
 from rlhf_core.rollout.sampler import Sampling, sample_responses
+from rlhf_core.state.run_context import RunContext
 from rlhf_core.state.train_state import TrainState
 from rlhf_core.trainers import sft
 from rlhf_core.trainers.optimisation import make_optimizer
 from rlhf_core.trainers.sft import accumulate_gradients, epoch_batches, heldout_loss, train_sft
 
 PAD, EOS, FIRST, LAST = 0, 1, 4, 20
+RUN = RunContext(seed=0, pad_id=PAD)
 
 
 def count_task(count: int, seed: int = 1) -> list[Example]:
@@ -55,10 +57,7 @@ def train(cfg: SFTConfig, state: TrainState, log: Callable, checkpoint: Callable
         state,
         count_task(30),
         count_task(9, seed=2) if heldout else [],
-        seed=0,
-        pad_id=PAD,
-        log=log,
-        checkpoint=checkpoint,
+        RunContext(seed=0, pad_id=PAD, log=log, checkpoint=checkpoint),
     )
 
 
@@ -68,7 +67,7 @@ def gradients(policy: PreTrainedModel) -> list[torch.Tensor]:
 
 def test_the_loss_is_the_mean_over_response_tokens_and_no_others(tiny_policy: Callable[[], PreTrainedModel]) -> None:
     policy, rows = tiny_policy(), count_task(6)
-    loss, _ = accumulate_gradients(policy, rows, 1, PAD)
+    loss, _ = accumulate_gradients(policy, rows, 1, RUN)
     each = [response_logprobs(policy, collate([row.prompt], [row.response], PAD)).sum() for row in rows]
     assert loss == pytest.approx(-sum(each).item() / sum(len(row.response) for row in rows), rel=1e-5)
 
@@ -77,7 +76,7 @@ def test_the_loss_is_the_mean_over_response_tokens_and_no_others(tiny_policy: Ca
 def test_n25_cutting_a_step_into_parts_changes_nothing(tiny_policy: Callable[[], PreTrainedModel], parts: int) -> None:
     """The rows are of unequal length, so a mean of micro-batch means would differ by far more than this bound."""
     whole, cut, rows = tiny_policy().double(), tiny_policy().double(), count_task(6)
-    one_loss, many_loss = (accumulate_gradients(p, rows, n, PAD)[0] for p, n in ((whole, 1), (cut, parts)))
+    one_loss, many_loss = (accumulate_gradients(p, rows, n, RUN)[0] for p, n in ((whole, 1), (cut, parts)))
     assert one_loss == pytest.approx(many_loss, rel=1e-12)
     for one, two in zip(gradients(whole), gradients(cut), strict=True):
         torch.testing.assert_close(one, two, atol=1e-12, rtol=1e-9)
@@ -87,14 +86,14 @@ def test_a_pass_on_a_cpu_holds_few_tokens(
     tiny_policy: Callable[[], PreTrainedModel], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole, cut, rows = tiny_policy().double(), tiny_policy().double(), count_task(6)
-    loss, _ = accumulate_gradients(whole, rows, 1, PAD)
+    loss, _ = accumulate_gradients(whole, rows, 1, RUN)
     most, held = max(row.num_tokens for row in rows) + 1, []
     read = sft.target_logprobs
     monkeypatch.setattr(sft, "CPU_PASS_TOKENS", most)
     monkeypatch.setattr(
         sft, "target_logprobs", lambda policy, some, pad_id: held.append(some) or read(policy, some, pad_id)
     )
-    assert accumulate_gradients(cut, rows, 1, PAD)[0] == pytest.approx(loss, rel=1e-12)
+    assert accumulate_gradients(cut, rows, 1, RUN)[0] == pytest.approx(loss, rel=1e-12)
     for one, two in zip(gradients(whole), gradients(cut), strict=True):
         torch.testing.assert_close(one, two, atol=1e-12, rtol=1e-9)
     assert [row for some in held for row in some] == rows
@@ -106,7 +105,7 @@ def test_n13_the_end_token_is_learned(make_state: Callable[[], TrainState], sink
     state = make_state()
     cfg = config(max_steps=60, batch_size=8, learning_rate=1e-2)
     rows = [Example([5, number], [9, EOS]) for number in range(FIRST, LAST)]
-    train_sft(cfg, state, rows, [], seed=0, pad_id=PAD, log=sink, checkpoint=lambda state: None)
+    train_sft(cfg, state, rows, [], RunContext(seed=0, pad_id=PAD, log=sink))
     end = response_logprobs(state.modules["policy"], collate([[5, 7]], [[9, EOS]], PAD))[0, 1]
     assert end.item() > -0.1
 
@@ -139,7 +138,7 @@ def test_every_demonstration_is_seen_once_a_pass_in_another_order_each(
 
 def test_heldout_loss_does_not_depend_on_batching(tiny_policy: Callable[[], PreTrainedModel]) -> None:
     policy, rows = tiny_policy(), count_task(9)
-    assert heldout_loss(policy, rows, 9, PAD) == pytest.approx(heldout_loss(policy, rows, 2, PAD), rel=1e-5)
+    assert heldout_loss(policy, rows, 9, RUN) == pytest.approx(heldout_loss(policy, rows, 2, RUN), rel=1e-5)
 
 
 @pytest.mark.parametrize("step", [1, 2, 5, 8, 11])
@@ -226,9 +225,7 @@ def test_a_policy_that_is_no_longer_finite_ends_training(make_state: Callable[[]
 def test_it_learns_a_toy_task(make_state: Callable[[], TrainState], sink: Any) -> None:
     state = make_state()
     cfg = config(max_steps=200, batch_size=32, learning_rate=1e-2, warmup_steps=20, eval_every=50)
-    train_sft(
-        cfg, state, count_task(640), count_task(64, 2), seed=0, pad_id=PAD, log=sink, checkpoint=lambda state: None
-    )
+    train_sft(cfg, state, count_task(640), count_task(64, 2), RunContext(seed=0, pad_id=PAD, log=sink))
     unseen = count_task(100, seed=3)
     samples = sample_responses(
         state.modules["policy"],

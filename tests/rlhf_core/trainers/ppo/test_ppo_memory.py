@@ -8,14 +8,12 @@ import pytest
 import torch
 from support.ppo import (
     CFG,
-    PAD,
     PROMPTS,
     changed,
     make_state,
     roll,
     run,
-    share_of_good,
-    tiny_policy,
+    setup_of,
 )
 
 from rlhf_core.config.ppo import ReplayConfig
@@ -132,7 +130,7 @@ def test_replayed_tokens_count_by_their_weight_and_start_from_a_ratio_of_one() -
     old = with_logprobs(roll(REPLAY, state), range(8))
     run(changed(CFG, learning_rate=2e-2, warmup_steps=0, steps=1), state)
     fresh = roll(REPLAY, state, seed=4).responses
-    rollout = collect_rollout(REPLAY, state, tiny_policy(), share_of_good, PROMPTS, fresh, old, PAD, torch.Generator())
+    rollout = collect_rollout(setup_of(REPLAY, state), fresh, old, torch.Generator())
     assert [row.score for row in rollout.responses[16:]] == [row.score for row in old]
     plain = changed(REPLAY, advantages={"scaling": "none"})
     minibatches, _ = assign_credit(plain, {}, rollout)

@@ -8,7 +8,18 @@ from typing import Any
 
 import pytest
 import torch
-from support.ppo import CFG, EOS, PAD, PROMPTS, changed, make_state, roll, run, share_of_good, tiny_policy, weights
+from support.ppo import (
+    CFG,
+    EOS,
+    changed,
+    make_state,
+    roll,
+    run,
+    setup_of,
+    share_of_good,
+    tiny_policy,
+    weights,
+)
 from support.preference import in_processes
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
@@ -36,7 +47,7 @@ def of_lengths(cfg: PPOConfig, state: TrainState, seed: int = 0) -> Rollout:
         for row, length in enumerate(LENGTHS)
     ]
     generator = torch.Generator().manual_seed(seed)
-    return collect_rollout(cfg, state, tiny_policy(), share_of_good, PROMPTS, written, [], PAD, generator)
+    return collect_rollout(setup_of(cfg, state), written, [], generator)
 
 
 def token_weights(cfg: PPOConfig, rollout: Rollout) -> dict[int, float]:
@@ -170,9 +181,8 @@ def test_what_is_set_aside_moves_no_other_advantage() -> None:
     fresh = [replace(row, score=math.nan) for row in whole.responses]
 
     def credit(reward_fn: Callable[[SequenceBatch], Tensor], rows: Sequence[Written]) -> dict[tuple[int, ...], Tensor]:
-        rollout = collect_rollout(
-            cfg, make_state(cfg), tiny_policy(), reward_fn, PROMPTS, rows, [], PAD, torch.Generator().manual_seed(1)
-        )
+        setup = setup_of(cfg, make_state(cfg), reward_fn)
+        rollout = collect_rollout(setup, rows, [], torch.Generator().manual_seed(1))
         found = {}
         for credited in (one for minibatch in assign_credit(cfg, {}, rollout)[0] for one in minibatch.parts):
             for place, row in enumerate(credited.part.rows):
@@ -226,10 +236,9 @@ def test_a_rollout_without_a_finite_response_teaches_nothing_and_three_in_a_row_
 
 def test_a_response_that_lost_all_it_is_compared_with_is_set_aside_too() -> None:
     cfg = changed(CFG, **METHODS["rloo of two"], steps=1)
-    rollout = collect_rollout(
-        cfg, make_state(cfg), tiny_policy(), spoiled(lambda batch: torch.arange(len(batch.ids_BS)) == 0), PROMPTS,
-        [replace(row, score=math.nan) for row in roll(cfg, make_state(cfg)).responses], [], PAD, torch.Generator(),
-    )  # fmt: skip
+    fresh = [replace(row, score=math.nan) for row in roll(cfg, make_state(cfg)).responses]
+    score = spoiled(lambda batch: torch.arange(len(batch.ids_BS)) == 0)
+    rollout = collect_rollout(setup_of(cfg, make_state(cfg), score), fresh, [], torch.Generator())
     reasons = sorted(rollout.aside.values())
     assert reasons == ["no other response is left to compare it with"] * 2 + ["score"] * 2
     assert {row // 2 for row, reason in rollout.aside.items()} == {

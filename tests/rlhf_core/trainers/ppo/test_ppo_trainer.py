@@ -18,6 +18,7 @@ from rlhf_core.models.scoring.value import ValueModel
 from rlhf_core.objectives.policy_gradient import ppo_policy_losses
 from rlhf_core.rollout.logprobs import response_logprobs
 from rlhf_core.rollout.sampler import Sampling
+from rlhf_core.state.run_context import RunContext
 from rlhf_core.state.train_state import TrainState
 from rlhf_core.trainers.optimisation import make_optimizer
 from rlhf_core.trainers.ppo.credit import CreditedPart, Minibatch, assign_credit
@@ -25,8 +26,8 @@ from rlhf_core.trainers.ppo.curriculum import draw_prompts
 from rlhf_core.trainers.ppo.figures import rollout_figures
 from rlhf_core.trainers.ppo.parts import Rollout, RolloutPart
 from rlhf_core.trainers.ppo.replay import Written
-from rlhf_core.trainers.ppo.rollout import collect_rollout, write_responses
-from rlhf_core.trainers.ppo.trainer import train_ppo
+from rlhf_core.trainers.ppo.rollout import RolloutSetup, collect_rollout, write_responses
+from rlhf_core.trainers.ppo.trainer import Rewards, train_ppo
 from rlhf_core.trainers.ppo.update import run_epochs, set_learning_rates, update
 
 PAD, EOS, GOOD = 0, 1, 5
@@ -59,8 +60,16 @@ def quiet(*_: object) -> None:
 
 def roll(cfg: PPOConfig, state: TrainState, reference: PreTrainedModel, seed: int = 3) -> Rollout:
     generator = torch.Generator().manual_seed(seed)
-    written = write_responses(state, PROMPTS, range(cfg.rollout_batch), SAMPLING, cfg.temperature, generator)
-    return collect_rollout(cfg, state, reference, share_of_good, PROMPTS, written, [], PAD, generator)
+    setup = RolloutSetup(
+        cfg=cfg,
+        modules=state.modules,
+        reference=reference,
+        score=share_of_good,
+        prompts=PROMPTS,
+        sampling=SAMPLING,
+        run=RunContext(seed=0, pad_id=PAD),
+    )
+    return collect_rollout(setup, write_responses(setup, range(cfg.rollout_batch), generator), [], generator)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
@@ -183,7 +192,13 @@ def test_reward_rises(
         warmup_steps=2, missing_end_penalty=0.0, target_kl=1.0,
     )  # fmt: skip
     state = train_ppo(
-        cfg, make_state(), tiny_policy(), share_of_good, PROMPTS, seed=0, sampling=SAMPLING, log=sink, checkpoint=quiet
+        cfg,
+        make_state(),
+        tiny_policy(),
+        Rewards(share_of_good),
+        PROMPTS,
+        RunContext(seed=0, pad_id=PAD, log=sink),
+        sampling=SAMPLING,
     )
     scores = [row["reward/score"] for row in state.history]
     assert scores[0] < 0.15
@@ -201,9 +216,14 @@ def test_a_high_price_of_divergence_keeps_the_policy_near(
     for kl_coef in (0.0, 5.0):
         cfg = CFG.model_copy(update={"steps": 15, "kl_coef": kl_coef, "learning_rate": 3e-3, "rollout_batch": 32})
         state = train_ppo(
-            cfg, make_state(), tiny_policy(), share_of_good, PROMPTS, seed=0, sampling=SAMPLING, log=sink,
-            checkpoint=quiet,
-        )  # fmt: skip
+            cfg,
+            make_state(),
+            tiny_policy(),
+            Rewards(share_of_good),
+            PROMPTS,
+            RunContext(seed=0, pad_id=PAD, log=sink),
+            sampling=SAMPLING,
+        )
         drift.append(state.history[-1]["rollout/kl_to_reference"])
     assert drift[1] < 0.5 * drift[0]
 
@@ -221,7 +241,13 @@ def test_broken_off_and_resumed_it_ends_with_the_same_bits(
 
     def train(state: TrainState, log: Any, checkpoint: Any) -> TrainState:
         return train_ppo(
-            cfg, state, reference, share_of_good, PROMPTS, seed=0, sampling=SAMPLING, log=log, checkpoint=checkpoint
+            cfg,
+            state,
+            reference,
+            Rewards(share_of_good),
+            PROMPTS,
+            RunContext(seed=0, pad_id=PAD, log=log, checkpoint=checkpoint),
+            sampling=SAMPLING,
         )
 
     runs = harness(make_state, train)
@@ -359,7 +385,15 @@ def test_scores_that_are_not_numbers_end_the_run(
     state = make_state()
     before = [p.detach().clone() for p in state.modules["policy"].parameters()]
     with pytest.raises(Diverged):
-        train_ppo(CFG, state, tiny_policy(), broken, PROMPTS, seed=0, sampling=SAMPLING, log=sink, checkpoint=quiet)
+        train_ppo(
+            CFG,
+            state,
+            tiny_policy(),
+            Rewards(broken),
+            PROMPTS,
+            RunContext(seed=0, pad_id=PAD, log=sink),
+            sampling=SAMPLING,
+        )
     assert all(torch.equal(one, two) for one, two in zip(before, state.modules["policy"].parameters(), strict=True))
 
 
@@ -387,7 +421,13 @@ def test_frozen_models_stay_frozen(
 
     before = copied(reference), copied(reward_model)
     train_ppo(
-        CFG, make_state(), reference, reward_model, PROMPTS, seed=0, sampling=SAMPLING, log=sink, checkpoint=quiet
+        CFG,
+        make_state(),
+        reference,
+        Rewards(reward_model),
+        PROMPTS,
+        RunContext(seed=0, pad_id=PAD, log=sink),
+        sampling=SAMPLING,
     )
     for kept, module in zip(before, (reference, reward_model), strict=True):
         assert all(torch.equal(one, two) for one, two in zip(kept, copied(module), strict=True))

@@ -19,12 +19,15 @@ from rlhf_core.errors import DataError
 from rlhf_core.objectives.preference import PAIR_LOSSES
 from rlhf_core.rollout.logprobs import response_logprobs
 from rlhf_core.state.rng import StepRng
+from rlhf_core.state.run_context import RunContext
 from rlhf_core.state.train_state import TrainState
 from rlhf_core.state.world import ALONE, World
 from rlhf_core.trainers.optimisation import make_optimizer
 from rlhf_core.trainers.preference.loss import FIGURES, pair_loss, step_totals
 from rlhf_core.trainers.preference.reference import reference_logprobs
 from rlhf_core.trainers.preference.trainer import mismatch, train_dpo
+
+RUN = RunContext(seed=0, pad_id=PAD)
 
 LOSSES: dict[str, dict[str, Any]] = {
     "sigmoid": {},
@@ -70,7 +73,9 @@ def train(
     checkpoint: Any = lambda _: None,
     world: World = ALONE,
 ) -> TrainState:
-    return train_dpo(cfg, state, reference, groups, seed=0, pad_id=PAD, log=log, checkpoint=checkpoint, world=world)
+    return train_dpo(
+        cfg, state, reference, groups, RunContext(seed=0, pad_id=PAD, log=log, checkpoint=checkpoint, world=world)
+    )
 
 
 def logprobs(model: PreTrainedModel, prompt: list[int], response: list[int]) -> Tensor:
@@ -81,8 +86,8 @@ def logprobs(model: PreTrainedModel, prompt: list[int], response: list[int]) -> 
 def figures_of(
     cfg: DPOConfig, policy: PreTrainedModel, reference: PreTrainedModel, groups: list[PreferenceGroup], baseline: Tensor
 ) -> dict[str, float]:
-    reference_B = reference_logprobs(reference, groups, [range(len(groups))], PAD)
-    _, figures_K = pair_loss(cfg, policy, groups, reference_B, step_totals(cfg, groups), baseline, PAD)
+    reference_B = reference_logprobs(reference, groups, [range(len(groups))], RUN)
+    _, figures_K = pair_loss(cfg, policy, groups, reference_B, step_totals(cfg, groups, baseline), PAD)
     return dict(zip(FIGURES, figures_K.tolist(), strict=True))
 
 
@@ -227,7 +232,7 @@ def test_a_pair_counts_by_what_people_said_of_it(
 def test_a_step_in_which_nothing_counts_is_refused() -> None:
     groups = toy_groups(2, labels=(PairLabel(margin=0.0),))
     with pytest.raises(DataError, match=r"all pairs of a step weigh 0\. Fix: "):
-        step_totals(DPOConfig(pair_weights="strength"), groups)
+        step_totals(DPOConfig(pair_weights="strength"), groups, torch.zeros(()))
 
 
 @pytest.mark.parametrize("loss", ["orpo", "simpo"])

@@ -17,11 +17,14 @@ from rlhf_core.engine.batches import collate
 from rlhf_core.objectives.masked import masked_sum
 from rlhf_core.rollout.logprobs import response_logprobs
 from rlhf_core.state.checkpoint import Checkpointer
+from rlhf_core.state.run_context import RunContext
 from rlhf_core.state.train_state import TrainState
 from rlhf_core.trainers.optimisation import make_optimizer
 from rlhf_core.trainers.preference.loss import FIGURES, pair_loss, step_totals
 from rlhf_core.trainers.preference.reference import reference_logprobs
 from rlhf_core.trainers.preference.trainer import train_dpo
+
+RUN = RunContext(seed=0, pad_id=PAD)
 
 
 @pytest.fixture
@@ -42,7 +45,7 @@ def test_n32_the_first_loss_is_exactly_ln_2(
 ) -> None:
     """Not nearly: policy and reference see the same tensors through the same code, so every margin is 0."""
     cfg = DPOConfig(prompts_per_step=16, learning_rate=1e-9, warmup_steps=0)
-    train_dpo(cfg, make_state(), tiny_policy(), toy_groups(40), seed=0, pad_id=PAD, log=sink, checkpoint=quiet)
+    train_dpo(cfg, make_state(), tiny_policy(), toy_groups(40), RunContext(seed=0, pad_id=PAD, log=sink))
     first = sink.rows[0][2]
     assert first["loss/preference"] == torch.tensor(2.0).log().item()
     assert first["loss/preference"] == pytest.approx(math.log(2.0), abs=1e-7)
@@ -58,12 +61,12 @@ def test_it_learns_to_prefer(
 ) -> None:
     cfg = DPOConfig(prompts_per_step=16, learning_rate=3e-3, epochs=3, nll_coef=0.1, warmup_steps=3)
     state, reference = make_state(), tiny_policy()
-    train_dpo(cfg, state, reference, toy_groups(160), seed=0, pad_id=PAD, log=sink, checkpoint=quiet)
+    train_dpo(cfg, state, reference, toy_groups(160), RunContext(seed=0, pad_id=PAD, log=sink))
     fresh = toy_groups(60, seed=9)
     with torch.no_grad():
-        reference_B = reference_logprobs(reference, fresh, [range(len(fresh))], PAD)
-        totals = step_totals(cfg, fresh)
-        _, figures_K = pair_loss(cfg, state.modules["policy"], fresh, reference_B, totals, torch.zeros(()), PAD)
+        reference_B = reference_logprobs(reference, fresh, [range(len(fresh))], RUN)
+        totals = step_totals(cfg, fresh, torch.zeros(()))
+        _, figures_K = pair_loss(cfg, state.modules["policy"], fresh, reference_B, totals, PAD)
     figures = dict(zip(FIGURES, figures_K.tolist(), strict=True))
     assert figures["implicit_reward/accuracy"] > 0.9
     assert figures["implicit_reward/chosen"] > 0.0 > figures["implicit_reward/rejected"]
@@ -82,7 +85,7 @@ def test_broken_off_and_resumed_it_ends_with_the_same_bits(
     reference, groups = tiny_policy(), toy_groups(30)
 
     def train(state: TrainState, log: Any, checkpoint: Any) -> TrainState:
-        return train_dpo(cfg, state, reference, groups, seed=0, pad_id=PAD, log=log, checkpoint=checkpoint)
+        return train_dpo(cfg, state, reference, groups, RunContext(seed=0, pad_id=PAD, log=log, checkpoint=checkpoint))
 
     runs = harness(make_state, train)
     same_state(runs.resumed_after(step), runs.unbroken())
@@ -98,7 +101,9 @@ def test_the_reference_is_asked_once(
     checkpointer = Checkpointer(tmp_path, {"test": "reference"})
 
     def train(state: TrainState, model: PreTrainedModel, log: Any) -> TrainState:
-        return train_dpo(cfg, state, model, groups, seed=0, pad_id=PAD, log=log, checkpoint=checkpointer.save)
+        return train_dpo(
+            cfg, state, model, groups, RunContext(seed=0, pad_id=PAD, log=log, checkpoint=checkpointer.save)
+        )
 
     def ruin_and_stop(step: int, *_: object) -> None:
         torch.nn.init.constant_(going.get_input_embeddings().weight, float("nan"))
@@ -120,7 +125,7 @@ def test_the_reference_is_asked_once(
 def test_reference_logprobs_belong_to_their_responses(tiny_policy: Callable[[], PreTrainedModel]) -> None:
     policy, groups = tiny_policy(), toy_groups(20)
     batches = group_batches(groups, 8, torch.Generator().manual_seed(1))
-    logprobs = iter(reference_logprobs(policy, groups, batches, PAD).tolist())
+    logprobs = iter(reference_logprobs(policy, groups, batches, RUN).tolist())
     for group in groups:
         for response in group.responses:
             batch = collate([group.prompt], [response], PAD)
@@ -153,8 +158,8 @@ def test_the_loss_counts_a_response_once_a_pair(tiny_policy: Callable[[], PreTra
     nll = -sum(total for total, _ in chosen) / sum(length for _, length in chosen)
 
     cfg = DPOConfig(beta=0.5, nll_coef=0.7)
-    reference_B = reference_logprobs(reference, groups, [[0, 1]], PAD)
-    loss, figures_K = pair_loss(cfg, policy, groups, reference_B, step_totals(cfg, groups), torch.zeros(()), PAD)
+    reference_B = reference_logprobs(reference, groups, [[0, 1]], RUN)
+    loss, figures_K = pair_loss(cfg, policy, groups, reference_B, step_totals(cfg, groups, torch.zeros(())), PAD)
     figures = dict(zip(FIGURES, figures_K.tolist(), strict=True))
     assert figures["loss/preference"] == pytest.approx(dpo, rel=1e-5)
     assert figures["loss/chosen_nll"] == pytest.approx(nll, rel=1e-5)

@@ -10,12 +10,15 @@ from support.preference import PAD, in_processes, toy_groups
 from transformers import PreTrainedModel
 
 from rlhf_core.config import DPOConfig
+from rlhf_core.state.run_context import RunContext
 from rlhf_core.state.train_state import TrainState
 from rlhf_core.state.world import ALONE
 from rlhf_core.trainers.optimisation import make_optimizer
 from rlhf_core.trainers.preference import reference as module
 from rlhf_core.trainers.preference.reference import LogprobCache, reference_logprobs, rows_digest
 from rlhf_core.trainers.preference.trainer import train_dpo
+
+RUN = RunContext(seed=0, pad_id=PAD)
 
 IDENTITY = {"model": "1f", "tokenizer": "2e", "dtype": "float32", "max_response_tokens": 8}
 BATCHES = [[0, 2, 1], [3]]
@@ -53,17 +56,7 @@ def test_n37_a_run_that_finds_them_equals_one_that_asks(
         state = TrainState(modules={"policy": policy}, optimizers={"policy": make_optimizer(policy, 1e-3)})
         cfg = DPOConfig(loss=loss, prompts_per_step=3, epochs=2)
         groups = toy_groups(7)
-        return train_dpo(
-            cfg,
-            state,
-            tiny_policy(),
-            groups,
-            seed=0,
-            pad_id=PAD,
-            log=lambda *_: None,
-            checkpoint=lambda _: None,
-            cache=kept,
-        )
+        return train_dpo(cfg, state, tiny_policy(), groups, RUN, cache=kept)
 
     alone, missed = run(None), run(cache)
     count = len(asked)
@@ -85,7 +78,7 @@ def test_a_damaged_file_is_made_again_and_that_is_said(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     groups = toy_groups(4)
-    first = reference_logprobs(tiny_policy(), groups, BATCHES, PAD, cache=cache)
+    first = reference_logprobs(tiny_policy(), groups, BATCHES, RUN, cache=cache)
     (file,) = cache.folder.iterdir()
     good = file.read_bytes()
     harmed = {
@@ -95,12 +88,12 @@ def test_a_damaged_file_is_made_again_and_that_is_said(
         "no digest": b"\xff" + good[1:],
     }
     file.write_bytes(harmed[harm])
-    again = reference_logprobs(tiny_policy(), groups, BATCHES, PAD, cache=cache)
+    again = reference_logprobs(tiny_policy(), groups, BATCHES, RUN, cache=cache)
     assert "are computed again: " in capsys.readouterr().out
     assert len(asked) == 4
     assert torch.equal(first, again)
     assert file.read_bytes() == good
-    reference_logprobs(tiny_policy(), groups, BATCHES, PAD, cache=cache)
+    reference_logprobs(tiny_policy(), groups, BATCHES, RUN, cache=cache)
     assert len(asked) == 4
     assert capsys.readouterr().out == ""
 
@@ -109,9 +102,9 @@ def test_a_damaged_file_is_made_again_and_that_is_said(
 def test_n37_whatever_the_numbers_depend_on_is_in_the_name(
     part: str, cache: LogprobCache, asked: list[int], tiny_policy: Callable[[], PreTrainedModel]
 ) -> None:
-    reference_logprobs(tiny_policy(), toy_groups(4), BATCHES, PAD, cache=cache)
+    reference_logprobs(tiny_policy(), toy_groups(4), BATCHES, RUN, cache=cache)
     other = LogprobCache(folder=cache.folder, identity=IDENTITY | {part: "other"})
-    reference_logprobs(tiny_policy(), toy_groups(4), BATCHES, PAD, cache=other)
+    reference_logprobs(tiny_policy(), toy_groups(4), BATCHES, RUN, cache=other)
     assert len(asked) == 4
     assert len(list(cache.folder.iterdir())) == 2
 
@@ -143,7 +136,9 @@ def test_two_processes_keep_and_find_one_file(
     cache: LogprobCache, asked: list[int], tiny_policy: Callable[[], PreTrainedModel]
 ) -> None:
     def ask(world: Any) -> torch.Tensor:
-        return reference_logprobs(tiny_policy(), toy_groups(4), BATCHES, PAD, world=world, cache=cache)
+        return reference_logprobs(
+            tiny_policy(), toy_groups(4), BATCHES, RunContext(seed=0, pad_id=PAD, world=world), cache=cache
+        )
 
     first = in_processes(2, ask)
     count = len(asked)
@@ -167,7 +162,7 @@ def test_the_reference_sees_the_very_forward_passes_of_training(
 
     monkeypatch.setattr(module, "group_logprob_sums", noted)
     groups = toy_groups(4)
-    reference_logprobs(tiny_policy(), groups, BATCHES, PAD, per_forward=2)
+    reference_logprobs(tiny_policy(), groups, BATCHES, RUN, per_forward=2)
     passes = [some for members in BATCHES for some in module.forward_passes(members, 2, ALONE)]
     assert passes == [[0, 2], [1], [3]]
     assert seen == [[groups[place].prompt for place in some] for some in passes]
@@ -180,7 +175,9 @@ def test_a_process_that_finds_its_file_still_helps_those_that_do_not(
 
     def ask(world: Any) -> torch.Tensor:
         cache = LogprobCache(folder=tmp_path / str(world.rank), identity=IDENTITY)
-        return reference_logprobs(tiny_policy(), toy_groups(4), BATCHES, PAD, world=world, cache=cache)
+        return reference_logprobs(
+            tiny_policy(), toy_groups(4), BATCHES, RunContext(seed=0, pad_id=PAD, world=world), cache=cache
+        )
 
     first = in_processes(2, ask)
     assert [folder.name for folder in tmp_path.iterdir()] == ["0"], "the first process writes"

@@ -13,10 +13,11 @@ from torch import Tensor
 
 from rlhf_core.config.reward import RewardConfig
 from rlhf_core.models.scoring.reward_model import RewardModel, RewardOutput
+from rlhf_core.state.run_context import RunContext
 from rlhf_core.state.train_state import TrainState
 from rlhf_core.state.world import ALONE, World
 from rlhf_core.trainers.reward import passes as reward_passes
-from rlhf_core.trainers.reward.passes import lay_gradient
+from rlhf_core.trainers.reward.passes import StepLoss, lay_gradient
 
 MakeState: TypeAlias = Callable[[RewardConfig], TrainState]
 
@@ -104,8 +105,9 @@ def weights_of(state: TrainState) -> Tensor:
 
 def gradient_of(model: RewardModel, loss_of: Any, *, count: int, world: World, **settings: Any) -> list[Tensor | None]:
     """Gradients that a step on toy groups lays on the model, a weight each."""
-    options = {"beside": (), "per_forward": None, "coupled": False, **settings}
-    lay_gradient(model, toy_groups(count, seed=6), loss_of, pad_id=PAD, world=world, **options)
+    per_forward = settings.pop("per_forward", None)
+    run = RunContext(seed=0, pad_id=PAD, world=world)
+    lay_gradient(model, toy_groups(count, seed=6), StepLoss(of=loss_of, **settings), per_forward, run)
     return [parameter.grad for parameter in model.parameters()]
 
 

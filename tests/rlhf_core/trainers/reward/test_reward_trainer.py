@@ -15,6 +15,7 @@ from rlhf_core.data.batching.pairs import PreferenceGroup, PreferencePair, colla
 from rlhf_core.engine.batches import SequenceBatch
 from rlhf_core.errors import Diverged, GateRefused
 from rlhf_core.models.scoring.reward_model import RewardModel, RewardOutput
+from rlhf_core.state.run_context import RunContext
 from rlhf_core.state.train_state import TrainState
 from rlhf_core.trainers.optimisation import make_optimizer
 from rlhf_core.trainers.reward.loss import group_loss
@@ -62,7 +63,7 @@ def test_it_learns_a_preference_it_can_see(make_state: Callable[..., TrainState]
     cfg = RewardConfig(epochs=3, prompts_per_step=16, learning_rate=5e-3, warmup_steps=5)
     state = make_state(head)
     groups = group_pairs(toy_pairs(240, seed=1))
-    train_reward(cfg, state, groups, seed=0, pad_id=PAD, log=sink, checkpoint=lambda state: None)
+    train_reward(cfg, state, groups, RunContext(seed=0, pad_id=PAD, log=sink))
     assert accuracy(state.modules["reward"], toy_pairs(200, seed=2)) > 0.9
     assert state.history[-1]["loss/ranking"] < 0.3 < state.history[0]["loss/ranking"]
     assert [row[0] for row in sink.rows] == list(range(1, sink.rows[-1][1] + 1))
@@ -77,7 +78,7 @@ def test_broken_off_and_resumed_it_ends_with_the_same_bits(
     groups = group_pairs(toy_pairs(30, seed=4))
 
     def train(state: TrainState, log: Any, checkpoint: Any) -> TrainState:
-        return train_reward(cfg, state, groups, seed=0, pad_id=PAD, log=log, checkpoint=checkpoint)
+        return train_reward(cfg, state, groups, RunContext(seed=0, pad_id=PAD, log=log, checkpoint=checkpoint)).state
 
     runs = harness(make_state, train)
     same_state(runs.resumed_after(step), runs.unbroken())
@@ -95,7 +96,7 @@ def test_each_epoch_mixes_the_groups_anew(make_state: Callable[..., TrainState],
     """Same tokens in sum, other tokens step by step."""
     cfg = RewardConfig(epochs=2, prompts_per_step=8)
     groups = group_pairs(toy_pairs(64, seed=1))
-    train_reward(cfg, make_state(), groups, seed=0, pad_id=PAD, log=sink, checkpoint=lambda state: None)
+    train_reward(cfg, make_state(), groups, RunContext(seed=0, pad_id=PAD, log=sink))
     totals = [0, *(row[3] for row in sink.rows)]
     tokens = [after - before for before, after in itertools.pairwise(totals)]
     half = len(tokens) // 2
@@ -154,7 +155,7 @@ def test_three_bad_steps_in_a_row_end_the_run(
 
     groups = group_pairs(toy_pairs(30, seed=4))
     with pytest.raises(Diverged, match=r"step 6"):
-        train_reward(cfg, state, groups, seed=0, pad_id=PAD, log=log, checkpoint=checkpoint)
+        train_reward(cfg, state, groups, RunContext(seed=0, pad_id=PAD, log=log, checkpoint=checkpoint))
     assert torch.equal(before[1], before[2]), "a step on a NaN is not taken"
     assert not torch.equal(before[2], before[3])
     assert "loss/train" not in sink.rows[1][2]

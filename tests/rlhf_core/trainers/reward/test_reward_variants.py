@@ -15,11 +15,11 @@ from rlhf_core.data.batching.pairs import PairLabel, PreferenceGroup, collate_gr
 from rlhf_core.models.scoring.ensemble import RewardEnsemble
 from rlhf_core.models.scoring.reward_model import RewardModel
 from rlhf_core.rollout.logprobs import response_logprobs
+from rlhf_core.state.run_context import RunContext
 from rlhf_core.state.train_state import TrainState
-from rlhf_core.state.world import ALONE
-from rlhf_core.trainers.reward.plan import ensemble_of, epoch_batches, phases
+from rlhf_core.trainers.reward.plan import epoch_batches, phases
 from rlhf_core.trainers.reward.step import distilled_step
-from rlhf_core.trainers.reward.teacher import fit_aggregation
+from rlhf_core.trainers.reward.teacher import ensemble_of
 from rlhf_core.trainers.reward.trainer import TEACHER, standardise, train_reward
 
 MakeState: TypeAlias = Callable[[RewardConfig], TrainState]
@@ -163,10 +163,10 @@ def test_members_start_from_heads_of_their_own_on_one_body(
 def test_an_ensemble_learns_and_knows_itself(make_reward_state: MakeState, aggregate: str) -> None:
     cfg = settings(ensemble={"members": 3, "aggregate": aggregate}, epochs=1)
     groups = toy_groups(60, seed=1)
-    state = train(cfg, make_reward_state(cfg), groups)
-    ensemble = ensemble_of(cfg, state.modules)
-    left_out = fit_aggregation(ensemble, groups, phases(cfg, len(groups), 0), ["overall"], PAD)
-    assert all(share is not None and share > 0.7 for share in left_out)
+    trained = train_reward(cfg, make_reward_state(cfg), groups, RunContext(seed=0, pad_id=PAD))
+    assert trained.aggregation is not None
+    ensemble = ensemble_of(cfg, trained.state.modules, trained.aggregation)
+    assert all(share is not None and share > 0.7 for share in trained.aggregation.left_out)
     batch, _, _ = collate_groups(groups, PAD)
     with torch.no_grad():
         standardise(ensemble, ensemble(batch).tolist())
@@ -227,7 +227,7 @@ def test_what_a_student_learns_by_hand(make_reward_state: MakeState) -> None:
     found = {}
     for distill in ("scores", "preferences"):
         cfg = settings(ensemble={"members": 2, "distill": distill}, centering=0.5)
-        figures = distilled_step(cfg, model, [group], teacher_MB, PAD, ALONE)
+        figures = distilled_step(cfg, model, [group], teacher_MB, RunContext(seed=0, pad_id=PAD))
         found[distill] = figures["loss/train"]
     assert found["scores"] == pytest.approx(((one - 2.0) ** 2 + (other - 0.5) ** 2) / 2, rel=1e-5)
     sure = 1 / (1 + math.exp(-1.5 / math.sqrt(1 + math.pi * 4.5 / 8)))
@@ -264,7 +264,7 @@ def test_broken_off_and_resumed_it_ends_with_the_same_bits(
     groups = toy_groups(32, seed=4)
 
     def run(state: TrainState, log: Any, checkpoint: Any) -> TrainState:
-        return train_reward(cfg, state, groups, seed=0, pad_id=PAD, log=log, checkpoint=checkpoint)
+        return train_reward(cfg, state, groups, RunContext(seed=0, pad_id=PAD, log=log, checkpoint=checkpoint)).state
 
     runs = harness(lambda: make_reward_state(cfg), run)
     resumed, unbroken = runs.resumed_after(step), runs.unbroken()

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -74,17 +75,19 @@ def test_responses_that_are_no_numbers_are_counted_and_named_in_the_metrics(
     """A reward model that gives NaN for one prompt: the stage ends well, and says which prompt it was."""
     texts: list[str] = []
 
-    def spoilt(cfg: Any, state: Any, reference: Any, reward: Any, prompts: list[list[int]], **more: Any) -> Any:
-        chosen = choose_prompts(cfg, state, len(prompts), more["seed"])[0]
+    def spoilt(
+        cfg: Any, state: Any, reference: Any, rewards: Any, prompts: list[list[int]], run: Any, **more: Any
+    ) -> Any:
+        chosen = choose_prompts(cfg, state, len(prompts), run.seed)[0]
         bad = prompts[chosen]
         table = read_table(project / "artifacts/validate/prompts.parquet")
         texts.append(list(dict.fromkeys(row["prompt"] for row in table))[chosen])
 
         def score(batch: Any) -> torch.Tensor:
             told = [row[batch.prompt_width - len(bad) : batch.prompt_width] == bad for row in batch.ids_BS.tolist()]
-            return reward(batch).masked_fill(torch.tensor(told), math.nan)
+            return rewards.score(batch).masked_fill(torch.tensor(told), math.nan)
 
-        return train_ppo(cfg, state, reference, score, prompts, **more)
+        return train_ppo(cfg, state, reference, replace(rewards, score=score), prompts, run, **more)
 
     monkeypatch.setattr("tasks.stages.align.ppo.train_ppo", spoilt)
     assert align_with(project, {}) == 0
