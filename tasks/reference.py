@@ -5,6 +5,7 @@
 import json
 import types
 import typing
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal, Union
 
@@ -39,12 +40,58 @@ def parameter_reference() -> str:
     """Return the reference page as Markdown, one table a section."""
     parts = [HEADER]
     _section(Params, "", parts)
-    return "\n".join(parts)
+    return "\n".join([*parts, *choices()])
 
 
 def json_schema() -> str:
     """Return the JSON Schema of `params.yaml` as text; a profile, which holds some of the keys, fits it too."""
     return json.dumps({"$schema": DIALECT, **Params.model_json_schema(by_alias=True)}, indent=2) + "\n"
+
+
+def choices() -> list[str]:
+    """Return what the registries say of the names that some keys take, one table a registry, as lines of Markdown."""
+    # Not above: who asks for the JSON Schema alone does not wait for torch.
+    from rlhf_core.config.preference import LOSS_ROWS
+    from rlhf_core.config.reward import REWARD_LOSS_ROWS
+    from rlhf_core.data.reading.readers import READERS
+    from rlhf_core.evaluation.judge_registry import JUDGES, PairwiseJudge
+    from rlhf_core.objectives.preference import PAIR_LOSSES
+    from tasks.stages.label.sources import SOURCES
+
+    kinds = {name: "two responses" if isinstance(one, PairwiseJudge) else "a response" for name, one in JUDGES.items()}
+    judges = [(kinds[name], bool(one.row.simulated), one.row.docs) for name, one in JUDGES.items()]
+    sources = [(bool(one.row.simulated), _names(one.reads), one.row.docs) for one in SOURCES.values()]
+    pairs = [(PAIR_LOSSES[name].needs_reference, _names(row.options), row.docs) for name, row in LOSS_ROWS.items()]
+    rewards = [(row.has_variance, row.of_rankings, row.docs) for row in REWARD_LOSS_ROWS.values()]
+    formats = [(reader.gzipped, reader.docs) for reader in READERS.values()]
+    return [
+        "# What the names stand for",
+        "",
+        "Made from the registries that the program itself reads; [how to add one](../CONTRIBUTING.md).",
+        "",
+        *_table("Judges: `evaluate.judges`", ("is shown", "simulated", "who judges"), JUDGES, judges),
+        *_table("Label sources: `label.source`", ("simulated", "reads of `data`", "whose votes"), SOURCES, sources),
+        *_table("Losses on pairs: `align.dpo.loss`", ("reference", "options", "take it when"), LOSS_ROWS, pairs),
+        *_table(
+            "Reward losses: `reward.loss.name`", ("learns variances", "of rankings", "loss"), REWARD_LOSS_ROWS, rewards
+        ),
+        *_table("Data files: `data`", ("also with `.gz`", "what it holds"), READERS, formats),
+    ]
+
+
+def _table(title: str, columns: Sequence[str], names: Iterable[str], rows: Iterable[Sequence[str | bool]]) -> list[str]:
+    cells = zip(names, rows, strict=True)
+    lines = [f"| `{name}` | {' | '.join(_cell(cell) for cell in row)} |" for name, row in cells]
+    head = ("name", *columns)
+    return [f"## {title}", "", f"| {' | '.join(head)} |", f"|{'---|' * len(head)}", *lines, ""]
+
+
+def _cell(value: str | bool) -> str:
+    return value if isinstance(value, str) else "yes" if value else "no"
+
+
+def _names(names: Iterable[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names) or "–"
 
 
 def _section(model: type[BaseModel], prefix: str, parts: list[str]) -> None:

@@ -1,5 +1,7 @@
 """Settings of the reward model."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Literal, Self
 
 from pydantic import (
@@ -13,15 +15,39 @@ from pydantic import (
 
 from rlhf_core.config.base import Correlation, Section, Share
 
+RewardLossName = Literal["bradley_terry", "margin", "hinge", "thurstone", "plackett_luce"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RewardLossRow:
+    """What is known of a reward loss before it is computed, which `rlhf_core/trainers/reward/ranking_losses.py` does.
+
+    Attributes:
+        docs: its formula, for the reference page.
+        has_variance: the model learns a variance of each score.
+        of_rankings: it counts rankings and not pairs.
+        models_ties: it knows a probability of ties (`ties: rao_kupper`).
+    """
+
+    docs: str
+    has_variance: bool = False
+    of_rankings: bool = False
+    models_ties: bool = False
+
+
+REWARD_LOSS_ROWS: Mapping[RewardLossName, RewardLossRow] = {
+    "bradley_terry": RewardLossRow(docs="-log σ(Δ)", models_ties=True),
+    "margin": RewardLossRow(docs="-log σ(Δ - m)"),
+    "hinge": RewardLossRow(docs="max(0, m - Δ)"),
+    "thurstone": RewardLossRow(docs="-log Φ(Δ / deviation) with a learned variance a response", has_variance=True),
+    "plackett_luce": RewardLossRow(docs="the likelihood of the ranking that a prompt's pairs imply", of_rankings=True),
+}
+
 
 class RewardLossConfig(Section):
     """What the pairs of a prompt say of its responses' scores; Δ is the chosen less the rejected score."""
 
-    name: Literal["bradley_terry", "margin", "hinge", "thurstone", "plackett_luce"] = Field(
-        "bradley_terry",
-        description="-log σ(Δ); -log σ(Δ - m); max(0, m - Δ); -log Φ(Δ / deviation) with a learned variance a "
-        "response; or the likelihood of the ranking that a prompt's pairs imply",
-    )
+    name: RewardLossName = Field("bradley_terry", description="; ".join(row.docs for row in REWARD_LOSS_ROWS.values()))
     average: Literal["pair", "prompt"] = Field(
         "pair", description="pair: every pair counts the same; prompt: every prompt, its C(K,2) pairs 1 / C(K,2) each"
     )
@@ -46,11 +72,13 @@ class RewardLossConfig(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if self.ties == "rao_kupper" and self.name != "bradley_terry":
-            raise ValueError(f"ties 'rao_kupper' extends name 'bradley_terry', not {self.name!r}: set ties to half")
-        if self.name == "plackett_luce" and (self.average != "prompt" or self.weights != "none"):
+        row = REWARD_LOSS_ROWS[self.name]
+        if self.ties == "rao_kupper" and not row.models_ties:
+            extended = " or ".join(repr(name) for name, other in REWARD_LOSS_ROWS.items() if other.models_ties)
+            raise ValueError(f"ties 'rao_kupper' extends name {extended}, not {self.name!r}: set ties to half")
+        if row.of_rankings and (self.average != "prompt" or self.weights != "none"):
             raise ValueError(
-                "name 'plackett_luce' counts rankings and not pairs: set average to prompt, weights to none"
+                f"name {self.name!r} counts rankings and not pairs: set average to prompt, weights to none"
             )
         return self
 
@@ -140,9 +168,11 @@ class RewardConfig(Section):
         if self.alpha is not None and self.head != "mixed":
             raise ValueError(f"alpha mixes last and mean, which head {self.head!r} does not: set head to mixed")
         ensemble = self.ensemble
-        if ensemble.aggregate == "pessimistic" and ensemble.members == 1 and self.loss.name != "thurstone":
+        row = REWARD_LOSS_ROWS[self.loss.name]
+        if ensemble.aggregate == "pessimistic" and ensemble.members == 1 and not row.has_variance:
+            others = " or ".join(name for name, other in REWARD_LOSS_ROWS.items() if other.has_variance)
             raise ValueError(
                 "ensemble.aggregate 'pessimistic' needs a deviation: set ensemble.members above 1, or loss.name to "
-                "thurstone"
+                f"{others}"
             )
         return self

@@ -1,4 +1,4 @@
-"""Rows of JSONL, JSON, CSV and Parquet files, each with its line and the SHA-256 of its raw bytes.
+"""Rows of data files, each with its line and the SHA-256 of its raw bytes; `READERS` says which formats there are.
 
 A row that cannot be read is yielded as `Refused` and reading goes on; only what spoils the whole file is raised.
 Plain and gzipped files are told apart by their first bytes, the format by the name.
@@ -48,8 +48,23 @@ class Refused:
     item: int | None = None
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Reader:
+    """A format of data files.
+
+    Attributes:
+        rows: of a file and the most bytes that a row may have, every row, or why it is refused; blank lines are none.
+        docs: one line for the reference page.
+        gzipped: it is also read where it is gzipped, under a name with `.gz` behind.
+    """
+
+    rows: Callable[[Path, int], Iterator[Row | Refused]]
+    docs: str
+    gzipped: bool = True
+
+
 def read_rows(path: Path, max_line_bytes: int = MAX_LINE_BYTES) -> Iterator[Row | Refused]:
-    """Yield every row of a `.jsonl`, `.ndjson`, `.json`, `.csv` (each also `.gz`) or `.parquet` file.
+    """Yield every row of a file in one of the formats of `READERS`.
 
     Blank lines are no rows. JSONL, CSV and Parquet are streamed; a JSON array is held as a whole. JSONL yields any
     JSON value; the other formats yield objects.
@@ -57,7 +72,7 @@ def read_rows(path: Path, max_line_bytes: int = MAX_LINE_BYTES) -> Iterator[Row 
     Raises:
         DataError: the format is unknown, or the file as a whole cannot be read.
     """
-    return _READERS[format_suffix(path).removesuffix(_GZIPPED)](path, max_line_bytes)
+    return READERS[format_suffix(path).removesuffix(_GZIPPED)].rows(path, max_line_bytes)
 
 
 def format_suffix(path: Path) -> str:
@@ -71,10 +86,11 @@ def format_suffix(path: Path) -> str:
     if gzipped:
         suffixes.pop()
     suffix = suffixes[-1] if suffixes else ""
-    if suffix not in _READERS or (gzipped and suffix == ".parquet"):
-        known = ", ".join(sorted(_READERS))
+    if suffix not in READERS or (gzipped and not READERS[suffix].gzipped):
+        known = ", ".join(sorted(READERS))
+        plain = ", ".join(sorted(name for name, reader in READERS.items() if not reader.gzipped))
         shown = repr(suffix + gzipped) if suffix else "without suffix"
-        raise DataError(f"{path}: unknown format {shown}. Fix: use one of {known}, all but the last also with .gz")
+        raise DataError(f"{path}: unknown format {shown}. Fix: use one of {known}, all but {plain} also with .gz")
     return suffix + gzipped
 
 
@@ -244,10 +260,11 @@ def _row(
 
 
 _GZIPPED = ".gz"
-_READERS: dict[str, Callable[[Path, int], Iterator[Row | Refused]]] = {
-    ".jsonl": _read_jsonl,
-    ".ndjson": _read_jsonl,
-    ".json": _read_json,
-    ".csv": _read_csv,
-    ".parquet": _read_parquet,
+READERS: Mapping[str, Reader] = {
+    ".jsonl": Reader(rows=_read_jsonl, docs="one JSON value a line"),
+    ".ndjson": Reader(rows=_read_jsonl, docs="the same, under its other name"),
+    ".json": Reader(rows=_read_json, docs="one array of objects, at most 512 MiB"),
+    ".csv": Reader(rows=_read_csv, docs="the first line names the columns"),
+    ".parquet": Reader(rows=_read_parquet, docs="row groups are streamed", gzipped=False),
 }
+"""The formats, by the suffix of the name."""

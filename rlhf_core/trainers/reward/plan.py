@@ -12,6 +12,7 @@ from rlhf_core.engine.batches import cut
 from rlhf_core.models.scoring.heads import OVERALL_ONLY
 from rlhf_core.models.scoring.reward_model import RewardModel
 from rlhf_core.state.rng import StepRng
+from rlhf_core.trainers.reward.ranking_losses import REWARD_LOSSES
 
 PUBLISHED = "reward"
 
@@ -88,7 +89,7 @@ def make_models(cfg: RewardConfig, policy: PreTrainedModel, rng: StepRng) -> dic
             cfg.head,
             rng.integer("head" if name == PUBLISHED else f"head/{name}"),
             criteria=OVERALL_ONLY if student else cfg.criteria,
-            spread=cfg.loss.name == "thurstone" and not student,
+            spread=REWARD_LOSSES[cfg.loss.name].row.has_variance and not student,
             alpha=cfg.alpha,
             pessimism=cfg.ensemble.pessimism if pessimistic else 0.0,
             keep_output=cfg.auxiliary.sft_coef > 0 and not student,

@@ -68,6 +68,6 @@ def agreement_with_gold(ballots: Sequence[Ballot], verdicts: Sequence[Majority])
 
 
 SOURCES: Mapping[SourceName, LabelSource] = {
-    "file": LabelSource(row=SOURCE_ROWS["file"], ballots=from_file, reads=JUDGEMENTS),
+    "file": LabelSource(row=SOURCE_ROWS["file"], ballots=from_file, reads=(*JUDGEMENTS, "ratings")),
     "simulated": LabelSource(row=SOURCE_ROWS["simulated"], ballots=simulated, figures=agreement_with_gold),
 }

@@ -16,7 +16,7 @@ from rlhf_core.evaluation.uncertainty import (
     member_margins,
     uncertainty_figures,
 )
-from rlhf_core.trainers.reward.loss import split_rankings
+from rlhf_core.trainers.reward.ranking_losses import REWARD_LOSSES, split_rankings
 
 CONFIDENCE = 0.95
 Row = Mapping[str, Any]
@@ -124,12 +124,12 @@ def criterion_figures(cfg: RewardConfig, rows: Sequence[Row], chosen: Readings, 
 
 
 def ranking_figures(cfg: RewardConfig, groups: Sequence[PreferenceGroup]) -> dict[str, Any]:
-    """`rankings`, under `plackett_luce`: how many were read off the training pairs, and how many were not.
+    """`rankings`, under a loss on them: how many were read off the training pairs, and how many were not.
 
     Those whose pairs are no single order were trained on as pairs. Pairs of no ranking count as one a prompt and
     criterion.
     """
-    if cfg.loss.name != "plackett_luce":
+    if not REWARD_LOSSES[cfg.loss.name].row.of_rankings:
         return {}
     tables = [table for name in cfg.criteria if len(table := pair_table(groups, [name]))]
     apart = [rankings_apart(table)[0] for table in tables]

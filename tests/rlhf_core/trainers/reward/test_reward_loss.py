@@ -14,7 +14,8 @@ from torch import Tensor
 from rlhf_core.config.reward import RewardConfig, RewardEnsembleConfig, RewardLossConfig
 from rlhf_core.data.batching.pair_table import PairTable, pair_table
 from rlhf_core.data.batching.pairs import PairLabel, PreferenceGroup
-from rlhf_core.trainers.reward.loss import contrastive_loss, group_loss, ranking_loss
+from rlhf_core.trainers.reward.loss import contrastive_loss, group_loss
+from rlhf_core.trainers.reward.ranking_losses import REWARD_LOSSES
 
 
 def group(count: int, pairs: Sequence[tuple[int, int]], *labels: PairLabel) -> PreferenceGroup:
@@ -45,7 +46,8 @@ DELTAS, AGREEMENTS, MARGINS = [1.5, 3.0, 1.5, -1.0], [0.6, 1.0, 0.8, 0.5], [1.0,
 
 
 def loss(scores: Tensor = SCORES, pairs: PairTable = PAIRS, variances: Tensor | None = None, **settings: Any) -> float:
-    return ranking_loss(RewardLossConfig(**settings), scores, variances, pairs).item()
+    cfg = RewardLossConfig(**settings)
+    return REWARD_LOSSES[cfg.name].of_step(cfg, scores, variances, pairs).item()
 
 
 def test_bradley_terry_is_the_mean_over_pairs() -> None:
