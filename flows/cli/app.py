@@ -40,6 +40,7 @@ MODEL_COMMANDS = {
     "reproduce": "flows.cli.models:reproduce",
     "fetch": "flows.cli.fetch:fetch",
 }
+DATA_COMMANDS = {"fetch": "flows.cli.fetch:fetch_data"}
 
 
 def build_app(*, listing: bool = False) -> App:
@@ -64,6 +65,10 @@ def build_app(*, listing: bool = False) -> App:
     for name, target in MODEL_COMMANDS.items():
         models.command(target, name=name, help=_first_line(target) if listing else None)
     app.command(models)
+    data = App(name="data", help="Data of others: fetch.")
+    for name, target in DATA_COMMANDS.items():
+        data.command(target, name=name, help=_first_line(target) if listing else None)
+    app.command(data)
     return app
 
 
@@ -77,7 +82,7 @@ def run_command(arguments: list[str]) -> int:
     for left_out in reach_loopback_directly():
         print(left_out, file=sys.stderr)
     try:
-        app = build_app(listing=not set(arguments) - {"-h", "--help", "models"})
+        app = build_app(listing=not set(arguments) - {"-h", "--help", "models", "data"})
         result = app(arguments, exit_on_error=False, print_error=False)
     except CycloptsError as error:
         problem = " ".join(str(error).split())

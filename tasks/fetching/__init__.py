@@ -1,1 +1,1 @@
-"""Models from elsewhere: brought under models/ with a note of where they came from."""
+"""Models and data of others, brought here with a note of where they came from."""

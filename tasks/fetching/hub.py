@@ -64,7 +64,7 @@ def list_repository(source: Source) -> Listing:
 
     if HF_HUB_OFFLINE:
         return _cached(source)
-    with _answering(source):
+    with answering(source):
         revision = HfApi().resolve_revision(source.name, revision=source.revision)
         info = HfApi().model_info(source.name, revision=revision.resolved, files_metadata=True)
     sizes = {entry.rfilename: int(entry.size or 0) for entry in info.siblings or ()}
@@ -90,7 +90,7 @@ def _fetch(listing: Listing, names: list[str], folder: Path) -> None:
     from huggingface_hub import snapshot_download
     from huggingface_hub.constants import HF_HUB_OFFLINE
 
-    with _answering(listing.source):
+    with answering(listing.source):
         for name in names if not HF_HUB_OFFLINE else ():
             if listing.files[name] > LARGE:
                 bring_large(listing.source.name, listing.commit, name)
@@ -107,7 +107,7 @@ def _cached(source: Source) -> Listing:
     """What the cache knows of a repository, as it was when something of it was last downloaded."""
     from huggingface_hub import HfApi, ModelCard, get_cached_repo_tree, try_to_load_from_cache
 
-    with _answering(source):
+    with answering(source):
         revision = HfApi().resolve_revision(source.name, revision=source.revision, local_files_only=True)
         sizes = {file.path: file.size for file in get_cached_repo_tree(source.name, revision=revision)}
     card = try_to_load_from_cache(source.name, "README.md", revision=revision.resolved)
@@ -134,8 +134,13 @@ def _is_read(name: str) -> bool:
 
 
 @contextmanager
-def _answering(source: Source) -> Iterator[None]:
-    """Turn what `huggingface_hub` raises into one line."""
+def answering(source: Source) -> Iterator[None]:
+    """Turn what `huggingface_hub` raises into one line.
+
+    Raises:
+        ConfigError: there is no such repository or revision, or it may not be read.
+        EnvironmentProblem: the hub does not answer.
+    """
     import httpx2
     from huggingface_hub import errors
 

@@ -16,7 +16,7 @@ from rlhf_core.config.watched import PLACEHOLDER
 from rlhf_core.errors import ConfigError, EnvironmentProblem, RlhfError
 from tasks import paths
 from tasks.lineage.manifest import flat_params
-from tasks.lineage.provenance import UNKNOWN, changed_since, read_provenance
+from tasks.lineage.provenance import UNKNOWN, changed_since, read_file_note, read_provenance
 
 REWARD_MODEL = "generate.best_of.reward_model"
 READ_BY_GENERATE = ("generate.models", REWARD_MODEL)
@@ -102,6 +102,14 @@ def folder_notes(root: Path, params: str) -> dict[str, Any]:
         known = asdict(note) | {"changed": changed_since(root / folder.path, note)} if note else {"source": UNKNOWN}
         found[folder.path] = {"key": folder.key} | {name: value for name, value in known.items() if name != "files"}
     return found
+
+
+def data_notes(root: Path, params: str) -> dict[str, Any]:
+    """Where the data files that `params` names came from, by their paths; those that nobody noted are left out."""
+    values = flat_params(params)
+    files = {str(values[key]) for key in values if key.startswith("data.") and isinstance(values[key], str)}
+    found = {file: read_file_note(root / file) for file in sorted(files) if (root / file).is_file()}
+    return {file: note for file, note in found.items() if note is not None}
 
 
 def copy_model_folders(home: Path, worktree: Path, params: str) -> None:

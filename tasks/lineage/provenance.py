@@ -1,4 +1,4 @@
-"""Where a model folder came from: a note inside it, written when it is fetched and read by every manifest after it."""
+"""Where a model folder or a data file came from: a note in or beside it, written when it is fetched, for manifests."""
 
 import json
 from collections.abc import Mapping
@@ -42,6 +42,34 @@ def write_provenance(folder: Path, source: str, commit: str, licence: str) -> Pr
     )
     write_json(folder / NOTE, asdict(note))
     return note
+
+
+def file_note_path(file: Path) -> Path:
+    """Where the note of a data file lies: beside it."""
+    return file.with_name(f"{file.name}.{NOTE}")
+
+
+def write_file_note(file: Path, content: Path, **said: Any) -> dict[str, Any]:
+    """Note beside a data file where its rows came from; `content` is the file as long as it has another name."""
+    note = {**said, "sha256": file_digest(content)}
+    write_json(file_note_path(file), note)
+    return note
+
+
+def read_file_note(file: Path) -> dict[str, Any] | None:
+    """The note of a data file, and whether the file was `changed` since; None where it has none.
+
+    Raises:
+        ConfigError: there is one that cannot be read.
+    """
+    path = file_note_path(file)
+    if not path.is_file():
+        return None
+    try:
+        note: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return note | {"changed": file_digest(file) != note["sha256"]}
+    except (ValueError, TypeError, KeyError) as error:
+        raise ConfigError(f"{path}: not a note of where the file came from ({error}). Fix: remove it") from error
 
 
 def read_provenance(folder: Path) -> Provenance | None:

@@ -25,6 +25,7 @@ from tasks.frame.lock_file import dvc_command, first_line
 from tasks.launch import tied
 from tasks.lineage.manifest import DATA_FILE, data_hash, git_state
 from tasks.lineage.model_folders import copy_model_folders
+from tasks.lineage.provenance import file_note_path
 from tasks.paths import LOCK
 
 __all__ = [
@@ -95,6 +96,8 @@ def create_run_worktree(home: Path, name: str, params_text: str, data: Mapping[s
         for kind, source in data.items():
             (worktree / targets[kind]).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, worktree / targets[kind])
+            if file_note_path(source).is_file():
+                shutil.copyfile(file_note_path(source), file_note_path(worktree / targets[kind]))
         if data:
             _dvc(worktree, "add", "--quiet", paths.DATA.as_posix())
         write_text(worktree / paths.PARAMS, _dump(document) if targets else params_text)

@@ -7,7 +7,7 @@ from typing import Any
 from rlhf_core.errors import ConfigError
 from tasks.catalogue import models_name
 from tasks.lineage.manifest import build_manifest, lineage_tags
-from tasks.lineage.model_folders import folder_notes
+from tasks.lineage.model_folders import data_notes, folder_notes
 from tasks.tracking.events import Registration
 from tasks.tracking.flat import dotted, numbers
 from tasks.tracking.names import SCORING_MODEL
@@ -40,6 +40,7 @@ def registration_request(
     name = registered_name(stage)
     manifest = build_manifest(root, stage)
     manifest["model_folders"] = folder_notes(root, manifest["params"])
+    manifest["data_files"] = data_notes(root, manifest["params"])
     shown = {column: example.get(column, made_up) for column, made_up in EXAMPLE.items()}
     return Registration(
         name=name,

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import unquote, urlsplit
 
 COMMIT = "3f2c1a" + "0" * 34
@@ -19,6 +19,7 @@ class Hub:
 
     Attributes:
         files: its content by name.
+        kind: of the repository.
         licence: of its card; None for a repository without one.
         token: who asks without it is told there is nothing; None for a public one.
         cut_after: bytes after which answers with a file of weights break off, while there are any.
@@ -28,8 +29,8 @@ class Hub:
         asked: method, path and range of every request, in order.
     """
 
-    def __init__(self, files: Mapping[str, bytes]) -> None:
-        self.files = dict(files)
+    def __init__(self, files: Mapping[str, bytes], kind: Literal["models", "datasets"] = "models") -> None:
+        self.files, self.kind = dict(files), kind
         self.licence: str | None = "apache-2.0"
         self.token: str | None = None
         self.cut_after: int | None = None
@@ -46,10 +47,18 @@ class Hub:
             "siblings": [{"rfilename": name, "size": len(text)} for name, text in self.files.items()],
         }  # fmt: skip
 
-    def tree(self) -> list[dict[str, Any]]:
-        return [
-            {"type": "file", "path": name, "size": len(text), "oid": etag(text)} for name, text in self.files.items()
-        ]
+    def tree(self, folder: str, *, recursive: bool) -> list[dict[str, Any]]:
+        """Files below a folder, and where it is not recursive the folders in it."""
+        found: dict[str, dict[str, Any]] = {}
+        for name, text in self.files.items():
+            if name.startswith(folder):
+                inside = name.removeprefix(folder)
+                if "/" in inside and not recursive:
+                    path = folder + inside.partition("/")[0]
+                    found[path] = {"type": "directory", "path": path, "oid": "0" * 40}
+                else:
+                    found[name] = {"type": "file", "path": name, "size": len(text), "oid": etag(text)}
+        return list(found.values())
 
 
 def etag(content: bytes) -> str:
@@ -78,18 +87,22 @@ def serving(hub: Hub) -> Iterator[Hub]:
             self._answer(body=True)
 
         def _answer(self, *, body: bool) -> None:
-            path = unquote(urlsplit(self.path).path)
+            path, query = unquote(urlsplit(self.path).path), urlsplit(self.path).query.lower()
+            home = "" if hub.kind == "models" else f"/{hub.kind}"
             hub.asked.append((self.command, path, self.headers.get("Range", "")))
             if hub.token and self.headers.get("Authorization") != f"Bearer {hub.token}":
                 self._json(401, {"error": "Invalid username or password."}, {"X-Error-Code": "RepoNotFound"})
-            elif re.fullmatch(rf"/api/models/org/tiny(/revision/(main|{COMMIT}))?", path):
+            elif re.fullmatch(rf"/api/{hub.kind}/org/tiny(/revision/(main|{COMMIT}))?", path):
                 self._json(200, hub.info())
-            elif path.startswith("/api/models/org/tiny/revision/"):
+            elif path.startswith(f"/api/{hub.kind}/org/tiny/revision/"):
                 self._json(404, {"error": "Invalid rev id"}, {"X-Error-Code": "RevisionNotFound"})
-            elif path == f"/api/models/org/tiny/tree/{COMMIT}":
-                self._json(200, hub.tree())
-            elif (name := path.removeprefix(f"/org/tiny/resolve/{COMMIT}/")) in hub.files:
+            elif found := re.fullmatch(rf"/api/{hub.kind}/org/tiny/tree/{COMMIT}(/.*)?", path):
+                folder = f"{found[1].strip('/')}/" if found[1] else ""
+                self._json(200, hub.tree(folder, recursive="recursive=true" in query))
+            elif (name := path.removeprefix(f"{home}/org/tiny/resolve/{COMMIT}/")) in hub.files:
                 self._file(name, body=body)
+            elif "/resolve/" in path:
+                self._json(404, {"error": "Entry not found"}, {"X-Error-Code": "EntryNotFound"})
             else:
                 self._json(404, {"error": "Repository not found"}, {"X-Error-Code": "RepoNotFound"})
 
@@ -101,7 +114,8 @@ def serving(hub: Hub) -> Iterator[Hub]:
             for key, value in (headers or {}).items():
                 self.send_header(key, value)
             self.end_headers()
-            self.wfile.write(text)
+            if self.command != "HEAD":
+                self.wfile.write(text)
 
         def _file(self, name: str, *, body: bool) -> None:
             content = hub.files[name]
