@@ -1,1 +1,1 @@
-"""Records and how they become batches: reading, identity, splits, duplicates, balance."""
+"""From files to what a step learns from: reading them, cleaning what was read, and gathering batches."""

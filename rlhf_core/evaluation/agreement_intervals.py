@@ -2,8 +2,8 @@
 
 Kappa and alpha are functions of the coincidence matrix (Krippendorff 2011), which is a sum over items: how often two
 ratings of one item were c and k, each item's pairs counted by 1 / (its ratings - 1). So one pass over the votes gives
-every figure without every block of prompts. `data.agreement` has the figures themselves; the tests hold the two against
-each other.
+every figure without every block of prompts. `feedback.agreement` has the figures themselves; the tests hold the two
+against each other.
 
 Near full agreement there are too few disagreements to leave any out: then the interval is that of their share.
 

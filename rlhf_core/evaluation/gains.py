@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 
 from rlhf_core.evaluation.intervals import bounds, mean_interval, too_few, why_no_bounds
+from rlhf_core.evaluation.judged_set import JudgedSet
 from rlhf_core.evaluation.refusals import share_gain
-from rlhf_core.evaluation.response_set import JudgedSet
 
 
 def paired_gains(

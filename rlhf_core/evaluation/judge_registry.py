@@ -16,9 +16,9 @@ from rlhf_core.config.evaluation import JUDGE_ROWS, JudgeName, JudgeRow
 from rlhf_core.demo.gold import CRITERIA, Grade
 from rlhf_core.errors import ConfigError, DataError
 from rlhf_core.evaluation.ab import Judge, Verdicts, both_orders
+from rlhf_core.evaluation.judged_set import JudgedSet
 from rlhf_core.evaluation.judges import gold_grades, score_judge
 from rlhf_core.evaluation.policy_measurement import PolicyEvaluator, ResponseSet
-from rlhf_core.evaluation.response_set import JudgedSet
 from rlhf_core.models.scoring.ensemble import load_reward_model
 
 

@@ -1,4 +1,4 @@
-"""Who says which response is better: anything that scores one response, made into a judge of two.
+"""Scores of single responses made into a judge of two, and the gold scorer's grades (`judge_registry` has the judges).
 
 A score judge looks at one response at a time, so the order in which two are shown cannot move it; it goes through
 `ab.both_orders` like any other judge, and the consistency it reports there is a check and no assumption.

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from rlhf_core.evaluation.response_set import JudgedSet
+from rlhf_core.evaluation.judged_set import JudgedSet
 
 
 def side_by_side(

@@ -18,8 +18,8 @@ from rlhf_core.evaluation.ab import summarise
 from rlhf_core.evaluation.gains import paired_gains
 from rlhf_core.evaluation.head_to_head import by_task, head_to_head
 from rlhf_core.evaluation.judge_registry import JUDGES, Compared
+from rlhf_core.evaluation.judged_set import JudgedSet
 from rlhf_core.evaluation.refusals import refusal_figures, refusal_test
-from rlhf_core.evaluation.response_set import JudgedSet
 from rlhf_core.evaluation.text import length_figures, variety_figures
 
 SFT = "sft"

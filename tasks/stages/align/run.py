@@ -1,7 +1,8 @@
 """Stage `align@ppo`, `align@dpo` and `align@chain`: the SFT policy, aligned with the reward model, the pairs, or both.
 
-Reads artifacts/sft/model, artifacts/reward/model, artifacts/validate/prompts.parquet (PPO and samples) and
-artifacts/preferences/train.parquet (DPO). Writes model/ and samples.json. All algorithms are measured in the same
+Reads artifacts/sft/model, artifacts/reward/model, artifacts/validate/prompts.parquet (to train with PPO, and to
+measure), heldout_prompts.parquet beside it (PPO's guard) and artifacts/preferences/train.parquet (DPO and its
+relatives). Writes model/ and samples.json. All algorithms are measured in the same
 way: responses of the SFT model and of the aligned one to the same training prompts at temperature 1.
 """
 

@@ -6,7 +6,7 @@ from typing import Any
 import pyarrow as pa
 
 from rlhf_core.evaluation.judge_registry import JUDGES, Compared, PointwiseJudge, compared_numbers
-from rlhf_core.evaluation.response_set import JudgedSet
+from rlhf_core.evaluation.judged_set import JudgedSet
 from rlhf_core.evaluation.verdict import SFT
 from rlhf_core.text.identity import prompt_id
 

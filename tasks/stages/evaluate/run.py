@@ -6,8 +6,9 @@ candidate never share one. Every judge sees each pair in both orders; a pair jud
 Divergence from the SFT model is measured on samples at temperature 1, drawn for it where no comparison uses it. Models
 are evaluated side by side, each in a process of its own; the figures do not depend on it.
 
-Reads artifacts/validate/heldout_prompts.parquet, artifacts/sft/model, artifacts/align/<candidate>/model and, for the
-judge `reward_model`, artifacts/reward/model. Writes responses.parquet, comparisons.parquet and samples.json.
+Reads artifacts/validate/heldout_prompts.parquet, artifacts/sft/model, artifacts/align/<candidate>/model and
+artifacts/reward/model, whose score of every response is recorded also where it is no judge. Writes responses.parquet,
+comparisons.parquet and samples.json.
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,8 +28,8 @@ from rlhf_core.evaluation.judge_registry import (
     judge_sets,
     model_pairs,
 )
+from rlhf_core.evaluation.judged_set import JudgedSet
 from rlhf_core.evaluation.policy_measurement import Policy, PolicyEvaluator, ResponseSet
-from rlhf_core.evaluation.response_set import JudgedSet
 from rlhf_core.evaluation.verdict import SFT, evaluation_metrics
 from rlhf_core.models.mixture import load_any_policy
 from rlhf_core.state.atomic import write_json

@@ -1,4 +1,4 @@
-"""Stage `preferences`: labelled pairs become a clean, balanced preference data set, split by prompt group.
+"""Stage `preferences`: labelled pairs become a clean, balanced preference data set, to train on and held out.
 
 Every step only leaves pairs out, and says how many and why in `funnel.json`. Beside the preferences stands
 `other_pairs.parquet`: ties, where they are kept, and the pairs on named criteria.

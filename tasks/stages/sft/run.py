@@ -1,6 +1,7 @@
 """Stage `sft`: train the tokenizer and the language model on demonstrations, responses only.
 
-Reads artifacts/validate/demonstrations.parquet. Writes model/ (a folder that transformers loads) and samples.json.
+Reads artifacts/validate/demonstrations.parquet and heldout_replies.parquet and, where `model.source` is `folder`, the
+pretrained folder. Writes model/ (a folder that transformers loads) and samples.json.
 A share of the training demonstrations, by prompt group, is kept for the held-out loss that ends training early;
 demonstrations of held-out prompts are never read for that.
 """

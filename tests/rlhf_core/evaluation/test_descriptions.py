@@ -14,9 +14,9 @@ from rlhf_core.evaluation.ab import both_orders
 from rlhf_core.evaluation.drift import drift_figures
 from rlhf_core.evaluation.intervals import mean_interval
 from rlhf_core.evaluation.judge_registry import model_pairs
+from rlhf_core.evaluation.judged_set import JudgedSet
 from rlhf_core.evaluation.judges import score_judge
 from rlhf_core.evaluation.policy_measurement import ResponseSet
-from rlhf_core.evaluation.response_set import JudgedSet
 from rlhf_core.evaluation.samples import side_by_side
 from rlhf_core.evaluation.text import length_figures, repeated_share, variety_figures
 from rlhf_core.evaluation.verdict import evaluation_metrics, gold_means

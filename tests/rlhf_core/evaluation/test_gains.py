@@ -6,8 +6,8 @@ import pytest
 from rlhf_core.demo.gold import Grade
 from rlhf_core.evaluation.gains import paired_gains
 from rlhf_core.evaluation.intervals import mean_interval, win_rate_interval
+from rlhf_core.evaluation.judged_set import JudgedSet
 from rlhf_core.evaluation.policy_measurement import ResponseSet
-from rlhf_core.evaluation.response_set import JudgedSet
 
 
 def grade(gold: float, truthful: bool) -> Grade:
