@@ -21,6 +21,7 @@ FAULT_POINTS = frozenset(
         "stage.before_publish",
         "stage.during_publish",
         "stage.after_publish",
+        "candidates.between",
         "delivery.sent",
         "promotion.noted",
         "promotion.champion_moved",

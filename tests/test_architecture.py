@@ -12,6 +12,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from rlhf_core.config import Params
+from rlhf_core.faults import FAULT_POINTS
 from tasks import paths
 from tasks.catalogue import CATALOGUE
 from tasks.frame.definition import stage_definition
@@ -208,6 +209,18 @@ def test_nothing_unsafe_is_called() -> None:
             code = line.split("#")[0]
             found = forbidden.search(code)
             assert not found or '"' in code[: found.start()], f"{path.name}:{number}: {line.strip()}"
+
+
+def test_every_point_of_failure_in_the_code_may_be_ordered() -> None:
+    """With `RLHF_FAULT` set, one that the list lacks would end whatever passes it."""
+    passed = {
+        node.args[0].value
+        for path in sources()
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "faultpoint"
+        if isinstance(node.args[0], ast.Constant)
+    }
+    assert passed == FAULT_POINTS
 
 
 BLOCKED_IMPORT = """
