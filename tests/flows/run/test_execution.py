@@ -40,7 +40,8 @@ class FakeRecorder:
 
     def __init__(self, root: Path, run_key: str, *, name: str, tags: dict, params: dict) -> None:
         self.run_key, self.told, self.closed, self.why = run_key, [], "", ""
-        self.tags, self.params, self.judging = tags, params, {}
+        self.tags, self.params, self.judging, self.finished = tags, params, {}, {}
+        self.patience: list[float] = []
         FakeRecorder.last = self
 
     last: "FakeRecorder"
@@ -77,12 +78,15 @@ class FakeRecorder:
 
     def finish_stage(self, stage: str, status: str, metrics: dict | None = None, *, why: str = "") -> None:
         self.told.append(("finish", stage, status, *([why] if why else [])))
+        self.finished[stage] = metrics
 
     def version(self, content: str, patience_s: float) -> str | None:
+        self.patience.append(patience_s)
         return None if self.away else f"rlhf/{content}"
 
     def close(self, status: str, patience_s: float, *, why: str) -> tasks.tracking.Delivery:
         self.closed, self.why = status, why
+        self.patience.append(patience_s)
         return tasks.tracking.Delivery(pending=3 if self.away else 0)
 
     def of(self, kind: str) -> list[tuple]:
@@ -178,6 +182,7 @@ def test_a_whole_run_is_recorded_and_summed_up(project: Path, monkeypatch: pytes
     assert (summary.status, summary.exit_code) == ("done", 0)
     assert summary.model_versions == {stage: f"rlhf/hash-{stage}" for stage in NAMES[:-1]}
     assert summary.compute_s == 2.5
+    assert summary.flow_run_url == "http://127.0.0.1:1/x"
     sft = summary.stage("sft")
     assert sft.wall_s is not None
     assert sft.overhead_s == pytest.approx(sft.wall_s - 0.5)
@@ -222,6 +227,9 @@ def test_settings_stand_on_the_child_and_headline_figures_on_the_parent(
         "verdict.win_rate_high": 0.8,
         "verdict.kl_to_sft": 2.0,
     }
+    assert {key: told.finished["evaluate"][key] for key in parent if "verdict" in key} == {
+        key: figure for key, figure in parent.items() if "verdict" in key
+    }, "on the evaluation's own run too"
     assert told.params["align"]["dpo"]["beta"] == 0.3
     assert told.tags["kind"] == "in place"
     assert told.tags["run"] == run.summary.run
@@ -289,18 +297,28 @@ def test_a_second_run_does_nothing_and_registers_nothing(project: Path, monkeypa
 def test_a_place_of_its_own_where_nothing_was_to_do_leaves_one_line(
     project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lock = {"stages": {name: {"cmd": "x", "deps": [{"path": "data", "md5": "1"}]} for name in NAMES}}
+    deps = [{"path": "data", "md5": "1"}, {"path": "tasks/tables.py", "md5": "2"}]
+    lock = {"stages": {name: {"cmd": "x", "deps": [*deps]} for name in ("validate", *NAMES)}}
     (project / "dvc.lock").write_text(json.dumps(lock))
     fake_stage(monkeypatch, {})
     first = go(project, set(NAMES)).summary
+    read = [
+        (stage, one.name, one.digest, one.context)
+        for _, stage, found in FakeRecorder.last.of("inputs")
+        for one in found
+    ]
+    assert read == [(of, "data", "1", "training") for of in (None, *NAMES[:-1])] + [
+        ("evaluate", "data", "1", "evaluation")
+    ], "data, no code"
     (project / LIVE_FILE).unlink()  # as in a new worktree
     second = go(project, set()).summary
     told = FakeRecorder.last
     assert {entry[0] for entry in told.told} <= {"inputs", "figures", "watch over"}
+    assert told.of("figures")[-1][2]["verdict.win_rate"] == 0.7, "its headline figures, all the same"
     assert told.closed == "FINISHED"
     assert second.model_versions == first.model_versions
     (project / LIVE_FILE).unlink()
-    lock["stages"]["reward"]["deps"][0]["md5"] = "2"  # another result than the one that was recorded
+    lock["stages"]["reward"]["deps"][0] = {"path": "data", "md5": "3"}  # another result than the one that was recorded
     (project / "dvc.lock").write_text(json.dumps(lock))
     go(project, set())
     assert [entry[1] for entry in FakeRecorder.last.of("register")] == ["reward"]
@@ -367,6 +385,8 @@ def test_an_interrupted_run_keeps_its_key_and_a_failed_one_does_not(
         "interrupted",
         "KILLED",
     )
+    assert ("finish", "sft", "KILLED", "sft: ended") in FakeRecorder.last.told
+    assert FakeRecorder.last.patience == [0.3], "whoever ends a run does not wait for the record"
     fake_stage(monkeypatch, {"sft": StageResult(stage="sft", exit_code=6, ran=True, wall_s=1.0, message="nan")})
     second = go(project, set(NAMES)).summary
     assert second.run_key == first.run_key
@@ -379,8 +399,36 @@ def test_a_store_that_is_away_stops_nothing(project: Path, monkeypatch: pytest.M
     fake_stage(monkeypatch, {})
     summary = go(project, set(NAMES)).summary
     assert (summary.status, summary.model_versions) == ("done", {})
+    assert FakeRecorder.last.patience[:3] == [60.0, 0.3, 0.3], "waited for once, not for every model"
     assert "3 records wait" in summary.tracking
     assert "rlhf sync" in summary.tracking
+
+
+def test_a_stage_that_is_left_out_keeps_what_is_known_of_its_record(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_stage(monkeypatch, {})
+    go(project, set(NAMES))
+    part = PipelineRun(prepare_run(project, RunRequest(until_stage="reward")), {"reward"}, stop=Stop())
+    left_out = part.summary.stage("align@ppo")
+    assert (left_out.status, left_out.recorded) == ("left out", True)
+    assert (left_out.outputs_hash, left_out.model_version) == ("hash-align@ppo", "rlhf/hash-align@ppo")
+
+
+@pytest.mark.parametrize(("minutes", "seconds"), [(7, 420.0), (None, None)])
+def test_a_stage_gets_the_time_that_is_asked_for(
+    project: Path, monkeypatch: pytest.MonkeyPatch, minutes: int | None, seconds: float | None
+) -> None:
+    given = []
+
+    def run_stage(root: Path, stage: str, *, timeout_s: float | None, **_: Any) -> StageResult:
+        given.append(timeout_s)
+        return StageResult(stage=stage, exit_code=0, ran=True, wall_s=1.0)
+
+    monkeypatch.setattr(flows.run.execution, "run_stage_process", run_stage)
+    run = PipelineRun(prepare_run(project, RunRequest(stage_timeout_minutes=minutes)), {"sft"}, stop=Stop())
+    run.run_stage("sft", on_line=lambda line: None)
+    assert given == [seconds]
 
 
 def test_what_dvc_finds_unchanged_after_all_is_unchanged(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -85,7 +85,7 @@ def test_stages_with_nothing_to_do_wait_for_none_and_take_no_place() -> None:
     plan = Plan(reads, lambda: 1, idle=["a", "c"])
     assert plan.startable(()) == ["a", "c"]
     assert plan.startable(["a", "c"]) == []
-    plan.note_end(done("a"))
+    plan.note_end(StageSummary(name="a", status="unchanged"))
     assert plan.startable(["c"]) == ["b"], "the place is free, since c does nothing"
     plan.note_end(done("c"))
     assert plan.startable(["b"]) == [], "one at work, and one place"
