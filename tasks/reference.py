@@ -51,6 +51,7 @@ def json_schema() -> str:
 def choices() -> list[str]:
     """Return what the registries say of the names that some keys take, one table a registry, as lines of Markdown."""
     # Not above: who asks for the JSON Schema alone does not wait for torch.
+    from rlhf_core.config.ppo import ADVANTAGE_ROWS
     from rlhf_core.config.preference import LOSS_ROWS
     from rlhf_core.config.reward import REWARD_LOSS_ROWS
     from rlhf_core.data.reading.readers import READERS
@@ -63,6 +64,7 @@ def choices() -> list[str]:
     sources = [(bool(one.row.simulated), _names(one.reads), one.row.docs) for one in SOURCES.values()]
     pairs = [(PAIR_LOSSES[name].needs_reference, _names(row.options), row.docs) for name, row in LOSS_ROWS.items()]
     rewards = [(row.has_variance, row.of_rankings, row.docs) for row in REWARD_LOSS_ROWS.values()]
+    methods = [(row.compares, row.docs) for row in ADVANTAGE_ROWS.values()]
     formats = [(reader.gzipped, reader.docs) for reader in READERS.values()]
     return [
         "# What the names stand for",
@@ -75,6 +77,7 @@ def choices() -> list[str]:
         *_table(
             "Reward losses: `reward.loss.name`", ("learns variances", "of rankings", "loss"), REWARD_LOSS_ROWS, rewards
         ),
+        *_table("Advantages: `align.ppo.advantages.method`", ("within", "held against"), ADVANTAGE_ROWS, methods),
         *_table("Data files: `data`", ("also with `.gz`", "what it holds"), READERS, formats),
     ]
 

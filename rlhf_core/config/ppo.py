@@ -1,6 +1,8 @@
 """Settings of PPO and of what runs in the same loop: REINFORCE, RLOO, GRPO."""
 
 import re
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Literal, Self
 
 from pydantic import (
@@ -18,17 +20,35 @@ from rlhf_core.config.base import Section, Share
 CALLABLE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 """`package.module:function`."""
 BUILT_IN_TERMS = ("length", "diversity")
-GROUPED = ("rloo", "grpo")
-"""Methods that compare the responses to one prompt with each other."""
+AdvantageMethod = Literal["gae", "reinforce", "rloo", "grpo"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AdvantageRow:
+    """What is known of a way to credit responses; how it is computed stands in `rlhf_core/trainers/ppo/credit.py`.
+
+    Attributes:
+        docs: what it compares with, for the reference page.
+        compares: the same in one word: values of a value model, or other responses of the rollout or to the prompt.
+    """
+
+    docs: str
+    compares: Literal["values", "rollout", "prompt"]
+
+
+ADVANTAGE_ROWS: Mapping[AdvantageMethod, AdvantageRow] = {
+    "gae": AdvantageRow(docs="the value model", compares="values"),
+    "reinforce": AdvantageRow(docs="the rollout's other responses", compares="rollout"),
+    "rloo": AdvantageRow(docs="those to the same prompt", compares="prompt"),
+    "grpo": AdvantageRow(docs="those to the same prompt in units of their deviation", compares="prompt"),
+}
 
 
 class AdvantageConfig(Section):
     """How much better a token did than was to be expected."""
 
-    method: Literal["gae", "reinforce", "rloo", "grpo"] = Field(
-        "gae",
-        description="against the value model (gae), the rollout's other responses (reinforce), those to the same "
-        "prompt (rloo), or those to the same prompt in units of their deviation (grpo)",
+    method: AdvantageMethod = Field(
+        "gae", description="against " + ", ".join(f"{row.docs} ({name})" for name, row in ADVANTAGE_ROWS.items())
     )
     scaling: Literal["whiten", "none"] = Field(
         "whiten", description="mean 0 and variance 1 over all response tokens of the rollout, or as they are"
@@ -166,7 +186,7 @@ class PPOConfig(Section):
     @property
     def has_value_model(self) -> bool:
         """Whether the method learns values."""
-        return self.advantages.method == "gae"
+        return ADVANTAGE_ROWS[self.advantages.method].compares == "values"
 
     @model_validator(mode="after")
     def _minibatch_divides(self) -> Self:
@@ -177,14 +197,15 @@ class PPOConfig(Section):
     @model_validator(mode="after")
     def _groups_are_whole(self) -> Self:
         group, method = self.responses_per_prompt, self.advantages.method
+        compares = ADVANTAGE_ROWS[method].compares
         if self.rollout_batch % group:
             raise ValueError(f"responses_per_prompt {group} must divide rollout_batch {self.rollout_batch}")
-        if method in GROUPED and group < 2:
+        if compares == "prompt" and group < 2:
             raise ValueError(
                 f"advantages.method {method!r} compares responses to one prompt: responses_per_prompt >= 2"
             )
-        if method == "reinforce" and self.rollout_batch < 2:
-            raise ValueError("advantages.method 'reinforce' compares responses of a rollout: rollout_batch >= 2")
+        if compares == "rollout" and self.rollout_batch < 2:
+            raise ValueError(f"advantages.method {method!r} compares responses of a rollout: rollout_batch >= 2")
         if not self.has_value_model and self.value.model == "shared":
             raise ValueError(f"advantages.method {method!r} has no value model: leave value.model out")
         if not self.has_value_model and self.advantages.truncated == "bootstrap":

@@ -8,6 +8,7 @@ import pytest
 
 from rlhf_core.config.data import SOURCE_ROWS
 from rlhf_core.config.evaluation import JUDGE_ROWS, JudgeRow
+from rlhf_core.config.ppo import ADVANTAGE_ROWS
 from rlhf_core.config.preference import LOSS_ROWS
 from rlhf_core.config.reward import REWARD_LOSS_ROWS
 from rlhf_core.data.reading.readers import READERS
@@ -28,6 +29,7 @@ def first_cells(text: str, heading: str) -> list[str]:
     [
         ("trainers/preference.md", "`loss`", LOSS_ROWS),
         ("trainers/reward.md", "`reward.loss.name`", REWARD_LOSS_ROWS),
+        ("trainers/ppo.md", "`advantages.method`", ADVANTAGE_ROWS),
     ],
 )
 def test_tables_with_formulas_have_every_loss(page: str, heading: str, names: Iterable[str]) -> None:

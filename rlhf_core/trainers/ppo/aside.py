@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from rlhf_core.config import PPOConfig
+from rlhf_core.config.ppo import ADVANTAGE_ROWS
 from rlhf_core.objectives.masked import zero_masked
 from rlhf_core.state.train_state import TrainState
 from rlhf_core.state.world import ALONE, World
@@ -60,9 +61,10 @@ def _first_bad(part: RolloutPart) -> Tensor:
 
 def left_alone(cfg: PPOConfig, num_rows: int, aside: Mapping[int, str]) -> dict[int, str]:
     """Rows that lost all the others which the method compares them with."""
-    if cfg.advantages.method == "gae" or not aside:
+    if cfg.has_value_model or not aside:
         return {}
-    size = num_rows if cfg.advantages.method == "reinforce" else cfg.responses_per_prompt
+    compares = ADVANTAGE_ROWS[cfg.advantages.method].compares
+    size = num_rows if compares == "rollout" else cfg.responses_per_prompt
     groups = [[row for row in range(start, start + size) if row not in aside] for start in range(0, num_rows, size)]
     return {group[0]: ALONE_IN_ITS_GROUP for group in groups if len(group) == 1}
 

@@ -4,7 +4,7 @@ Shape suffixes: B = rows of a part, R = response tokens, N = all responses of th
 T = its response tokens.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from rlhf_core.config import PPOConfig
+from rlhf_core.config.ppo import AdvantageMethod
 from rlhf_core.objectives.advantages import gae, shape_rewards
 from rlhf_core.objectives.baselines import (
     group_relative_advantages,
@@ -118,7 +119,7 @@ def token_advantages(
     """(advantages_BR, returns_BR) of each part, before scaling."""
     parts = rollout.parts()
     masks = [part.batch.response_mask_BR for part in parts]
-    if cfg.advantages.method == "gae":
+    if cfg.has_value_model:
         return [
             gae(rewards_BR, part.old_values_BR, mask_BR, cfg.gamma, cfg.gae_lambda, part.last_values_B)
             for part, rewards_BR, mask_BR in zip(parts, rewards, masks, strict=True)
@@ -134,16 +135,23 @@ def token_advantages(
 def response_advantages(cfg: PPOConfig, totals_N: Tensor, counts_N: Tensor) -> Tensor:
     """Advantage of each whole response that counts, from what those earned in total; 0 for others: advantages_N."""
     groups_K, totals_K = (torch.arange(len(totals_N)) // cfg.responses_per_prompt)[counts_N], totals_N[counts_N]
-    match cfg.advantages.method:
-        case "rloo":
-            advantages_K = leave_one_out_advantages(totals_K, groups_K)
-        case "grpo":
-            advantages_K = group_relative_advantages(totals_K, groups_K)
-        case _:
-            wide_K = totals_K.double()  # rounded to float32 the mean lies off equal totals
-            others_K = (wide_K.sum() - wide_K) / (len(wide_K) - 1)
-            advantages_K = reinforce_advantages(wide_K, others_K).to(totals_K.dtype)
+    advantages_K = RESPONSE_ADVANTAGES[cfg.advantages.method](totals_K, groups_K)
     return torch.zeros_like(totals_N).masked_scatter(counts_N, advantages_K)
+
+
+def beyond_the_others(totals_K: Tensor, groups_K: Tensor) -> Tensor:
+    """What a response earned beyond the mean of all others, to whichever prompt: advantages_K."""
+    wide_K = totals_K.double()  # rounded to float32 the mean lies off equal totals
+    others_K = (wide_K.sum() - wide_K) / (len(wide_K) - 1)
+    return reinforce_advantages(wide_K, others_K).to(totals_K.dtype)
+
+
+RESPONSE_ADVANTAGES: Mapping[AdvantageMethod, Callable[[Tensor, Tensor], Tensor]] = {
+    "reinforce": beyond_the_others,
+    "rloo": leave_one_out_advantages,
+    "grpo": group_relative_advantages,
+}
+"""The methods without a value model: from what each response earned and which are to the same prompt, advantages_K."""
 
 
 def whitened(values: Sequence[Tensor], masks: Sequence[Tensor], world: World) -> list[Tensor]:
