@@ -39,12 +39,14 @@ class JudgeRow:
         tie_within: how near two scores must be to count as equal; of a pairwise judge, how near to 1/2 the probability
             that one response is the better.
         simulated: where nobody real judged, what the report says of that; else empty.
+        of_the_run: a model of the run judges, so that scores from two runs have no scale in common.
     """
 
     docs: str
     title: str
     tie_within: float = 0.0
     simulated: str = ""
+    of_the_run: bool = False
 
 
 # A reward model's scores have a standard deviation of about 1 and float32 noise near 1e-6 that depends on the batch:
@@ -60,6 +62,7 @@ JUDGE_ROWS: Mapping[JudgeName, JudgeRow] = {
         docs="the reward model of the run; it scores every response also where it is no judge",
         title="reward model",
         tie_within=1e-4,
+        of_the_run=True,
     ),
 }
 

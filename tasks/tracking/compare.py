@@ -162,7 +162,7 @@ def _on_same_prompts(
             return (), f"{version} has no recorded responses; run the stage evaluate"
         if judge not in rows[0]:
             return (), f"{version} was not judged by {judge!r}"
-    if judge == REWARD_MODEL and reward_hash(manifest_of(store, a)) != reward_hash(manifest_of(store, b)):
+    if JUDGE_ROWS[judge].of_the_run and reward_hash(manifest_of(store, a)) != reward_hash(manifest_of(store, b)):
         scored = _score_anew(store, a, rows_a, rows_b)
         if scored is None:
             return (), f"the two were scored by different reward models, and that of {a} is not in the registry"

@@ -1,5 +1,6 @@
 """What people are told of judges, label sources, losses and formats is what the registries hold."""
 
+import ast
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -51,3 +52,24 @@ def test_a_new_entry_is_in_the_reference_page(monkeypatch: pytest.MonkeyPatch) -
     assert f"| `gold` | a response | yes | {JUDGE_ROWS['gold'].docs} |" in lines
     assert "| `orpo` | no | – | ORPO: no reference is affordable; starts from a base model |" in lines
     assert "| `.parquet` | no | row groups are streamed |" in lines
+
+
+def compared_texts(path: Path) -> set[str]:
+    """Texts that the code of a file compares with, or that it matches."""
+    nodes = list(ast.walk(ast.parse(path.read_text())))
+    sides = [side for node in nodes if isinstance(node, ast.Compare) for side in (node.left, *node.comparators)]
+    sides += [node.value for node in nodes if isinstance(node, ast.MatchValue)]
+    sides += [item for side in sides if isinstance(side, ast.Tuple | ast.List | ast.Set) for item in side.elts]
+    return {side.value for side in sides if isinstance(side, ast.Constant) and isinstance(side.value, str)}
+
+
+def test_no_code_asks_for_an_entry_by_its_name() -> None:
+    """What is particular to an entry stands in it; the exceptions are the same words for something else."""
+    names = {*JUDGE_ROWS, *SOURCE_ROWS, *LOSS_ROWS, *REWARD_LOSS_ROWS, *ADVANTAGE_ROWS}
+    files = [path for package in ("rlhf_core", "tasks", "flows") for path in (ROOT / package).rglob("*.py")]
+    found = {path.relative_to(ROOT).as_posix(): compared_texts(path) & names for path in files}
+    assert {path: said for path, said in found.items() if said} == {
+        "rlhf_core/config/data.py": {"reward_model"},  # generate.best_of.scorer
+        "tasks/stages/generate/candidates.py": {"reward_model"},
+        "tasks/tracking/store.py": {"file"},  # of an address
+    }
