@@ -6,7 +6,7 @@ Shape suffixes: B = rows, R = response tokens, C = criteria, D = hidden size, V 
 """
 
 import copy
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -24,7 +24,7 @@ from rlhf_core.models.folders.architecture import check_same_heads, read_heads
 from rlhf_core.models.folders.direction import check_direction
 from rlhf_core.models.folders.stored_numbers import check_stored_numbers
 from rlhf_core.models.policy import load_pretrained, save_policy
-from rlhf_core.models.scoring.heads import OVERALL_ONLY, Head, HeadSpec, ScoreHead, describe_head, mean_state, read_head
+from rlhf_core.models.scoring.heads import Head, HeadSpec, ScoreHead, describe_head, mean_state, read_head
 from rlhf_core.models.scoring.standardised import Standardised
 from rlhf_core.objectives.masked import masked_sum
 from rlhf_core.state.atomic import write_json
@@ -89,29 +89,20 @@ class RewardModel(Standardised):
 
     @classmethod
     def from_policy(
-        cls,
-        policy: PreTrainedModel,
-        head: Head,
-        seed: int,
-        *,
-        criteria: Mapping[str, float] = OVERALL_ONLY,
-        spread: bool = False,
-        alpha: float | None = None,
-        pessimism: float = 0.0,
-        keep_output: bool = False,
+        cls, policy: PreTrainedModel, head: Head | HeadSpec, seed: int, *, keep_output: bool = False
     ) -> "RewardModel":
         """A reward model on a copy of a language model's body, with a new head.
 
         Args:
             policy: the language model.
-            head, criteria, spread, alpha, pessimism: see `HeadSpec`.
+            head: what it is, or its kind alone.
             seed: of the head's first weights.
             keep_output: keep an output layer that is not tied, for the log-probabilities of a joint loss.
         """
-        spec = HeadSpec(kind=head, criteria=dict(criteria), spread=spread, alpha=alpha, pessimism=pessimism)
+        spec = head if isinstance(head, HeadSpec) else HeadSpec(kind=head)
         output = policy.get_output_embeddings().weight
         tied = output is policy.get_input_embeddings().weight
-        frozen = None if tied or not (keep_output or head == "gated") else output.detach().clone()
+        frozen = None if tied or not (keep_output or spec.kind == "gated") else output.detach().clone()
         model = cls(copy.deepcopy(policy.get_decoder()), spec, frozen)
         model.head.start(seed)
         return model.to(policy.device).eval()

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 from rlhf_core.config import RewardConfig
 from rlhf_core.data.batching.pairs import PreferenceGroup, group_batches
 from rlhf_core.engine.batches import cut
-from rlhf_core.models.scoring.heads import OVERALL_ONLY
+from rlhf_core.models.scoring.heads import OVERALL_ONLY, HeadSpec
 from rlhf_core.models.scoring.reward_model import RewardModel
 from rlhf_core.state.rng import StepRng
 from rlhf_core.trainers.reward.ranking_losses import REWARD_LOSSES
@@ -84,16 +84,16 @@ def make_models(cfg: RewardConfig, policy: PreTrainedModel, rng: StepRng) -> dic
     for name in model_names(cfg):
         student = name == PUBLISHED and cfg.ensemble.members > 1
         pessimistic = cfg.ensemble.members == 1 and cfg.ensemble.aggregate == "pessimistic"
-        models[name] = RewardModel.from_policy(
-            policy,
-            cfg.head,
-            rng.integer("head" if name == PUBLISHED else f"head/{name}"),
-            criteria=OVERALL_ONLY if student else cfg.criteria,
+        head = HeadSpec(
+            kind=cfg.head,
+            criteria=dict(OVERALL_ONLY if student else cfg.criteria),
             spread=REWARD_LOSSES[cfg.loss.name].row.has_variance and not student,
             alpha=cfg.alpha,
             pessimism=cfg.ensemble.pessimism if pessimistic else 0.0,
-            keep_output=cfg.auxiliary.sft_coef > 0 and not student,
         )
+        seed = rng.integer("head" if name == PUBLISHED else f"head/{name}")
+        keep_output = cfg.auxiliary.sft_coef > 0 and not student
+        models[name] = RewardModel.from_policy(policy, head, seed, keep_output=keep_output)
     return models
 
 

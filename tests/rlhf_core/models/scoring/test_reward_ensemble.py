@@ -23,6 +23,7 @@ from rlhf_core.models.scoring.ensemble import (
     tokenizer_folder,
     total_deviation,
 )
+from rlhf_core.models.scoring.heads import HeadSpec
 from rlhf_core.models.scoring.reward_model import Details, RewardModel
 from rlhf_core.state.atomic import tree_digest
 from rlhf_core.text.tokenizer import load_tokenizer, train_tokenizer
@@ -44,7 +45,7 @@ class Said(RewardModel):
 
 def members(count: int, *, spread: bool = False) -> list[RewardModel]:
     policy = build_policy(CFG, 270, 0, 1, seed=0)
-    return [RewardModel.from_policy(policy, "mean", seed, spread=spread) for seed in range(count)]
+    return [RewardModel.from_policy(policy, HeadSpec(kind="mean", spread=spread), seed) for seed in range(count)]
 
 
 def score(

@@ -96,7 +96,7 @@ def test_each_criterion_has_its_own_head_and_the_score_is_their_weighted_sum() -
 
 
 def test_a_gated_head_keeps_its_criteria_apart() -> None:
-    model = RewardModel.from_policy(policy(), "gated", 0, criteria={"a": 1.0, "b": 3.0})
+    model = RewardModel.from_policy(policy(), HeadSpec(kind="gated", criteria={"a": 1.0, "b": 3.0}), 0)
     with torch.no_grad():
         model.head.scalar.bias.copy_(torch.tensor([1.0, 0.0, 2.0, 3.0]))
         scores = model.read(BATCH).scores_BC
@@ -128,8 +128,8 @@ def test_deviations_of_independent_criteria_add_in_squares() -> None:
 
 
 def test_a_pessimistic_model_takes_deviations_off() -> None:
-    kind = RewardModel.from_policy(policy(), "mean", 0, spread=True, pessimism=1.5)
-    plain = RewardModel.from_policy(policy(), "mean", 0, spread=True)
+    kind = RewardModel.from_policy(policy(), HeadSpec(kind="mean", spread=True, pessimism=1.5), 0)
+    plain = RewardModel.from_policy(policy(), HeadSpec(kind="mean", spread=True), 0)
     for model in (kind, plain):
         with torch.no_grad():
             model.head.log_variance.weight.normal_(generator=torch.Generator().manual_seed(2))
@@ -141,18 +141,18 @@ def test_a_pessimistic_model_takes_deviations_off() -> None:
         torch.testing.assert_close(found.scores_B, other.scores_B - 1.5 * other.deviations_B)
 
 
-SPECS: list[dict[str, Any]] = [
-    {"head": "attention"},
-    {"head": "mixed"},
-    {"head": "mixed", "alpha": 0.25},
-    {"head": "gated", "criteria": {"harmless": 2.0, "helpful": 1.0}},
-    {"head": "last", "spread": True, "pessimism": 0.5},
+SPECS = [
+    HeadSpec(kind="attention"),
+    HeadSpec(kind="mixed"),
+    HeadSpec(kind="mixed", alpha=0.25),
+    HeadSpec(kind="gated", criteria={"harmless": 2.0, "helpful": 1.0}),
+    HeadSpec(kind="last", spread=True, pessimism=0.5),
 ]
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=str)
-def test_every_head_is_saved_whole(tmp_path: Path, spec: dict[str, Any]) -> None:
-    model = RewardModel.from_policy(policy(), seed=0, **spec)
+def test_every_head_is_saved_whole(tmp_path: Path, spec: HeadSpec) -> None:
+    model = RewardModel.from_policy(policy(), spec, seed=0)
     with torch.no_grad():
         for parameter in model.head.parameters():
             parameter.normal_(generator=torch.Generator().manual_seed(1))

@@ -19,7 +19,7 @@ from rlhf_core.state.run_context import RunContext
 from rlhf_core.state.train_state import TrainState
 from rlhf_core.trainers.reward.plan import epoch_batches, phases
 from rlhf_core.trainers.reward.step import distilled_step
-from rlhf_core.trainers.reward.teacher import ensemble_of
+from rlhf_core.trainers.reward.teacher import Aggregation, ensemble_of, fit_aggregation
 from rlhf_core.trainers.reward.trainer import TEACHER, standardise, train_reward
 
 MakeState: TypeAlias = Callable[[RewardConfig], TrainState]
@@ -241,7 +241,7 @@ def test_what_a_student_learns_by_hand(make_reward_state: MakeState) -> None:
 RESUMED: dict[str, tuple[dict[str, Any], Sequence[int]]] = {
     "ensemble": ({"ensemble": {"members": 2}}, (4, 8, 11)),
     "distilled": (
-        {"ensemble": {"members": 2, "distill": "preferences"}, "loss": {"name": "thurstone"}},
+        {"ensemble": {"members": 2, "distill": "preferences", "aggregate": "vote"}, "loss": {"name": "thurstone"}},
         (8, 13, 17, 19),
     ),
     "joint": (
@@ -261,10 +261,12 @@ def test_broken_off_and_resumed_it_ends_with_the_same_bits(
 ) -> None:
     """Eight steps a model: breaks lie within the first, at the seams, and in the student's own part."""
     cfg = settings(**RESUMED[name][0])
-    groups = toy_groups(32, seed=4)
+    groups, trained = toy_groups(32, seed=4), []
 
     def run(state: TrainState, log: Any, checkpoint: Any) -> TrainState:
-        return train_reward(cfg, state, groups, RunContext(seed=0, pad_id=PAD, log=log, checkpoint=checkpoint)).state
+        edges = RunContext(seed=0, pad_id=PAD, log=log, checkpoint=checkpoint)
+        trained.append(train_reward(cfg, state, groups, edges))
+        return trained[-1].state
 
     runs = harness(lambda: make_reward_state(cfg), run)
     resumed, unbroken = runs.resumed_after(step), runs.unbroken()
@@ -272,6 +274,34 @@ def test_broken_off_and_resumed_it_ends_with_the_same_bits(
     assert resumed.tensors.keys() == unbroken.tensors.keys()
     if TEACHER in unbroken.tensors:
         assert torch.equal(resumed.tensors[TEACHER], unbroken.tensors[TEACHER])
+    one, other = (found.aggregation for found in trained)
+    assert (one is None) == (other is None) == (name == "joint")
+    if one is not None:
+        assert one.left_out == other.left_out
+        assert one.reference_MQ is None or torch.equal(one.reference_MQ, other.reference_MQ)
+
+
+@pytest.mark.parametrize("distill", ["none", "scores"])
+def test_how_members_become_one_score_is_fitted_once_and_stays_with_the_members(
+    make_reward_state: MakeState, monkeypatch: pytest.MonkeyPatch, distill: str
+) -> None:
+    """Before the student learns or after the last member has; the student changes nothing of it."""
+    cfg = settings(ensemble={"members": 2, "aggregate": "vote", "distill": distill}, epochs=1)
+    groups, state, steps = toy_groups(20, seed=4), make_reward_state(cfg), []
+
+    def counted(*given: Any) -> Aggregation:
+        steps.append(state.step)
+        return fit_aggregation(*given)
+
+    monkeypatch.setattr("rlhf_core.trainers.reward.trainer.fit_aggregation", counted)
+    found = train_reward(cfg, state, groups, RunContext(seed=0, pad_id=PAD)).aggregation
+    plan = phases(cfg, len(groups), 0)
+    assert steps == [plan[1].end]
+    again = fit_aggregation(ensemble_of(cfg, state.modules), groups, plan, ["overall"], PAD)
+    assert found is not None
+    assert found.left_out == again.left_out
+    assert torch.equal(found.reference_MQ, again.reference_MQ)
+    assert ensemble_of(cfg, state.modules, found).reference_MQ is found.reference_MQ
 
 
 def test_n24_scores_of_training_responses_have_mean_0(make_reward_state: MakeState) -> None:
