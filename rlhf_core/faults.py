@@ -28,7 +28,7 @@ FAULT_POINTS = frozenset(
     }
 )
 
-_hits: Counter[str] = Counter()
+hits: Counter[str] = Counter()  # how often the point that is ordered was passed; a test clears it before the next
 
 
 def faultpoint(name: str) -> None:
@@ -49,8 +49,8 @@ def faultpoint(name: str) -> None:
         raise ValueError(f"RLHF_FAULT={order!r}: unknown fault point. Fix: one of {sorted(FAULT_POINTS)}")
     if point != name or (rank and rank != os.environ.get("RANK", "0")):
         return
-    _hits[name] += 1
-    if _hits[name] == int(nth or 1):
+    hits[name] += 1
+    if hits[name] == int(nth or 1):
         _fail(action, order)
 
 

@@ -79,7 +79,7 @@ def finished_project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def no_fault_counted() -> None:
     """How often a named point was passed counts within one test, whatever ran before it in this process."""
-    faults._hits.clear()
+    faults.hits.clear()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:

@@ -97,7 +97,7 @@ def test_n41_a_chain_broken_off_in_any_link_ends_with_the_same_bytes(
     assert figures(project, "align@chain")["steps"] > 15
     for step in (6, 9, 15):
         shutil.rmtree(project / "artifacts/align/chain")
-        faults._hits.clear()
+        faults.hits.clear()
         monkeypatch.setenv("RLHF_FAULT", f"train.step@{step}:raise")
         with pytest.raises(RuntimeError, match="fault ordered"):
             run(project, "align@chain")
