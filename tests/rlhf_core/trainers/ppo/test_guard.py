@@ -13,6 +13,7 @@ from rlhf_core.config.ppo import GuardConfig
 from rlhf_core.errors import DataError
 from rlhf_core.evaluation.policy_measurement import response_logprob_sums
 from rlhf_core.state.train_state import TrainState
+from rlhf_core.trainers.ppo import guard
 from rlhf_core.trainers.ppo.guard import BEST, GuardReading, Watch, go_back, take_in
 from rlhf_core.trainers.ppo.replay import Written
 
@@ -160,6 +161,20 @@ def test_a_reading_is_of_the_responses_that_the_scorer_was_shown() -> None:
     own, other = (response_logprob_sums(one, HELDOUT, responses, pad_id=PAD) for one in (tiny_policy(), reference))
     assert last["eval/kl_to_reference"] == pytest.approx((own - other).mean(), abs=1e-4)
     assert abs(last["eval/kl_to_reference"]) > 0.1
+
+
+def test_a_pass_for_the_sake_of_other_processes_counts_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process with fewer rows goes through a divided policy as often as the others: its first pass comes again."""
+    cfg, watch = changed(GAMED, steps=2, minibatch=4), Watch(prompts=HELDOUT, rate=gold)
+    plain = run(cfg, watch=watch).history[-1]
+
+    def once_more(items: list[list[int]], *_: Any) -> list[tuple[list[int], float]]:
+        return [*((item, 1.0) for item in items), (items[0], 0.0)]
+
+    monkeypatch.setattr(guard, "in_step", once_more)
+    again = run(cfg, watch=watch).history[-1]
+    for key in ("eval/proxy_score", "eval/heldout_score", "eval/kl_to_reference"):
+        assert again[key] == plain[key]
 
 
 def test_two_processes_read_what_one_reads() -> None:
