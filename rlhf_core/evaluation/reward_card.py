@@ -19,6 +19,7 @@ An undefined figure is `None` and named with its reason under `undefined`; no fi
 
 import math
 from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -32,34 +33,46 @@ from rlhf_core.evaluation.ranks import spearman, spearman_within
 Graded = tuple[Sequence[Hashable], Sequence[float], Sequence[float]]
 
 
+@dataclass(frozen=True, slots=True)
+class ScoredPairs:
+    """Held-out pairs, one entry a pair in every column.
+
+    Attributes:
+        chosen_scores, rejected_scores: of the model.
+        chosen_chars, rejected_chars: lengths of the responses.
+        prompt_ids: the prompt of each pair; without it each pair counts as a prompt of its own.
+
+    Raises:
+        ValueError: columns of unequal length.
+    """
+
+    chosen_scores: Sequence[float]
+    rejected_scores: Sequence[float]
+    chosen_chars: Sequence[int]
+    rejected_chars: Sequence[int]
+    prompt_ids: Sequence[Hashable] | None = None
+
+    def __post_init__(self) -> None:
+        columns = (self.chosen_scores, self.rejected_scores, self.chosen_chars, self.rejected_chars, self.prompt_ids)
+        lengths = [len(column) for column in columns if column is not None]
+        if len(set(lengths)) > 1:
+            raise ValueError(f"scores, characters and prompt ids of the pairs differ in number: {lengths}")
+
+
 def reward_card(
-    chosen_scores: Sequence[float],
-    rejected_scores: Sequence[float],
-    chosen_chars: Sequence[int],
-    rejected_chars: Sequence[int],
-    graded: Graded | None = None,
-    confidence: float = 0.95,
-    *,
-    prompt_ids: Sequence[Hashable] | None = None,
-    margin_scale: float = 1.0,
+    pairs: ScoredPairs, graded: Graded | None = None, confidence: float = 0.95, *, margin_scale: float = 1.0
 ) -> dict[str, Any]:
     """Return every figure of the module's list as one JSON-able dictionary.
 
-    `graded` is (prompt ids, given grades, model scores), one entry a graded response. `prompt_ids` gives the
-    prompt of each pair; without it each pair counts as a prompt of its own. `margin_scale` turns a margin of scores
-    into Bradley-Terry log-odds: 1 for the scores the model was trained with, its standard deviation for standardised
-    ones.
+    `graded` is (prompt ids, given grades, model scores), one entry a graded response. `margin_scale` turns a margin of
+    scores into Bradley-Terry log-odds: 1 for the scores the model was trained with, its standard deviation for
+    standardised ones.
 
-    Raises ValueError for lists of unequal length and for scores that are not finite.
+    Raises ValueError for scores that are not finite, and for columns of graded responses of unequal length.
     """
-    lengths = [len(chosen_scores), len(rejected_scores), len(chosen_chars), len(rejected_chars)]
-    if prompt_ids is not None:
-        lengths.append(len(prompt_ids))
-    if len(set(lengths)) > 1:
-        raise ValueError(f"scores, characters and prompt ids of the pairs differ in number: {lengths}")
-    chosen, rejected = finite("chosen_scores", chosen_scores), finite("rejected_scores", rejected_scores)
-    chars = np.asarray(chosen_chars, dtype=np.float64) - np.asarray(rejected_chars, dtype=np.float64)
-    prompts = list(range(len(chosen))) if prompt_ids is None else prompt_ids
+    chosen, rejected = finite("chosen_scores", pairs.chosen_scores), finite("rejected_scores", pairs.rejected_scores)
+    chars = np.asarray(pairs.chosen_chars, dtype=np.float64) - np.asarray(pairs.rejected_chars, dtype=np.float64)
+    prompts = list(range(len(chosen))) if pairs.prompt_ids is None else pairs.prompt_ids
     card = _pair_figures(chosen - rejected, chars, prompts, confidence, margin_scale)
     undefined = card.pop("undefined")
     if graded is None or not len(graded[0]):

@@ -17,7 +17,7 @@ from rlhf_core.data.reading.kinds import OVERALL
 from rlhf_core.engine.batches import WIDE_ROWS_AT_ONCE
 from rlhf_core.errors import DataError, GateRefused
 from rlhf_core.evaluation.response_scores import ResponseScore, read_responses
-from rlhf_core.evaluation.reward_card import reward_card
+from rlhf_core.evaluation.reward_card import ScoredPairs, reward_card
 from rlhf_core.models.adapters import add_adapters
 from rlhf_core.models.policy import load_policy
 from rlhf_core.models.scoring.ensemble import RewardEnsemble
@@ -77,14 +77,17 @@ def run(stage: Stage) -> dict[str, Any]:
     chosen, rejected = reader.pairs(heldout)
     readings = reader((row["prompt"], row["response"]) for row in graded)
     grades = [row["score"] for row in graded]
-    card = reward_card(
+    pairs = ScoredPairs(
         [one.score for one in chosen],
         [one.score for one in rejected],
         [len(row["chosen"]) for row in heldout],
         [len(row["rejected"]) for row in heldout],
+        [row["prompt_id"] for row in heldout],
+    )
+    card = reward_card(
+        pairs,
         ([prompt_id(row["prompt"]) for row in graded], grades, [one.score for one in readings]) if graded else None,
         CONFIDENCE,
-        prompt_ids=[row["prompt_id"] for row in heldout],
         margin_scale=float(model.scale),
     )
     check_gates(card, cfg)

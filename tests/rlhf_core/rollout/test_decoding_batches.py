@@ -1,5 +1,7 @@
 """Which rows are decoded together, and where their keys and values lie."""
 
+from dataclasses import dataclass, field
+
 import pytest
 import torch
 from torch import Tensor
@@ -8,7 +10,6 @@ from transformers import PreTrainedModel
 from rlhf_core.config import ModelConfig
 from rlhf_core.engine.batches import SequenceBatch, collate
 from rlhf_core.models.policy import build_policy
-from rlhf_core.rollout import sampler
 from rlhf_core.rollout.decoders import make_decoder
 from rlhf_core.rollout.sampler import Samples, Sampling, sample_responses
 from rlhf_core.rollout.static_decoder import StaticDecoder
@@ -35,26 +36,40 @@ def sample(model: PreTrainedModel, batch_size: int = 96) -> Samples:
     )
 
 
+@dataclass
+class Decoded:
+    """A batch as the decoder gets it: lengths of its different prompts, and rows of each step."""
+
+    lengths: list[int]
+    rows: set[int] = field(default_factory=set)
+
+
 @pytest.fixture
-def decoded(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
-    """Lengths of the prompts of each batch that is decoded."""
-    seen, prefill = [], sampler._prefill
+def decoded(monkeypatch: pytest.MonkeyPatch) -> list[Decoded]:
+    """Every batch that is decoded."""
+    seen: list[Decoded] = []
+    prefill, step = StaticDecoder.prefill, StaticDecoder.step
 
-    def watched(decoder: object, prompts: list[list[int]], *more: object) -> Tensor:
-        seen.append(list(map(len, prompts)))
-        return prefill(decoder, prompts, *more)
+    def read(decoder: StaticDecoder, batch: SequenceBatch, max_new_tokens: int) -> Tensor:
+        seen.append(Decoded(batch.mask_BS.sum(1).tolist()))
+        return prefill(decoder, batch, max_new_tokens)
 
-    monkeypatch.setattr(sampler, "_prefill", watched)
+    def go_on(decoder: StaticDecoder, tokens_B: Tensor) -> Tensor:
+        seen[-1].rows.add(len(tokens_B))
+        return step(decoder, tokens_B)
+
+    monkeypatch.setattr(StaticDecoder, "prefill", read)
+    monkeypatch.setattr(StaticDecoder, "step", go_on)
     return seen
 
 
 @pytest.mark.parametrize(("most", "rows"), [(96, [96]), (50, [48, 48]), (40, [32, 32, 32]), (20, [20] * 4 + [16])])
 def test_batches_are_of_nearly_equal_size_and_the_longest_prompts_come_first(
-    decoded: list[list[int]], most: int, rows: list[int]
+    decoded: list[Decoded], most: int, rows: list[int]
 ) -> None:
     sample(llama(), batch_size=most)
-    assert list(map(len, decoded)) == rows
-    lengths = [length for batch in decoded for length in batch]
+    assert [batch.rows for batch in decoded] == [{count} for count in rows]
+    lengths = [length for batch in decoded for length in batch.lengths]
     assert lengths == sorted(lengths, reverse=True)
 
 

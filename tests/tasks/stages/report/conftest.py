@@ -15,7 +15,7 @@ import pytest
 from rlhf_core.config import Params
 from rlhf_core.evaluation.ab import compare_scores
 from rlhf_core.evaluation.calibration import calibration_bins
-from rlhf_core.evaluation.reward_card import reward_card
+from rlhf_core.evaluation.reward_card import ScoredPairs, reward_card
 
 REPOSITORY = Path(__file__).parents[4]
 QUALITY = {"sft": 0.70, "ppo": 0.86, "dpo": 0.84}
@@ -115,7 +115,7 @@ def _reward_stage(root: Path, rng: np.random.Generator, graded: bool) -> None:
     given = rng.uniform(0.2, 1.0, 4000)
     scores = 3 * given + rng.normal(0, 0.5, 4000)
     rows = ([f"prompt-{row % 400}" for row in range(4000)], given, scores) if graded else None
-    card = reward_card(chosen, rejected, chars[0], chars[1], rows, prompt_ids=prompts)
+    card = reward_card(ScoredPairs(chosen, rejected, chars[0], chars[1], prompts), rows)
     columns = {
         "pair_id": [str(row) for row in range(pairs)],
         "prompt_id": prompts,
