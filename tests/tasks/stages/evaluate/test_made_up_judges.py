@@ -99,7 +99,7 @@ def test_a_pairwise_judge_is_asked_in_both_orders(root: Path, monkeypatch: pytes
     assert metrics["verdict"]["judge"] == "short"
     lost = [row for row in json.loads((out / "samples.json").read_text()) if row["why"] == "largest loss"]
     best = metrics["verdict"]["best"]
-    assert lost
+    assert len(lost) == min(2, outcomes(best, SFT).count("loss")), "of four samples, half at most"
     assert all(len(row["responses"][best]["text"]) > len(row["responses"][SFT]["text"]) for row in lost)
 
 
