@@ -36,8 +36,13 @@ def variety_figures(responses: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def repeated_share(text: str) -> float:
-    """Return the share of a text's word trigrams that stood in it before; 0 for fewer than three words."""
-    words = text.lower().split()
-    grams = [tuple(words[start : start + NGRAM]) for start in range(len(words) - NGRAM + 1)]
+def repeated_share(text: str, size: int = NGRAM) -> float:
+    """Return the share of a text's n-grams of `size` words that stood in it before; 0 for fewer than `size` words."""
+    grams = word_ngrams(text, size)
     return 1.0 - len(set(grams)) / len(grams) if grams else 0.0
+
+
+def word_ngrams(text: str, size: int) -> list[tuple[str, ...]]:
+    """Return the text's runs of `size` words in lower case, in order."""
+    words = text.lower().split()
+    return [tuple(words[start : start + size]) for start in range(len(words) - size + 1)]
