@@ -132,6 +132,12 @@ CATALOGUE = (
         shown=(("win rate", "verdict.win_rate"), ("KL to SFT", "verdict.kl_to_sft")),
         run_figures=("verdict.win_rate", "verdict.win_rate_low", "verdict.win_rate_high", "verdict.kl_to_sft"),
     ),
+    StageRow(
+        name="regressions",
+        title="Regressions",
+        shown=(("figures that got worse", "num_worse"),),
+        run_figures=("num_worse",),
+    ),
     StageRow(name="report", title="Report"),  # its figures are those of the stages before it
 )
 STAGES = tuple(row.name for row in CATALOGUE)

@@ -1,0 +1,1 @@
+"""Stage `regressions`: what a policy lost that no judge speaks of."""
