@@ -15,7 +15,6 @@ import pytest
 from filelock import FileLock
 from support.warm_processes import stage_environment
 
-from flows.run.request import pipeline_stages
 from rlhf_core import faults
 
 ROOT = Path(__file__).parents[1]
@@ -64,6 +63,8 @@ def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path],
 
 def finish_project(folder: Path) -> None:
     """Make a project and run all its stages, each in a fresh interpreter."""
+    from flows.run.request import pipeline_stages  # here: see above
+
     make_project(folder)
     for stage in pipeline_stages(folder):
         done = run_stage_afresh(folder, stage)

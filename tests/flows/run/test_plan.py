@@ -35,7 +35,7 @@ def test_the_demos_graph_runs_ppo_beside_dpo() -> None:
     assert reads["report"] == set(reads) - {"report"}
     assert rounds(Plan(reads, lambda: 2)) == [
         ["validate"], ["sft"], ["generate"], ["label"], ["preferences"], ["reward"], ["align@ppo", "align@dpo"],
-        ["evaluate"], ["report"],
+        ["evaluate"], ["regressions"], ["report"],
     ]  # fmt: skip
     assert all(len(together) == 1 for together in rounds(Plan(reads, lambda: 1)))
 

@@ -18,7 +18,7 @@ from tasks.frame.runner import Stop
 ROOT = Path(__file__).parents[3]
 # of the real dvc.yaml, worked out by hand from docs/architecture.md
 BEFORE_REWARD = {"validate", "sft", "generate", "label", "preferences", "reward"}
-AFTER_REWARD = {"reward", "align@ppo", "align@dpo", "evaluate", "report"}
+AFTER_REWARD = {"reward", "align@ppo", "align@dpo", "evaluate", "regressions", "report"}
 
 
 def chosen(first: str | None, last: str | None, changed: frozenset[str] = frozenset()) -> frozenset[str]:

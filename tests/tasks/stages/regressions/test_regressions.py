@@ -21,8 +21,8 @@ LOOP = "we do we do we do we do"
 def responses(model: str, texts: list[str], temperature: float = 1.0) -> list[dict]:
     return [
         {
-            "model": model, "temperature": temperature, "prompt_id": f"p{number}", "prompt": "Where is it?", "response": text,
-            "num_tokens": len(text.split()), "finished": True, "reward_model": 0.0,
+            "model": model, "temperature": temperature, "prompt_id": f"p{number}", "prompt": "Where is it?",
+            "response": text, "num_tokens": len(text.split()), "finished": True, "reward_model": 0.0,
             **dict.fromkeys(("gold", "helpful", "truthful", "harmless", "concise")),
         }
         for number, text in enumerate(texts)
