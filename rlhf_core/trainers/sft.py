@@ -26,6 +26,8 @@ from rlhf_core.trainers.optimisation import apply_gradients, set_learning_rate
 from rlhf_core.trainers.passes import CPU_PASS_TOKENS
 from rlhf_core.trainers.schedule import learning_rate
 
+__all__ = ["RunContext", "train_sft"]  # what a program needs that calls the trainer alone
+
 BEST = "best/"
 RUNNING_LOSSES = "running_losses"
 LENGTH_STEP = 4  # responses this many tokens apart count as equally long, so that prompts can be of like length too

@@ -35,6 +35,14 @@ from rlhf_core.trainers.ppo.scores import with_terms
 from rlhf_core.trainers.ppo.terms import RewardTerm
 from rlhf_core.trainers.ppo.update import run_epochs, set_learning_rates
 
+__all__ = [
+    "Rewards",
+    "RunContext",
+    "Sampling",
+    "Watch",
+    "train_ppo",
+]  # what a program needs that calls the trainer alone
+
 
 @dataclass(frozen=True, slots=True)
 class Rewards:

@@ -32,6 +32,8 @@ from rlhf_core.trainers.preference.reference import (
 )
 from rlhf_core.trainers.schedule import learning_rate
 
+__all__ = ["RunContext", "train_dpo"]  # what a program needs that calls the trainer alone
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ReferenceRows:

@@ -26,6 +26,13 @@ from rlhf_core.trainers.reward.step import distilled_step, labelled_step
 from rlhf_core.trainers.reward.teacher import Aggregation, ensemble_of, fit_aggregation, teacher_scores
 from rlhf_core.trainers.schedule import learning_rate
 
+__all__ = [
+    "RunContext",
+    "standardise",
+    "standardise_on",
+    "train_reward",
+]  # what a program needs that calls the trainer alone
+
 TEACHER = "teacher_scores"
 LEAST_DEVIATION = 1e-6
 """Log-odds: scores that differ by less say nothing, whatever their size."""
