@@ -1,9 +1,9 @@
 """How many stages the changes of the past would rerun today: `python -m benchmarks.reruns --until COMMIT`.
 
 For each commit up to `--until` it takes the files of code that the commit touched, by the names that they have now,
-and counts the stages that name one of them as an input; and the same with the `dvc.yaml` of `--until` and the names
-of then. A file is followed through the renames of each commit since; one that has no place any more reruns what it
-reran then. Reads git alone.
+and counts the stages that name one of them as an input, apart those that are new since; and the same with the
+`dvc.yaml` of `--until` and the names of then. A file is followed through the renames of each commit since; one that
+has no place any more reruns what it reran then. Reads git alone.
 """
 
 import argparse
@@ -57,7 +57,7 @@ def main() -> None:
     moved, now = moves(options.until), inputs(Path("dvc.yaml").read_text())
     then = inputs(git("show", f"{options.until}:dvc.yaml"))
     here = set(git("ls-files").split())
-    commits, before, after = 0, 0, 0
+    commits, before, after, new = 0, 0, 0, 0
     for commit in git("rev-list", options.until).split():
         touched = git("diff-tree", "--no-commit-id", "--name-only", "-r", "--root", commit).splitlines()
         code = [path for path in touched if path.endswith(".py") and path.startswith(CODE)]
@@ -65,11 +65,16 @@ def main() -> None:
         before += reruns(code, then)
         places = {path: moved.get(path, path) for path in code}
         gone = [path for path, place in places.items() if place not in here]
-        after += sum(
-            bool(reruns(places.values(), {name: now[name]}) or reruns(gone, {name: then.get(name, [])})) for name in now
-        )
+        hit = [
+            name
+            for name in now
+            if reruns(places.values(), {name: now[name]}) or reruns(gone, {name: then.get(name, [])})
+        ]
+        after += sum(name in then for name in hit)
+        new += sum(name not in then for name in hit)
     print(
-        f"{commits} commits touched code: by the dvc.yaml of {options.until} {before} stages rerun, by this one {after}"
+        f"{commits} commits touched code: by the dvc.yaml of {options.until} {before} stages rerun, by this {after}, "
+        f"and {new} of stages that are new"
     )
 
 
