@@ -50,7 +50,7 @@ def run(stage: Stage) -> dict[str, Any]:
     tokenizer = load_tokenizer(stage.root / paths.SFT / "model")
     members = [load_policy(stage.root / paths.ALIGN / name / "model").to(stage.device) for name in cfg.members]
     _check_vocabulary(members)
-    pairs, others = _heldout_pairs(stage, tokenizer)
+    pairs, others = heldout_pairs(stage, tokenizer)
     combine = partial(_combined, stage.item, members)
     measure = _measure(stage, combine, members, pairs, tokenizer)
 
@@ -99,7 +99,7 @@ def _check_vocabulary(members: Sequence[PreTrainedModel]) -> None:
         raise ConfigError(f"combine.members: vocabularies of {sorted(sizes)} tokens. Fix: members from one SFT model")
 
 
-def _heldout_pairs(
+def heldout_pairs(
     stage: Stage, tokenizer: PreTrainedTokenizerBase
 ) -> tuple[list[PreferencePair], list[PreferencePair]]:
     """Pairs that choose the shares, and pairs of other prompts that measure the gain; at most `combine.pairs` each."""

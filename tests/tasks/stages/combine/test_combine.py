@@ -54,7 +54,7 @@ def read_pairs(project: Path) -> tuple[list[Any], list[Any]]:
     """The held-out pairs that choose, and those that measure."""
     params, definition = load_params(project / "params.yaml"), stage_definition(project, "combine@weights")
     stage = Stage(definition, params, project, project, SimpleNamespace(event=lambda *_, **__: None))
-    return combine._heldout_pairs(stage, load_tokenizer(project / "artifacts/sft/model"))
+    return combine.heldout_pairs(stage, load_tokenizer(project / "artifacts/sft/model"))
 
 
 def chosen_likelihood(project: Path, policy: Any, measuring: bool = False) -> float:
