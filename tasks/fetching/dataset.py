@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rlhf_core.data.reading.kinds import SPECS, Kind
+from rlhf_core.data.reading.kinds import Kind
 from rlhf_core.data.reading.readers import Refused, Row, read_rows
 from rlhf_core.data.reading.records import to_record
 from rlhf_core.errors import ConfigError, DataError
@@ -47,7 +47,7 @@ class Fit:
 
     Attributes:
         rows: all of them.
-        usable: those with every field that the kind needs, in the right type.
+        usable: those with every field that the kind needs, and no field of it in a wrong type.
         problems: of the others, how many have which problem, the most frequent first.
     """
 
@@ -128,8 +128,7 @@ def _problem(row: Row | Refused, kind: Kind) -> str:
     record = to_record(kind, row)
     if record.problem or record.unreadable:
         return str(record.problem or record.unreadable)
-    needed = [name for name, spec in SPECS[kind].items() if spec.required]
-    wrong = [f"{name}: {record.types[name]}" for name in needed if record.types[name] != RIGHT]
+    wrong = [f"{name}: {what}" for name, what in record.types.items() if what != RIGHT]
     return "; ".join(wrong)
 
 

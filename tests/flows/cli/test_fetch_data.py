@@ -12,6 +12,7 @@ from support.hub import COMMIT, Hub, serving
 
 from rlhf_core.data.reading.readers import read_rows
 from rlhf_core.state.atomic import file_digest
+from tasks.fetching.dataset import fit
 from tasks.lineage.model_folders import data_notes
 
 PAIRS = [
@@ -98,3 +99,13 @@ def test_a_compressed_file_holds_the_same_rows(tmp_path: Path, hub: Hub) -> None
     done = rlhf(tmp_path, hub, f"hub:org/tiny@{COMMIT}", "rows.jsonl.gz", "--split", "test", "--kind", "comparisons")
     assert done.returncode == 0, done.stderr
     assert [row.value for row in read_rows(tmp_path / "rows.jsonl.gz")] == PAIRS[:1]
+
+
+def test_a_field_that_is_not_needed_counts_where_it_is_wrong(tmp_path: Path) -> None:
+    """`validate` sets such rows aside, so they are not called usable here."""
+    more = [PAIRS[0] | {"strength": 2}, PAIRS[1] | {"strength": "very"}]
+    (tmp_path / "rows.jsonl").write_bytes(lines([PAIRS[0], *more]))
+    found = fit(tmp_path / "rows.jsonl", "comparisons")
+    assert (found.rows, found.usable) == (3, 2)
+    assert list(found.problems.values()) == [1]
+    assert next(iter(found.problems)).startswith("strength: ")
