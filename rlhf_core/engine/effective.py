@@ -18,11 +18,12 @@ def effective_linear(layer: nn.Module) -> Linear | None:
     """Weight and bias of a plain linear layer that computes what `layer` computes now.
 
     A layer that carries low-rank adapters (peft) is W + sum of scale * B A over its active adapters (Hu et al. 2021,
-    eq. 3), and W alone while they are disabled. The weight of a plain layer is the layer's own, not a copy.
+    eq. 3), and W alone while they are disabled; a DoRA adapter by itself gives each row of that sum a length of its own
+    (Liu et al. 2024, eq. 5). The weight of a plain layer is the layer's own, not a copy.
 
     Returns:
-        Weight and bias, or None where no such layer exists: other kinds of layers, adapters with magnitudes or
-        biases of their own, adapters that were merged into a weight and then disabled.
+        Weight and bias, or None where no such layer exists: other kinds of layers, adapters with biases of their own,
+        DoRA beside other adapters, adapters that were merged into a weight and then disabled.
     """
     if type(layer) is nn.Linear:
         return Linear(layer.weight, layer.bias)
@@ -42,6 +43,13 @@ def _with_adapters(layer: nn.Module) -> Linear | None:
     active = [name for name in layer.active_adapters if name in layer.lora_A]
     if layer.disable_adapters or not active:
         return Linear(base.weight, base.bias)
-    if any(name in layer.lora_variant or layer.lora_bias[name] for name in active):
+    variants = [name for name in active if name in layer.lora_variant]
+    if any(layer.lora_bias[name] for name in active) or any(not layer.use_dora[name] for name in variants):
         return None
-    return Linear(base.weight + sum(layer.get_delta_weight(name) for name in active), base.bias)
+    if variants and len(active) > 1:
+        return None
+    weight = base.weight + sum(layer.get_delta_weight(name) for name in active)
+    for name in variants:
+        length = torch.linalg.vector_norm(weight, dim=1)
+        weight = (layer.lora_magnitude_vector[name].weight / length)[:, None] * weight
+    return Linear(weight, base.bias)

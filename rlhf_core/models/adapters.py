@@ -1,8 +1,10 @@
 """Low-rank adapters (LoRA; Hu et al. 2022) by peft: put in, set aside for a while, folded in, written out.
 
-An adapted linear layer computes W x + (alpha / rank) B A x with W frozen. B starts at zero, so adapters change nothing
-until they are trained, and setting them aside gives the model they were added to: the frozen reference at no cost.
-peft is imported where it is needed: without adapters the library runs without it.
+An adapted linear layer computes W x + s B A x with W frozen, s = alpha / rank, or alpha / sqrt(rank) in rsLoRA
+(Kalajdzievski 2023). DoRA (Liu et al. 2024, eq. 5) divides each row of W + s B A by its length, which counts as a
+constant in the gradient, and multiplies it by a length m of its own, |W| at first. B starts at zero, so adapters change
+nothing until they are trained, and setting them aside gives the model they were added to: the frozen reference at no
+cost. peft is imported where it is needed: without adapters the library runs without it.
 """
 
 import copy
@@ -30,7 +32,8 @@ def add_adapters(model: PreTrainedModel, cfg: LoraConfig | None, seed: int) -> N
 
     The class and the results of the model stay. No dropout: log-probabilities of one policy must agree. Heads
     outside `model`, such as a reward model's, stay trainable. The same seed gives the same adapters, on any device,
-    and the random state of the process is left as it was.
+    and the random state of the process is left as it was. Move the model to its device before: DoRA's lengths are
+    taken where the model lies, and another device gives other last bits.
 
     Raises:
         EnvironmentProblem: peft is not installed.
@@ -48,6 +51,8 @@ def add_adapters(model: PreTrainedModel, cfg: LoraConfig | None, seed: int) -> N
         r=cfg.rank,
         lora_alpha=cfg.alpha,
         lora_dropout=0.0,
+        use_rslora=cfg.use_rslora,
+        use_dora=cfg.use_dora,
         target_modules=targets,
         fan_in_fan_out=any(isinstance(layer, Conv1D) for layer in layers.values()),
         task_type="CAUSAL_LM" if model.get_output_embeddings() is not None else None,

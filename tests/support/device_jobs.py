@@ -72,11 +72,11 @@ def policy(device: torch.device | str, kind: str = "llama", seed: int = 1) -> Pr
     return build_policy(SIZES.model_copy(update={"family": kind}), 24, PAD, EOS, seed=seed).to(device)
 
 
-def adapted(model: PreTrainedModel, rank: int) -> PreTrainedModel:
+def adapted(model: PreTrainedModel, rank: int, *, dora: bool = False) -> PreTrainedModel:
     """The model with adapters; rank 0 has none."""
     if rank:
         pytest.importorskip("peft")
-        add_adapters(model, LoraConfig(rank=rank, alpha=8), seed=5)
+        add_adapters(model, LoraConfig(rank=rank, alpha=8, use_dora=dora), seed=5)
     return model
 
 
@@ -119,9 +119,9 @@ def sampling(device: torch.device, kind: str = "llama", cut_off: CutOff = OPEN, 
     return [float(value) for column in rows for row in column for value in row]
 
 
-def sft(device: torch.device, kind: str = "llama", rank: int = 0) -> list[float]:
+def sft(device: torch.device, kind: str = "llama", rank: int = 0, *, dora: bool = False) -> list[float]:
     """Two steps in micro-batches, with masked tokens, weights by loss and held-out losses."""
-    model = adapted(policy(device, kind), rank)
+    model = adapted(policy(device, kind), rank, dora=dora)
     rows = [Example(group.prompt, group.responses[0]) for group in GROUPS]
     rows[0] = Example(rows[0].prompt, rows[0].response, mask=[0] + [1] * (len(rows[0].response) - 1))
     cfg = SFTConfig(
@@ -255,6 +255,7 @@ JOBS: dict[str, Job] = {
     "sft": sft,
     "sft, gpt2": partial(sft, kind="gpt2"),
     "sft, lora": partial(sft, rank=2),
+    "sft, dora": partial(sft, rank=2, dora=True),
     **{f"reward, {head}": partial(reward, head=head) for head in HEADS},
     **{f"reward, {name}": partial(reward, loss={"name": name}) for name in REWARD_LOSSES[1:] if name != BY_RANKING},
     "reward, rankings": partial(reward, loss={"name": BY_RANKING, "average": "prompt"}),

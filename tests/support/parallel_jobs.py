@@ -118,9 +118,9 @@ def sft_lora(state: TrainState, world: World, more: dict[str, Any]) -> TrainStat
         return sft(state, world, more)
 
 
-def adapted_policy() -> Any:
+def adapted_policy(**variant: bool) -> Any:
     model = policy()
-    add_adapters(model, LoraConfig(rank=4, alpha=8), seed=5)
+    add_adapters(model, LoraConfig(rank=4, alpha=8, **variant), seed=5)
     return model
 
 
@@ -235,6 +235,7 @@ NETWORKS: dict[str, Callable[[], dict[str, nn.Module]]] = {
     "sft": lambda: {"policy": policy()},
     "sft_lonely": lambda: {"policy": policy()},
     "sft_lora": lambda: {"policy": adapted_policy()},
+    "sft_dora": lambda: {"policy": adapted_policy(use_dora=True, use_rslora=True)},
     "dpo": lambda: {"policy": policy()},
     "reward": lambda: {"reward": reward_model()},
     "ppo": lambda: {"policy": policy(), "value": ValueModel.from_reward_model(reward_model())},
@@ -246,6 +247,7 @@ TRAIN: dict[str, Train] = {
     "sft": sft,
     "sft_lonely": sft_lonely,
     "sft_lora": sft_lora,
+    "sft_dora": sft_lora,
     "dpo": dpo,
     "dpo_capped": dpo_capped,
     "reward": reward,

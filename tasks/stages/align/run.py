@@ -45,9 +45,8 @@ def run(stage: Stage) -> dict[str, Any]:
         Diverged: training left the finite numbers.
     """
     tokenizer = load_tokenizer(stage.root / paths.SFT / "model")
-    policy = load_policy(stage.root / paths.SFT / "model")
+    policy = load_policy(stage.root / paths.SFT / "model").to(stage.device)
     add_adapters(policy, stage.params.model.lora_at("align"), stage.rng().integer("adapters"))
-    policy = policy.to(stage.device)
     # under adapters the SFT model is the policy itself without them: no second copy of the weights
     reference = policy if has_adapters(policy) else load_policy(stage.root / paths.SFT / "model").to(stage.device)
     reward_model = load_reward_model(stage.root / paths.REWARD / "model").to(stage.device).eval()

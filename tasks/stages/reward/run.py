@@ -168,8 +168,9 @@ def _train(stage: Stage, groups: Sequence[PreferenceGroup], pad_id: int) -> Trai
     cfg, rng = stage.params.reward, stage.rng()
     state = TrainState()
     for name, made in make_models(cfg, load_policy(stage.root / paths.SFT / "model"), rng).items():
+        made.to(stage.device)
         add_adapters(made.body, stage.params.model.lora_at("reward"), rng.integer(f"adapters/{name}"))
-        state.modules[name] = stage.shard(made.to(stage.device))
+        state.modules[name] = stage.shard(made)
         state.optimizers[name] = make_optimizer(state.modules[name], cfg.learning_rate, cfg.weight_decay)
     trained = train_reward(cfg, stage.restore(state), groups, run_context(stage, stage, pad_id))
     stage.finish(state)

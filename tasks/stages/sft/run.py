@@ -45,8 +45,8 @@ def run(stage: Stage) -> dict[str, Any]:
     """
     train, kept = split_demonstrations(stage)
     model, tokenizer = _starting_point(stage, train)
-    add_adapters(model, stage.params.model.lora_at("sft"), stage.rng().integer("adapters"))
     model.to(stage.device)
+    add_adapters(model, stage.params.model.lora_at("sft"), stage.rng().integer("adapters"))
     cfg = stage.params.sft
     policy = stage.shard(model)
     optimizer = make_optimizer(policy, cfg.learning_rate, cfg.weight_decay)

@@ -24,9 +24,9 @@ def through(layer: nn.Module, x: Tensor) -> Tensor:
     return nn.functional.linear(x, linear.weight, linear.bias)
 
 
-@pytest.mark.parametrize("rank_stabilised", [False, True])
-def test_the_product_equals_the_layers_forward_whatever_its_adapters_do(rank_stabilised: bool) -> None:
-    layer, x = adapted(use_rslora=rank_stabilised), torch.randn(4, 6)
+@pytest.mark.parametrize("settings", [{}, {"use_rslora": True}, {"use_dora": True}], ids=str)
+def test_the_product_equals_the_layers_forward_whatever_its_adapters_do(settings: dict[str, bool]) -> None:
+    layer, x = adapted(**settings), torch.randn(4, 6)
     with_adapter = layer(x)
     torch.testing.assert_close(through(layer, x), with_adapter)
     layer.enable_adapters(False)
@@ -44,7 +44,10 @@ def test_a_plain_layer_gives_its_own_weight() -> None:
 
 def test_what_no_plain_layer_computes_is_said() -> None:
     assert effective_linear(nn.Bilinear(2, 2, 2)) is None
-    assert effective_linear(adapted(use_dora=True)) is None
+    both = adapted(use_dora=True)
+    both.update_layer("second", 2, 4, config=LoraConfig(r=2, lora_alpha=4))
+    both.set_adapter(["default", "second"])
+    assert effective_linear(both) is None, "what DoRA's lengths apply to depends on the order of the adapters"
     assert effective_linear(adapted(lora_bias=True)) is None
     merged = adapted()
     merged.merge()

@@ -36,6 +36,12 @@ from rlhf_core.text.tokenizer import train_tokenizer
 
 TOKENIZER = train_tokenizer(["some words to learn from"], 270)
 LORA = LoraConfig(rank=2, alpha=4)
+KINDS = {
+    "lora": LORA,
+    "rslora": LoraConfig(rank=2, alpha=4, use_rslora=True),
+    "dora": LoraConfig(rank=2, alpha=4, use_dora=True),
+    "dora, rslora": LoraConfig(rank=2, alpha=4, use_dora=True, use_rslora=True),
+}
 
 
 def tiny(family: str = "llama") -> PreTrainedModel:
@@ -69,6 +75,9 @@ def adapted(
             for _, layer in adapted_layers(model):
                 up = layer.lora_B["default"].weight
                 up.copy_(torch.randn(up.shape, generator=generator) * 0.3)
+                for magnitude in layer.lora_magnitude_vector.values():
+                    length = magnitude.weight
+                    length.mul_(1 + 0.3 * torch.rand(length.shape, generator=generator))
     return model
 
 
@@ -139,6 +148,72 @@ def test_an_adapter_adds_alpha_over_rank_times_b_a() -> None:
     torch.testing.assert_close(layer(x), x @ layer.base_layer.weight.T + 2.0 * (x @ down.T) @ up.T)
 
 
+def test_rslora_adds_alpha_over_the_root_of_rank_times_b_a() -> None:
+    """Kalajdzievski 2023: W x + (4 / sqrt(2)) B A x."""
+    layer = adapted(cfg=KINDS["rslora"]).model.layers[1].mlp.up_proj
+    x = torch.randn(3, 16, generator=torch.Generator().manual_seed(1))
+    down, up = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+    torch.testing.assert_close(layer(x), x @ layer.base_layer.weight.T + 8**0.5 * (x @ down.T) @ up.T)
+
+
+def test_dora_gives_each_row_of_the_weight_a_length_of_its_own() -> None:
+    """Liu et al. 2024, eq. 5, by hand; with biases, which no length applies to."""
+    layer = adapted(lambda: tiny("qwen2"), cfg=KINDS["dora"]).model.layers[0].self_attn.q_proj
+    x = torch.randn(3, 16, generator=torch.Generator().manual_seed(1))
+    directed = layer.base_layer.weight + 2.0 * layer.lora_B["default"].weight @ layer.lora_A["default"].weight
+    length = layer.lora_magnitude_vector["default"].weight
+    weight = length[:, None] * directed / directed.square().sum(1, keepdim=True).sqrt()
+    torch.testing.assert_close(layer(x), x @ weight.T + layer.base_layer.bias, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("make", MODELS.values(), ids=MODELS)
+@pytest.mark.parametrize("cfg", KINDS.values(), ids=KINDS)
+def test_untrained_adapters_change_no_bit_and_trained_ones_much(
+    make: Callable[[], PreTrainedModel], cfg: LoraConfig
+) -> None:
+    plain = response_logprobs(make(), batch())
+    assert torch.equal(response_logprobs(adapted(make, trained=False, cfg=cfg), batch()), plain)
+    assert (response_logprobs(adapted(make, cfg=cfg), batch()) - plain).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("make", MODELS.values(), ids=MODELS)
+@pytest.mark.parametrize("cfg", KINDS.values(), ids=KINDS)
+def test_outputs_and_gradients_are_those_of_pefts_own_model(
+    make: Callable[[], PreTrainedModel], cfg: LoraConfig
+) -> None:
+    """A `PeftModel` of the same adapters under transformers' forward, against the engine; as long as peft builds it."""
+    import peft
+
+    ours = adapted(make, cfg=cfg)
+    theirs = peft.get_peft_model(
+        make(),
+        peft.LoraConfig(
+            r=2,
+            lora_alpha=4,
+            use_dora=cfg.use_dora,
+            use_rslora=cfg.use_rslora,
+            target_modules=sorted({name.rpartition(".")[2] for name, _ in adapted_layers(ours)}),
+            fan_in_fan_out=make is gpt2,
+            task_type="CAUSAL_LM",
+        ),
+    ).eval()
+    learned = {name: tensor for name, tensor in tensors(ours) if "lora_" in name}
+    own = {name.removeprefix("base_model.model."): p for name, p in theirs.named_parameters() if p.requires_grad}
+    assert learned.keys() == own.keys()
+    with torch.no_grad():
+        for name, parameter in own.items():
+            parameter.copy_(learned[name])
+    rows = batch()
+    logits = theirs(rows.ids_BS, attention_mask=rows.mask_BS, position_ids=rows.position_ids_BS).logits
+    predicting = torch.log_softmax(logits[:, rows.prompt_width - 1 : -1], -1)
+    expected = predicting.gather(-1, rows.response_ids_BR[..., None])[..., 0] * rows.response_mask_BR
+    torch.testing.assert_close(response_logprobs(ours, rows), expected, atol=5e-6, rtol=0)
+    (-expected.sum()).backward()
+    gradients = adapter_gradients(ours, ComputeMode())
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(gradient, own[name].grad, atol=2e-5, rtol=1e-4)
+
+
 def test_only_adapters_learn_and_the_frozen_weights_keep_their_bits() -> None:
     model = adapted()
     before = dict(tensors(model))
@@ -182,8 +257,11 @@ def adapter_gradients(model: PreTrainedModel, mode: ComputeMode) -> dict[str, Te
 
 
 @pytest.mark.parametrize("make", MODELS.values(), ids=MODELS)
-def test_activation_checkpointing_gives_adapters_the_same_gradient(make: Callable[[], PreTrainedModel]) -> None:
-    model = adapted(make)
+@pytest.mark.parametrize("cfg", KINDS.values(), ids=KINDS)
+def test_activation_checkpointing_gives_adapters_the_same_gradient(
+    make: Callable[[], PreTrainedModel], cfg: LoraConfig
+) -> None:
+    model = adapted(make, cfg=cfg)
     plain = adapter_gradients(model, ComputeMode())
     again = adapter_gradients(model, ComputeMode(activation_checkpointing=True))
     assert plain.keys() == again.keys()
@@ -192,8 +270,11 @@ def test_activation_checkpointing_gives_adapters_the_same_gradient(make: Callabl
 
 
 @pytest.mark.parametrize("make", MODELS.values(), ids=MODELS)
-def test_n30_adapters_are_float32_masters_under_bfloat16_products(make: Callable[[], PreTrainedModel]) -> None:
-    model = adapted(make)
+@pytest.mark.parametrize("cfg", KINDS.values(), ids=KINDS)
+def test_n30_adapters_are_float32_masters_under_bfloat16_products(
+    make: Callable[[], PreTrainedModel], cfg: LoraConfig
+) -> None:
+    model = adapted(make, cfg=cfg)
     plain = response_logprobs(model, batch())
     with computing(ComputeMode(precision="bfloat16")):
         halved = response_logprobs(model, batch())
@@ -214,8 +295,11 @@ def test_no_settings_mean_full_training() -> None:
 
 
 @pytest.mark.parametrize("make", MODELS.values(), ids=MODELS)
-def test_merged_gives_the_same_logprobs_and_leaves_the_original(make: Callable[[], PreTrainedModel]) -> None:
-    model = adapted(make)
+@pytest.mark.parametrize("cfg", KINDS.values(), ids=KINDS)
+def test_merged_gives_the_same_logprobs_and_leaves_the_original(
+    make: Callable[[], PreTrainedModel], cfg: LoraConfig
+) -> None:
+    model = adapted(make, cfg=cfg)
     before = response_logprobs(model, batch())
     plain = merged(model)
     torch.testing.assert_close(response_logprobs(plain, batch()), before, atol=2e-6, rtol=0)
@@ -226,12 +310,13 @@ def test_merged_gives_the_same_logprobs_and_leaves_the_original(make: Callable[[
 
 
 @pytest.mark.parametrize("make", MODELS.values(), ids=MODELS)
+@pytest.mark.parametrize("cfg", KINDS.values(), ids=KINDS)
 def test_a_saved_folder_is_plain_and_its_adapter_loads_in_peft(
-    make: Callable[[], PreTrainedModel], tmp_path: Path
+    make: Callable[[], PreTrainedModel], cfg: LoraConfig, tmp_path: Path
 ) -> None:
     from peft import PeftModel
 
-    model = adapted(make)
+    model = adapted(make, cfg=cfg)
     save_policy(model, TOKENIZER, tmp_path / "one")
     save_policy(model, TOKENIZER, tmp_path / "two")
     assert tree_digest(tmp_path / "one") == tree_digest(tmp_path / "two")
@@ -271,10 +356,11 @@ def test_an_adapter_folder_holds_adapters_only_no_path_and_the_same_bytes_in_any
 
 
 @pytest.mark.parametrize("make", MODELS.values(), ids=MODELS)
+@pytest.mark.parametrize("cfg", KINDS.values(), ids=KINDS)
 @pytest.mark.parametrize("aside", [False, True], ids=["adapted", "set aside"])
-def test_what_is_sampled_has_the_logprobs_that_training_computes(make: Callable, aside: bool) -> None:
+def test_what_is_sampled_has_the_logprobs_that_training_computes(make: Callable, cfg: LoraConfig, aside: bool) -> None:
     """The decoder reads weights itself; one that took the frozen weight of an adapted layer would fail here."""
-    model = adapted(make)
+    model = adapted(make, cfg=cfg)
     prompts = [[5, 6, 7], [9], [10, 11]]
 
     def check() -> list[list[int]]:

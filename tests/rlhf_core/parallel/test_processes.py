@@ -20,7 +20,7 @@ from torch import Tensor
 pytestmark = pytest.mark.integration
 
 ROOT = Path(__file__).parents[3]
-PLAIN = ("sft", "sft_lora", "dpo", "reward", "ppo")
+PLAIN = ("sft", "sft_lora", "sft_dora", "dpo", "reward", "ppo")
 DIVIDED = (*PLAIN, "sft_lonely", "dpo_capped")
 MORE = ("ppo_remembering", *jobs.LOSSES)
 ORDERS = (

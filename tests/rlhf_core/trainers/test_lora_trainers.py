@@ -25,26 +25,27 @@ from rlhf_core.trainers.preference.trainer import train_dpo
 from rlhf_core.trainers.reward.trainer import train_reward
 from rlhf_core.trainers.sft import train_sft
 
-LORA = LoraConfig(rank=4, alpha=8)
+KINDS = {"lora": LoraConfig(rank=4, alpha=8), "dora": LoraConfig(rank=4, alpha=6, use_dora=True, use_rslora=True)}
+LORA = KINDS["lora"]
 EXAMPLES = [Example(group.prompt, group.responses[0]) for group in toy_groups(24)]
 HELDOUT = [Example(group.prompt, group.responses[0]) for group in toy_groups(6, seed=2)]
 
 
-def policy() -> Any:
+def policy(lora: LoraConfig = LORA) -> Any:
     model = tiny_policy()
-    add_adapters(model, LORA, seed=5)
+    add_adapters(model, lora, seed=5)
     return model
 
 
-def reward_model() -> nn.Module:
+def reward_model(lora: LoraConfig) -> nn.Module:
     model = RewardModel.from_policy(tiny_policy(), "last", seed=2)
-    add_adapters(model.body, LORA, seed=6)
+    add_adapters(model.body, lora, seed=6)
     return model
 
 
-def value_model() -> nn.Module:
+def value_model(lora: LoraConfig) -> nn.Module:
     model = ValueModel.from_reward_model(RewardModel.from_policy(tiny_policy(), "last", seed=2))
-    add_adapters(model.body, LORA, seed=7)
+    add_adapters(model.body, lora, seed=7)
     return model
 
 
@@ -84,12 +85,16 @@ class Case:
     heads: tuple[str, ...] = ()
 
 
-CASES = {
-    "sft": Case(lambda: state_of(policy=policy()), sft),
-    "reward": Case(lambda: state_of(reward=reward_model()), reward, ("head",)),
-    "dpo": Case(lambda: state_of(policy=policy()), dpo),
-    "ppo": Case(lambda: state_of(policy=policy(), value=value_model()), ppo, ("scalar",)),
-}
+def cases(lora: LoraConfig) -> dict[str, Case]:
+    return {
+        "sft": Case(lambda: state_of(policy=policy(lora)), sft),
+        "reward": Case(lambda: state_of(reward=reward_model(lora)), reward, ("head",)),
+        "dpo": Case(lambda: state_of(policy=policy(lora)), dpo),
+        "ppo": Case(lambda: state_of(policy=policy(lora), value=value_model(lora)), ppo, ("scalar",)),
+    }
+
+
+CASES = {f"{trainer}, {kind}": case for kind, lora in KINDS.items() for trainer, case in cases(lora).items()}
 
 
 def frozen(state: TrainState) -> dict[str, Tensor]:
@@ -108,7 +113,7 @@ def test_adapters_and_heads_learn_and_all_else_keeps_its_bits(name: str, sink: A
     before = frozen(state)
     assert before
     case.train(state, sink, lambda _: None)
-    if name != "ppo":  # whose loss is no measure of what it has learned
+    if "ppo" not in name:  # whose loss is no measure of what it has learned
         assert state.history[-1]["loss/train"] < state.history[0]["loss/train"] - 0.02
     after = frozen(state)
     assert before.keys() == after.keys(), "what was frozen is frozen still"
@@ -116,6 +121,8 @@ def test_adapters_and_heads_learn_and_all_else_keeps_its_bits(name: str, sink: A
     for network in state.modules.values():
         for _, layer in adapted_layers(network):
             assert layer.lora_B["default"].weight.abs().max() > 0
+            for magnitude in layer.lora_magnitude_vector.values():
+                assert not torch.allclose(magnitude.weight, layer.base_layer.weight.norm(dim=1), atol=1e-4, rtol=0)
         trained = {key.split(".")[0] for key, p in network.named_parameters() if p.requires_grad and "lora_" not in key}
         assert trained <= set(case.heads)
 
@@ -128,23 +135,25 @@ def test_broken_off_and_resumed_it_ends_with_the_same_bits(
     same_state(runs.unbroken(), runs.resumed_after(5))
 
 
-def test_n32_dpo_begins_at_exactly_ln_2_against_the_policy_without_its_adapters(sink: Any) -> None:
-    dpo(CASES["dpo"].make(), sink, lambda _: None)
+@pytest.mark.parametrize("kind", KINDS)
+def test_n32_dpo_begins_at_exactly_ln_2_against_the_policy_without_its_adapters(kind: str, sink: Any) -> None:
+    dpo(CASES[f"dpo, {kind}"].make(), sink, lambda _: None)
     first = sink.rows[0][2]
     assert first["loss/preference"] == torch.tensor(2.0).log().item()
     assert (first["implicit_reward/chosen"], first["implicit_reward/rejected"]) == (0.0, 0.0)
     assert sink.rows[-1][2]["implicit_reward/chosen"] != 0.0, "and then it leaves its reference"
 
 
+@pytest.mark.parametrize("lora", KINDS.values(), ids=KINDS)
 @pytest.mark.parametrize("weigh", [None, HardExamplesConfig()], ids=["plain", "hard examples"])
-def test_n25_two_processes_take_the_steps_of_one(weigh: HardExamplesConfig | None) -> None:
+def test_n25_two_processes_take_the_steps_of_one(weigh: HardExamplesConfig | None, lora: LoraConfig) -> None:
     cfg = SFTConfig(
         max_steps=6, batch_size=5, eval_every=3, learning_rate=3e-3, warmup_steps=1, hard_examples=weigh, patience=9
     )
 
     def work(world: Any) -> TrainState:
         return train_sft(
-            cfg, state_of(policy=policy().double()), EXAMPLES, HELDOUT, RunContext(seed=0, pad_id=PAD, world=world)
+            cfg, state_of(policy=policy(lora).double()), EXAMPLES, HELDOUT, RunContext(seed=0, pad_id=PAD, world=world)
         )
 
     alone, (first, second) = work(ALONE), in_processes(2, work)
