@@ -16,9 +16,9 @@ Reads = Literal["chosen", "both", "ends"]
 """`chosen`: one response, each of its tokens predicted; `both`: two of them; `ends`: two, read at their ends."""
 
 
-def training_flop(size: Size, rows: Sequence[Pair], reads: Reads) -> float:
-    """Operations of a forward and a backward pass over `rows`."""
-    return 3.0 * sum(_forward(size, row, reads) for row in rows)
+def training_flop(size: Size, rows: Sequence[Pair], reads: Reads, *, frozen: bool = False) -> float:
+    """Operations of a forward and a backward pass over `rows`; `frozen`: weights have no gradients."""
+    return (2.0 if frozen else 3.0) * sum(_forward(size, row, reads) for row in rows)
 
 
 def data_tokens(rows: Sequence[Pair], reads: Reads) -> int:
@@ -34,7 +34,7 @@ def _forward(size: Size, row: Pair, reads: Reads) -> float:
     prompt, lengths = len(row.prompt), [len(response) for response in _responses(row, reads)]
     tokens, wanted = prompt + sum(lengths), len(lengths) if reads == "ends" else sum(lengths)
     hidden = size.hidden
-    queries_keys_values = 6.0 * hidden**2
+    queries_keys_values = 2.0 * hidden * (hidden + 2 * size.kv_width)
     rest_of_layer = 2.0 * hidden**2 + 6.0 * hidden * size.intermediate
     products = size.layers * queries_keys_values * tokens
     products += rest_of_layer * ((size.layers - 1) * tokens + wanted)
@@ -46,18 +46,20 @@ def _forward(size: Size, row: Pair, reads: Reads) -> float:
 
 def num_weights(size: Size) -> int:
     """Weights that products read: all but the norms and the input embedding."""
-    return size.layers * (4 * size.hidden**2 + 3 * size.hidden * size.intermediate) + size.hidden * size.vocabulary
+    attention = 2 * size.hidden * (size.hidden + size.kv_width)
+    return size.layers * (attention + 3 * size.hidden * size.intermediate) + size.hidden * size.vocabulary
 
 
-def model_flop(size: Size, rows: Sequence[Pair], reads: Reads) -> float:
+def model_flop(size: Size, rows: Sequence[Pair], reads: Reads, *, frozen: bool = False) -> float:
     """Operations by which model-FLOP utilisation is counted (Chowdhery et al. 2022, appendix B).
 
-    6 a weight and token, and 12 * layers * hidden * length a token for attention, of every response with a prompt of
-    its own; without the output layer where nothing reads it.
+    6 a weight and token (4 where weights are frozen), and 12 * layers * hidden * length a token for attention, of every
+    response with a prompt of its own; without the output layer where nothing reads it.
     """
     weights = num_weights(size) - (size.hidden * size.vocabulary if reads == "ends" else 0)
     lengths = [len(row.prompt) + len(response) for row in rows for response in _responses(row, reads)]
-    return sum(6.0 * weights * length + 12.0 * size.layers * size.hidden * length**2 for length in lengths)
+    each = 4.0 if frozen else 6.0
+    return sum(each * weights * length + 12.0 * size.layers * size.hidden * length**2 for length in lengths)
 
 
 def decode_bytes(size: Size, prompts: Sequence[int], new_tokens: int, at_once: int, width: int) -> float:
@@ -68,4 +70,4 @@ def decode_bytes(size: Size, prompts: Sequence[int], new_tokens: int, at_once: i
     """
     groups, steps = -(-len(prompts) // at_once), range(1, new_tokens)
     places = sum(length + step for length in prompts for step in steps)
-    return float(width) * (groups * len(steps) * num_weights(size) + 2 * size.layers * size.hidden * places)
+    return float(width) * (groups * len(steps) * num_weights(size) + 2 * size.layers * size.kv_width * places)

@@ -1,17 +1,18 @@
 """Our side of the benchmarks: the project's own trainers, as the stages call them."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from benchmarks.clock import Clock
 from benchmarks.flops import Reads, data_tokens, model_flop, training_flop
 from benchmarks.rates import matmul_rate
 from benchmarks.worker import Setting
-from benchmarks.workload import PAD, SIZES, make_pairs, model_folder
+from benchmarks.workload import make_pairs
 from rlhf_core.config import DPOConfig, RewardConfig, SFTConfig
+from rlhf_core.config.lora import LoraConfig
 from rlhf_core.data.batching.examples import Example
 from rlhf_core.data.batching.pairs import PreferencePair, group_pairs
+from rlhf_core.models.adapters import add_adapters
 from rlhf_core.models.policy import load_policy
 from rlhf_core.models.scoring.reward_model import RewardModel
 from rlhf_core.state.compute_mode import ComputeMode, set_compute_mode
@@ -23,6 +24,7 @@ from rlhf_core.trainers.reward.trainer import train_reward
 from rlhf_core.trainers.sft import train_sft
 
 RATE = 1e-4
+RANK = 16  # of adapters
 NEVER = 10**9  # steps between checkpoints
 
 
@@ -50,14 +52,24 @@ def compute_as(setting: Setting) -> None:
 
 def _policy(setting: Setting) -> Any:
     compute_as(setting)
-    return load_policy(model_folder(setting.size, Path(setting.cache))).to(setting.device)
+    return load_policy(setting.subject.folder).to(setting.device)
 
 
 def sft(setting: Setting, clock: Clock) -> dict[str, Any]:
     """Supervised fine-tuning on responses only."""
+    return _sft(setting, clock, _policy(setting))
+
+
+def sft_lora(setting: Setting, clock: Clock) -> dict[str, Any]:
+    """The same with low-rank adapters on all linear layers."""
     policy = _policy(setting)
+    add_adapters(policy, LoraConfig(rank=RANK, alpha=2 * RANK), seed=0)
+    return _sft(setting, clock, policy, frozen=True)
+
+
+def _sft(setting: Setting, clock: Clock, policy: Any, *, frozen: bool = False) -> dict[str, Any]:
     state = TrainState(modules={"policy": policy}, optimizers={"policy": make_optimizer(policy, RATE)})
-    rows = make_pairs(setting.num_rows, SIZES[setting.size].vocabulary, setting.seed)
+    rows = make_pairs(setting.num_rows, setting.subject, setting.seed)
     cfg = SFTConfig(
         max_steps=setting.steps + setting.warmup, batch_size=setting.rows, learning_rate=RATE, save_every=NEVER
     )
@@ -68,9 +80,9 @@ def sft(setting: Setting, clock: Clock) -> dict[str, Any]:
         state,
         [Example(row.prompt, row.chosen) for row in rows],
         [],
-        RunContext(seed=setting.seed, pad_id=PAD, log=ticks),
+        RunContext(seed=setting.seed, pad_id=setting.subject.pad, log=ticks),
     )
-    return _extra(setting, ticks, "chosen")
+    return _extra(setting, ticks, "chosen", frozen=frozen)
 
 
 def reward(setting: Setting, clock: Clock) -> dict[str, Any]:
@@ -81,7 +93,7 @@ def reward(setting: Setting, clock: Clock) -> dict[str, Any]:
     ticks = Ticks(clock)
     groups = group_pairs(_pairs(setting))
     clock.begin()
-    train_reward(cfg, state, groups, RunContext(seed=setting.seed, pad_id=PAD, log=ticks))
+    train_reward(cfg, state, groups, RunContext(seed=setting.seed, pad_id=setting.subject.pad, log=ticks))
     return _extra(setting, ticks, "ends")
 
 
@@ -93,24 +105,28 @@ def dpo(setting: Setting, clock: Clock) -> dict[str, Any]:
     ticks = Ticks(clock)
     clock.begin()
     train_dpo(
-        cfg, state, _policy(setting), group_pairs(_pairs(setting)), RunContext(seed=setting.seed, pad_id=PAD, log=ticks)
+        cfg,
+        state,
+        _policy(setting),
+        group_pairs(_pairs(setting)),
+        RunContext(seed=setting.seed, pad_id=setting.subject.pad, log=ticks),
     )
     return _extra(setting, ticks, "both")
 
 
-def _extra(setting: Setting, ticks: Ticks, reads: Reads) -> dict[str, Any]:
+def _extra(setting: Setting, ticks: Ticks, reads: Reads, *, frozen: bool = False) -> dict[str, Any]:
     """First and last loss; operations a token by formula; operations a second of matrix products, measured now."""
-    size = SIZES[setting.size]
-    rows = make_pairs(setting.num_rows, size.vocabulary, setting.seed)
+    size = setting.subject.size
+    rows = make_pairs(setting.num_rows, setting.subject, setting.seed)
     return {
         "loss_first": ticks.losses[0],
         "loss_last": ticks.losses[-1],
-        "flop_per_token": training_flop(size, rows, reads) / data_tokens(rows, reads),
-        "model_flop_per_token": model_flop(size, rows, reads) / data_tokens(rows, reads),
+        "flop_per_token": training_flop(size, rows, reads, frozen=frozen) / data_tokens(rows, reads),
+        "model_flop_per_token": model_flop(size, rows, reads, frozen=frozen) / data_tokens(rows, reads),
         "matmul_flop_per_s": matmul_rate(size, with_output=reads != "ends", device=setting.device),
     }
 
 
 def _pairs(setting: Setting) -> list[PreferencePair]:
-    rows = make_pairs(setting.num_rows, SIZES[setting.size].vocabulary, setting.seed)
+    rows = make_pairs(setting.num_rows, setting.subject, setting.seed)
     return [PreferencePair(prompt=row.prompt, chosen=row.chosen, rejected=row.rejected) for row in rows]

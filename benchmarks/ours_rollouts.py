@@ -1,7 +1,6 @@
 """Our side of the benchmarks of sampling and PPO."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,9 +9,8 @@ from benchmarks.clock import Clock
 from benchmarks.flops import decode_bytes
 from benchmarks.ours import compute_as
 from benchmarks.rates import bandwidth
-from benchmarks.rollouts import EPOCHS, MINIBATCH, NEW_TOKENS, RATE, RESPONSES, load, make_prompts
+from benchmarks.rollouts import EPOCHS, MINIBATCHES, NEW_TOKENS, RATE, load, make_prompts
 from benchmarks.worker import Setting
-from benchmarks.workload import END, PAD, SIZES
 from rlhf_core.config import PPOConfig
 from rlhf_core.models.scoring.reward_model import RewardModel
 from rlhf_core.models.scoring.value import ValueHead, ValueModel
@@ -26,26 +24,25 @@ NEVER = 10**9
 
 
 def sampling(setting: Setting, clock: Clock) -> dict[str, Any]:
-    """64 responses of 64 tokens a step, with their log-probabilities."""
+    """Responses of 64 tokens, all at once, with their log-probabilities."""
     compute_as(setting)
-    model = load(setting.size, Path(setting.cache), ends=False).to(setting.device)
-    batches = [make_prompts(RESPONSES, setting.size, setting.seed * 1000 + step) for step in range(setting.num_steps)]
+    subject, many = setting.subject, setting.responses
+    model = load(subject, ends=False).to(setting.device)
+    batches = [make_prompts(many, subject, setting.seed * 1000 + step) for step in range(setting.num_steps)]
     clock.begin()
     for step, prompts in enumerate(batches):
         samples = sample_responses(
             model,
             prompts,
-            Sampling(eos_ids=(), pad_id=PAD, max_new_tokens=NEW_TOKENS),
+            Sampling(eos_ids=(), pad_id=subject.pad, max_new_tokens=NEW_TOKENS),
             temperature=1.0,
             generator=torch.Generator().manual_seed(step),
-            batch_size=RESPONSES,
+            batch_size=many,
         )
         clock.tick(sum(map(len, samples.response_ids)))
     counted, width = batches[setting.warmup :], 4 if setting.device == "cpu" else 2
-    read = [
-        decode_bytes(SIZES[setting.size], list(map(len, prompts)), NEW_TOKENS, RESPONSES, width) for prompts in counted
-    ]
-    tokens = RESPONSES * NEW_TOKENS * len(counted)
+    read = [decode_bytes(subject.size, list(map(len, prompts)), NEW_TOKENS, many, width) for prompts in counted]
+    tokens = many * NEW_TOKENS * len(counted)
     return {"bytes_per_token": sum(read) / tokens, "bytes_per_s": bandwidth(setting.device)}
 
 
@@ -74,12 +71,13 @@ class _Ticks:
         self._clock.tick(tokens - self._before)
         self._before = tokens
         self.lengths = metrics["rollout/response_tokens"]
-        assert metrics["policy/updates"] == EPOCHS * RESPONSES // MINIBATCH
+        assert metrics["policy/updates"] == EPOCHS * MINIBATCHES
 
 
 def _ppo(setting: Setting, clock: Clock, *, ends: bool, value: str) -> dict[str, Any]:
     compute_as(setting)
-    policy, reference = (load(setting.size, Path(setting.cache), ends=ends).to(setting.device) for _ in range(2))
+    subject, many = setting.subject, setting.responses
+    policy, reference = (load(subject, ends=ends).to(setting.device) for _ in range(2))
     scorer = RewardModel.from_policy(policy, "last", seed=1)
     head = ValueModel.from_reward_model(scorer) if value == "separate" else ValueHead(policy.config.hidden_size)
     head.to(setting.device)
@@ -91,8 +89,8 @@ def _ppo(setting: Setting, clock: Clock, *, ends: bool, value: str) -> dict[str,
     cfg = PPOConfig.model_validate(
         {
             "steps": steps,
-            "rollout_batch": RESPONSES,
-            "minibatch": MINIBATCH,
+            "rollout_batch": many,
+            "minibatch": many // MINIBATCHES,
             "epochs": EPOCHS,
             "learning_rate": RATE,
             "value_learning_rate": RATE,
@@ -108,8 +106,8 @@ def _ppo(setting: Setting, clock: Clock, *, ends: bool, value: str) -> dict[str,
         state,
         reference,
         Rewards(scorer),
-        make_prompts(steps * RESPONSES, setting.size, setting.seed),
-        RunContext(seed=setting.seed, pad_id=PAD, log=ticks),
-        sampling=Sampling(eos_ids=(END,) if ends else (), pad_id=PAD, max_new_tokens=NEW_TOKENS),
+        make_prompts(steps * many, subject, setting.seed),
+        RunContext(seed=setting.seed, pad_id=subject.pad, log=ticks),
+        sampling=Sampling(eos_ids=(subject.end,) if ends else (), pad_id=subject.pad, max_new_tokens=NEW_TOKENS),
     )
     return {"response_tokens": ticks.lengths}

@@ -9,7 +9,6 @@ Unpack it beside the installed TRL and say where (see `python -m benchmarks --he
 import os
 import sys
 import tempfile
-from pathlib import Path
 from typing import Any
 
 os.environ.update(TQDM_DISABLE="1", HF_HUB_OFFLINE="1", HF_DATASETS_DISABLE_PROGRESS_BARS="1", WANDB_DISABLED="true")
@@ -18,9 +17,8 @@ os.environ.update(TRL_EXPERIMENTAL_SILENCE="1")
 import torch
 
 from benchmarks.clock import Clock
-from benchmarks.rollouts import EPOCHS, MINIBATCH, NEW_TOKENS, RATE, RESPONSES, load, make_prompts
+from benchmarks.rollouts import EPOCHS, MINIBATCHES, NEW_TOKENS, RATE, load, make_prompts
 from benchmarks.worker import TRL_PPO, Setting
-from benchmarks.workload import END, PAD, model_folder
 
 if TRL_PPO in os.environ:
     sys.path.insert(0, os.environ[TRL_PPO])
@@ -41,20 +39,21 @@ def _ppo(setting: Setting, clock: Clock, *, ends: bool) -> dict[str, Any]:
     from transformers import AutoModelForSequenceClassification, AutoTokenizer, TrainerCallback
     from trl.experimental.ppo import PPOConfig, PPOTrainer, ppo_trainer
 
-    folder = model_folder(setting.size, Path(setting.cache))
+    subject, many = setting.subject, setting.responses
+    folder, end = subject.folder, subject.end
     tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
-    policy, reference = (load(setting.size, Path(setting.cache), ends=ends) for _ in range(2))
+    policy, reference = (load(subject, ends=ends) for _ in range(2))
     scorer, value = (AutoModelForSequenceClassification.from_pretrained(folder, num_labels=1) for _ in range(2))
     steps = setting.num_steps
-    prompts = make_prompts(steps * RESPONSES, setting.size, setting.seed)
+    prompts = make_prompts(steps * many, subject, setting.seed)
     seen = {"tokens": 0, "lengths": 0.0}
     batch_generation = ppo_trainer.batch_generation
 
     def counted(model: Any, queries: torch.Tensor, *args: Any) -> Any:
         written, logits = batch_generation(model, queries, *args)
         responses = written[:, queries.shape[1] :]
-        lengths = [row.index(END) + 1 if ends and END in row else len(row) for row in responses.tolist()]
-        seen.update(tokens=int((queries != PAD).sum()) + sum(lengths), lengths=sum(lengths) / len(lengths))
+        lengths = [row.index(end) + 1 if ends and end in row else len(row) for row in responses.tolist()]
+        seen.update(tokens=int((queries != subject.pad).sum()) + sum(lengths), lengths=sum(lengths) / len(lengths))
         return written, logits
 
     class Ticks(TrainerCallback):
@@ -65,13 +64,13 @@ def _ppo(setting: Setting, clock: Clock, *, ends: bool) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as output:
         arguments = PPOConfig(
             output_dir=output,
-            total_episodes=steps * RESPONSES,
+            total_episodes=steps * many,
             # one gradient step a minibatch: with accumulation in its place TRL would take one a rollout and epoch
-            per_device_train_batch_size=RESPONSES,
+            per_device_train_batch_size=many,
             gradient_accumulation_steps=1,
-            num_mini_batches=RESPONSES // MINIBATCH,
+            num_mini_batches=MINIBATCHES,
             num_ppo_epochs=EPOCHS,
-            local_rollout_forward_batch_size=RESPONSES,
+            local_rollout_forward_batch_size=many,
             response_length=NEW_TOKENS,
             stop_token="eos" if ends else None,
             temperature=1.0,
@@ -89,7 +88,7 @@ def _ppo(setting: Setting, clock: Clock, *, ends: bool) -> dict[str, Any]:
         rows = Dataset.from_dict({"input_ids": prompts})
         trainer = PPOTrainer(
             args=arguments, processing_class=tokenizer, model=policy, ref_model=reference, reward_model=scorer,
-            value_model=value, train_dataset=rows, eval_dataset=rows.select(range(RESPONSES)), callbacks=[Ticks()],
+            value_model=value, train_dataset=rows, eval_dataset=rows.select(range(many)), callbacks=[Ticks()],
         )  # fmt: skip
         clock.begin()
         trainer.train()

@@ -6,7 +6,6 @@ log-probabilities computed beforehand. On a GPU the same, with matrix products i
 
 import os
 import tempfile
-from pathlib import Path
 from typing import Any
 
 os.environ.update(TQDM_DISABLE="1", HF_HUB_OFFLINE="1", HF_DATASETS_DISABLE_PROGRESS_BARS="1", WANDB_DISABLED="true")
@@ -23,9 +22,9 @@ from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer, SFTConfig, S
 
 from benchmarks.clock import Clock
 from benchmarks.worker import Setting
-from benchmarks.workload import END, SIZES, make_pairs, model_folder
+from benchmarks.workload import Subject, make_pairs
 
-RATE = 1e-4
+RATE, RANK = 1e-4, 16  # of ours too
 
 
 class _Ticks(TrainerCallback):
@@ -59,7 +58,9 @@ def _arguments(setting: Setting, folder: str) -> dict[str, Any]:
     }
 
 
-def _train(trainer_class: type, setting: Setting, clock: Clock, arguments: Any, model: Any, rows: Dataset) -> None:
+def _train(
+    trainer_class: type, setting: Setting, clock: Clock, arguments: Any, model: Any, rows: Dataset, **more: Any
+) -> None:
     class Counted(trainer_class):  # type: ignore[misc]
         """The trainer, counting the tokens of the step at hand."""
 
@@ -68,24 +69,37 @@ def _train(trainer_class: type, setting: Setting, clock: Clock, arguments: Any, 
             return super().training_step(model, inputs, *args, **kwargs)
 
     ticks = _Ticks(clock)
-    tokenizer = AutoTokenizer.from_pretrained(model_folder(setting.size, Path(setting.cache)))
-    trainer = Counted(model=model, args=arguments, train_dataset=rows, processing_class=tokenizer, callbacks=[ticks])
+    tokenizer = AutoTokenizer.from_pretrained(setting.subject.folder)
+    trainer = Counted(
+        model=model, args=arguments, train_dataset=rows, processing_class=tokenizer, callbacks=[ticks], **more
+    )
     trainer.train()
 
 
-def as_text(ids: list[int]) -> str:
-    """Words that the benchmark's tokenizer reads as these tokens: `DPOTrainer` takes no others."""
-    return " ".join("<end>" if token == END else f"w{token}" for token in ids)
+def as_text(subject: Subject, ids: list[int]) -> str:
+    """Words that the subject's tokenizer reads as these tokens: `DPOTrainer` takes no tokens."""
+    text = AutoTokenizer.from_pretrained(subject.folder).decode(ids)
+    return text if text.startswith(" ") else f" {text}"
 
 
 def _load(auto_class: Any, setting: Setting, **more: Any) -> Any:
-    folder = model_folder(setting.size, Path(setting.cache))
-    return auto_class.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa", **more)
+    return auto_class.from_pretrained(setting.subject.folder, dtype=torch.float32, attn_implementation="sdpa", **more)
 
 
 def sft(setting: Setting, clock: Clock) -> dict[str, Any]:
     """`SFTTrainer` on completions only."""
-    pairs = make_pairs(setting.num_rows, SIZES[setting.size].vocabulary, setting.seed)
+    return _sft(setting, clock)
+
+
+def sft_lora(setting: Setting, clock: Clock) -> dict[str, Any]:
+    """The same with peft's adapters on all linear layers."""
+    from peft import LoraConfig
+
+    return _sft(setting, clock, peft_config=LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules="all-linear"))
+
+
+def _sft(setting: Setting, clock: Clock, **more: Any) -> dict[str, Any]:
+    pairs = make_pairs(setting.num_rows, setting.subject, setting.seed)
     rows = Dataset.from_list(
         [
             {
@@ -97,13 +111,13 @@ def sft(setting: Setting, clock: Clock) -> dict[str, Any]:
     )
     with tempfile.TemporaryDirectory() as folder:
         arguments = SFTConfig(**_arguments(setting, folder), completion_only_loss=True)
-        _train(SFTTrainer, setting, clock, arguments, _load(AutoModelForCausalLM, setting), rows)
+        _train(SFTTrainer, setting, clock, arguments, _load(AutoModelForCausalLM, setting), rows, **more)
     return {}
 
 
 def reward(setting: Setting, clock: Clock) -> dict[str, Any]:
     """`RewardTrainer`."""
-    pairs = make_pairs(setting.num_rows, SIZES[setting.size].vocabulary, setting.seed)
+    pairs = make_pairs(setting.num_rows, setting.subject, setting.seed)
     rows = Dataset.from_list(
         [
             {
@@ -123,13 +137,13 @@ def reward(setting: Setting, clock: Clock) -> dict[str, Any]:
 
 def dpo(setting: Setting, clock: Clock) -> dict[str, Any]:
     """`DPOTrainer` with reference log-probabilities computed before training, which the clock does not count."""
-    pairs = make_pairs(setting.num_rows, SIZES[setting.size].vocabulary, setting.seed)
+    pairs = make_pairs(setting.num_rows, setting.subject, setting.seed)
     rows = Dataset.from_list(
         [
             {
-                "prompt": as_text(pair.prompt),
-                "chosen": " " + as_text(pair.chosen),
-                "rejected": " " + as_text(pair.rejected),
+                "prompt": as_text(setting.subject, pair.prompt),
+                "chosen": as_text(setting.subject, pair.chosen),
+                "rejected": as_text(setting.subject, pair.rejected),
                 "length": len(pair.prompt) + max(len(pair.chosen), len(pair.rejected)),
             }
             for pair in pairs

@@ -24,7 +24,7 @@ def matmul_rate(size: Size, *, with_output: bool, device: str = "cpu") -> float:
     second of the processor; on a GPU in bfloat16, a second of the clock.
     """
     tokens, hidden, intermediate = TOKENS[device], size.hidden, size.intermediate
-    shapes = [(tokens, hidden, 3 * hidden), (tokens, hidden, hidden), (tokens, intermediate, hidden)]
+    shapes = [(tokens, hidden, hidden + 2 * size.kv_width), (tokens, hidden, hidden), (tokens, intermediate, hidden)]
     shapes = [*shapes, (tokens, hidden, 2 * intermediate)] * size.layers
     if with_output:
         shapes.append((tokens // 2, hidden, size.vocabulary))

@@ -25,7 +25,8 @@ def page(setting: dict[str, Any], found: dict[str, list[dict[str, Figures]]], ma
     heads += [] if cpu else UTILISATION
     lines = [
         f"Size {setting['size']}, {setting['rows']} examples a step, {setting['steps']} steps a run, "
-        f"{setting['threads']} thread(s). Machine: {machine or processor()}.",
+        f"rollouts of {setting['responses']} responses, {setting['threads']} thread(s). "
+        f"Machine: {machine or processor()}.",
         "",
         f"| {' | '.join(heads)} |",
         f"|{'---|' * len(heads)}",

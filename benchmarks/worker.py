@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.clock import Clock
+from benchmarks.workload import Subject, subject_of
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -24,9 +25,10 @@ class Setting:
     Attributes:
         task: key of `TASKS`.
         side: `ours` or `trl`.
-        size: key of `workload.SIZES`.
+        size: key of `workload.SIZES`, or the folder of a pretrained Llama.
         steps: counted steps, after `warmup` others.
-        rows: examples a step: demonstrations, pairs, prompts.
+        rows: examples a step: demonstrations, pairs.
+        responses: of a rollout, and as many written at once.
         threads: CPU threads of torch.
         seed: of the data.
         cache: folder for models.
@@ -42,7 +44,13 @@ class Setting:
     threads: int
     seed: int
     cache: str
+    responses: int = 64
     device: str = "cpu"
+
+    @property
+    def subject(self) -> Subject:
+        """The model and what its rows are made of."""
+        return subject_of(self.size, Path(self.cache))
 
     @property
     def num_steps(self) -> int:
@@ -69,6 +77,7 @@ class Task:
         memory_bar: largest ratio of peak memory.
         matmul_bars: least share of the measured matmul rate, by size; empty where the formula of `flops` has none.
         rounds: counted steps and warm-up of a run where these are whole rollouts and not what was asked for.
+        ends: whether responses end by themselves, which the model is changed for; a pretrained one is not.
         needs: environment variable without which the peer cannot run.
         modules: what the peer imports; where one is not installed ours is measured alone.
     """
@@ -80,6 +89,7 @@ class Task:
     memory_bar: float
     matmul_bars: dict[str, float]
     rounds: tuple[int, int] | None = None
+    ends: bool = False
     needs: str | None = None
     modules: tuple[str, ...] = ("trl", "datasets")
 
@@ -100,7 +110,7 @@ TRL_PPO = "BENCHMARK_TRL_PPO"
 """Names the folder with TRL 1.12, see `benchmarks/peer_ppo.py`."""
 
 
-def _ppo(title: str, ours: str, trl: str, bars: dict[str, float]) -> Task:
+def _ppo(title: str, ours: str, trl: str, bars: dict[str, float], *, ends: bool = True) -> Task:
     return Task(
         title=title,
         ours=f"benchmarks.ours_rollouts:{ours}",
@@ -109,6 +119,7 @@ def _ppo(title: str, ours: str, trl: str, bars: dict[str, float]) -> Task:
         memory_bar=1.0,
         matmul_bars={},
         rounds=(3, 1),
+        ends=ends,
         needs=TRL_PPO,
     )
 
@@ -121,6 +132,15 @@ TASKS = {
         bars={"S": 1.8, "M": 1.6},
         memory_bar=0.5,
         matmul_bars={"S": 0.6, "M": 0.75},
+    ),
+    "sft-lora": Task(
+        title="SFT, LoRA of rank 16 on all linear layers",
+        ours="benchmarks.ours:sft_lora",
+        trl="benchmarks.peer_trl:sft_lora",
+        bars={"S": 1.0, "M": 1.0},
+        memory_bar=1.0,
+        matmul_bars={},
+        modules=("trl", "datasets", "peft"),
     ),
     "reward": Task(
         title="reward model",
@@ -139,7 +159,7 @@ TASKS = {
         matmul_bars={"S": 0.6, "M": 0.75},
     ),
     "sampling": Task(
-        title="sampling 64 responses of 64 tokens (peer: `generate`)",
+        title="sampling responses of 64 tokens (peer: `generate`)",
         ours="benchmarks.ours_rollouts:sampling",
         trl="benchmarks.peer_generate:generate",
         bars={"S": 2.5, "M": 2.0},
@@ -148,7 +168,7 @@ TASKS = {
         rounds=(4, 1),
         modules=("transformers",),
     ),
-    "ppo-fixed": _ppo("PPO, 64 tokens each", "ppo_fixed", "fixed", {"S": 1.4, "M": 1.3}),
+    "ppo-fixed": _ppo("PPO, 64 tokens each", "ppo_fixed", "fixed", {"S": 1.4, "M": 1.3}, ends=False),
     "ppo-ending": _ppo("PPO, responses end by themselves", "ppo_ending", "ending", {"S": 2.0, "M": 2.0}),
     "ppo-shared": _ppo("the same, shared trunk", "ppo_shared", "ending", {"S": 2.5, "M": 2.5}),
 }

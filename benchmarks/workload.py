@@ -2,7 +2,10 @@
 
 import json
 import math
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -12,13 +15,40 @@ PAD, END, FIRST_WORD = 0, 1, 2
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Size:
-    """A Llama of the benchmark."""
+    """A Llama of the benchmark.
+
+    `kv_heads` is the number of heads of keys and values, None where it is that of queries.
+    """
 
     hidden: int
     layers: int
     heads: int
     intermediate: int
     vocabulary: int
+    kv_heads: int | None = None
+
+    @property
+    def kv_width(self) -> int:
+        """Width of a token's keys, and of its values."""
+        return self.hidden * (self.kv_heads or self.heads) // self.heads
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Subject:
+    """The model that is measured, and the tokens that its rows are made of.
+
+    Attributes:
+        folder: what both sides load.
+        size: its numbers.
+        pad, end: tokens.
+        words: tokens of rows; as text, one after the other, the model's tokenizer reads the same tokens again.
+    """
+
+    folder: Path
+    size: Size
+    pad: int
+    end: int
+    words: Sequence[int]
 
 
 SIZES = {
@@ -42,16 +72,17 @@ class Pair:
     rejected: list[int]
 
 
-def make_pairs(count: int, vocabulary: int, seed: int) -> list[Pair]:
-    """Random tokens in rows of realistic lengths; the same arguments give the same rows."""
+def make_pairs(count: int, subject: Subject, seed: int) -> list[Pair]:
+    """Random words of a subject in rows of realistic lengths; the same arguments give the same rows."""
     generator = torch.Generator().manual_seed(seed)
 
     def words(length: int) -> list[int]:
-        return torch.randint(FIRST_WORD, vocabulary, (length,), generator=generator).tolist()
+        drawn = torch.randint(len(subject.words), (length,), generator=generator).tolist()
+        return [subject.words[number] for number in drawn]
 
     def response() -> list[int]:
         drawn = math.exp(math.log(RESPONSE_MEDIAN) + RESPONSE_SPREAD * torch.randn((), generator=generator).item())
-        return [*words(min(max(round(drawn), 2), RESPONSE_MOST) - 1), END]
+        return [*words(min(max(round(drawn), 2), RESPONSE_MOST) - 1), subject.end]
 
     low, high = PROMPT_TOKENS
     pairs = []
@@ -61,13 +92,45 @@ def make_pairs(count: int, vocabulary: int, seed: int) -> list[Pair]:
     return pairs
 
 
-def model_folder(size: str, cache: Path) -> Path:
-    """A folder with a random model of `size` and a word tokenizer, made on first use."""
-    folder = cache / f"model-{size}"
+@cache
+def subject_of(name: str, kept: Path) -> Subject:
+    """The subject of a name: a size, whose random model is made below `kept` on first use, or a model folder."""
+    if name not in SIZES:
+        return _given(Path(name))
+    folder = kept / f"model-{name}"
     if not (folder / "done").is_file():
-        _write_model(SIZES[size], folder)
+        _write_model(SIZES[name], folder)
         (folder / "done").touch()
-    return folder
+    size = SIZES[name]
+    return Subject(folder=folder, size=size, pad=PAD, end=END, words=range(FIRST_WORD, size.vocabulary))
+
+
+def _given(folder: Path) -> Subject:
+    """A pretrained Llama in a folder; its words are a space and small letters, each a token of its own.
+
+    Raises:
+        SystemExit: the tokenizer has no such words, or the model is no Llama.
+    """
+    from transformers import AutoConfig, AutoTokenizer
+
+    config, tokenizer = AutoConfig.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    if config.model_type != "llama":
+        raise SystemExit(f"{folder}: a {config.model_type}; the benchmarks count operations of a llama alone")
+    size = Size(
+        hidden=config.hidden_size,
+        layers=config.num_hidden_layers,
+        heads=config.num_attention_heads,
+        kv_heads=config.num_key_value_heads,
+        intermediate=config.intermediate_size,
+        vocabulary=config.vocab_size,
+    )
+    texts = [tokenizer.decode([token]) for token in range(len(tokenizer))]
+    words = [token for token, text in enumerate(texts) if re.fullmatch(" [a-z]{2,}", text)]
+    again = tokenizer([texts[token] for token in words], add_special_tokens=False)["input_ids"]
+    words = [token for token, read in zip(words, again, strict=True) if read == [token]]
+    if not words:
+        raise SystemExit(f"{folder}: its tokenizer has no token of a space and small letters to make rows of")
+    return Subject(folder=folder, size=size, pad=tokenizer.pad_token_id, end=tokenizer.eos_token_id, words=tuple(words))
 
 
 def _write_model(size: Size, folder: Path) -> None:

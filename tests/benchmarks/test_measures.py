@@ -1,5 +1,6 @@
 """What the benchmarks count: lengths, operations, and the table made of them."""
 
+from pathlib import Path
 from statistics import median
 
 import pytest
@@ -9,15 +10,16 @@ from benchmarks.clock import Clock
 from benchmarks.flops import data_tokens, decode_bytes, model_flop, num_weights, training_flop
 from benchmarks.rates import bandwidth, matmul_rate
 from benchmarks.table import page
-from benchmarks.workload import END, PROMPT_TOKENS, RESPONSE_MOST, SIZES, Pair, Size, make_pairs
+from benchmarks.workload import END, PROMPT_TOKENS, RESPONSE_MOST, SIZES, Pair, Size, Subject, make_pairs
 
 TOY = Size(hidden=2, layers=3, heads=1, intermediate=5, vocabulary=7)
 ROW = Pair(prompt=[9, 9], chosen=[9], rejected=[9, 9, 9])
 
 
 def test_lengths_follow_the_law_and_the_seed() -> None:
-    pairs = make_pairs(400, 100, seed=3)
-    assert pairs == make_pairs(400, 100, seed=3)
+    subject = Subject(folder=Path(), size=TOY, pad=0, end=END, words=range(2, 100))
+    pairs = make_pairs(400, subject, seed=3)
+    assert pairs == make_pairs(400, subject, seed=3)
     responses = [row.chosen for row in pairs] + [row.rejected for row in pairs]
     assert {len(row.prompt) for row in pairs} <= set(range(PROMPT_TOKENS[0], PROMPT_TOKENS[1] + 1))
     assert max(map(len, responses)) <= RESPONSE_MOST
@@ -49,6 +51,21 @@ def test_model_operations_by_hand() -> None:
     assert model_flop(TOY, [ROW], "chosen") == 6 * 152 * 3 + 72 * 3**2
     assert model_flop(TOY, [ROW], "both") == 6 * 152 * 8 + 72 * (3**2 + 5**2)
     assert model_flop(TOY, [ROW], "ends") == 6 * 138 * 8 + 72 * (3**2 + 5**2)
+
+
+def test_grouped_queries_and_frozen_weights_by_hand() -> None:
+    """Of h = 4, 2 heads, 1 of keys, i = 5: queries, keys and values 2 h (4 + 2 + 2) = 64, the rest 2 h h + 6 h i = 152.
+
+    3 tokens, 1 wanted, one layer: 64 * 3 + 152 + attention 2 h * 3^2 + output 2 h * 7. Weights 4 h + 4 h + 3 h i + 7 h.
+    """
+    size = Size(hidden=4, layers=1, heads=2, intermediate=5, vocabulary=7, kv_heads=1)
+    forward = 64 * 3 + 152 + 72 + 56
+    assert training_flop(size, [ROW], "chosen") == 3 * forward
+    assert training_flop(size, [ROW], "chosen", frozen=True) == 2 * forward
+    assert num_weights(size) == 136
+    attention = 12 * 1 * 4 * 3**2
+    assert model_flop(size, [ROW], "chosen", frozen=True) == 4 * 136 * 3 + attention
+    assert decode_bytes(size, [2], 2, at_once=1, width=2) == 2 * (136 + 2 * 2 * 3)
 
 
 def test_bytes_of_decoding_by_hand() -> None:
@@ -110,7 +127,7 @@ def test_the_table_says_which_bars_are_met() -> None:
     ours = {"tokens": 2000, "cpu_s": 1.0, "wall_s": 1.0, "peak_mb": 400.0}
     ours |= {"flop_per_token": 4e6, "matmul_flop_per_s": 1e10}
     peer = {"tokens": 1000, "cpu_s": 1.0, "wall_s": 2.0, "peak_mb": 1000.0}
-    setting = {"size": "S", "rows": 16, "steps": 2, "threads": 1, "device": "cpu"}
+    setting = {"size": "S", "rows": 16, "responses": 64, "steps": 2, "threads": 1, "device": "cpu"}
     row = page(setting, {"sft": [{"ours": ours, "trl": peer}]}).splitlines()[-1]
     cells = [cell.strip() for cell in row.split("|")[1:-1]]
     assert cells[3:6] == ["**2.00** (2.00)", "1.8 met", "4.00"]
@@ -123,7 +140,7 @@ def test_a_table_of_a_gpu_counts_seconds_of_the_clock() -> None:
     ours = {"tokens": 2000, "cpu_s": 1.0, "wall_s": 2.0, "peak_mb": 400.0}
     counted = ours | {"flop_per_token": 4e6, "model_flop_per_token": 5e6, "matmul_flop_per_s": 1e10}
     peer = {"tokens": 1000, "cpu_s": 9.0, "wall_s": 4.0, "peak_mb": 1000.0}
-    setting = {"size": "L", "rows": 128, "steps": 2, "threads": 1, "device": "cuda"}
+    setting = {"size": "L", "rows": 128, "responses": 64, "steps": 2, "threads": 1, "device": "cuda"}
     found = {
         "sft": [{"ours": counted, "trl": peer}],
         "reward": [{"ours": counted}],
