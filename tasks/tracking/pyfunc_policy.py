@@ -37,7 +37,7 @@ class PolicyWriter(mlflow.pyfunc.PythonModel):
 
         from rlhf_core.errors import DataError
         from rlhf_core.rollout.sampler import Sampling, sample_responses
-        from rlhf_core.serving import refuse_unknown, text_rows, within
+        from rlhf_core.serving.rows import refuse_unknown, text_rows, within
         from rlhf_core.text.tokenizer import decode_response, encode_prompts
 
         limit = self.limits["max_response_tokens"]

@@ -32,7 +32,7 @@ class RewardScorer(mlflow.pyfunc.PythonModel):
 
         from rlhf_core.engine.batches import collate
         from rlhf_core.errors import DataError
-        from rlhf_core.serving import refuse_unknown, text_rows
+        from rlhf_core.serving.rows import refuse_unknown, text_rows
         from rlhf_core.text.tokenizer import encode_prompts, encode_responses
 
         try:

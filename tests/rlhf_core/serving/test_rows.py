@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from rlhf_core.errors import DataError
-from rlhf_core.serving import text_rows, within
+from rlhf_core.serving.rows import text_rows, within
 
 ROWS = [{"prompt": "Where?", "response": "There."}, {"prompt": "When?", "response": ""}]
 COLUMNS = {"prompt": ["Where?", "When?"], "response": ["There.", ""]}
