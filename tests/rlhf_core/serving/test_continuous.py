@@ -191,15 +191,30 @@ def test_logits_that_are_no_numbers_end_their_own_row_alone() -> None:
         model.lm_head.weight[40] = 0.0
     good = request(PROMPTS[0], seed=1, eos_ids=(40,), cut_off=CutOff(top_k=3))
     expected = alone(model, good)
-    sampler, heard, bad, after = ContinuousSampler(model, PAD), Heard(), Heard(), Heard()
-    sampler.submit(good, heard)
-    sampler.submit(request([40, 41], cut_off=CutOff(top_k=3)), bad)
+    longer = request(PROMPTS[4], seed=1, eos_ids=(), cut_off=CutOff(top_k=3))
+    sampler, bad = ContinuousSampler(model, PAD), Heard()
+    heard = [Heard() for _ in range(4)]
+    sampler.submit(request([40] * 20, cut_off=CutOff(top_k=3)), bad)
+    sampler.submit(good, heard[0])
     run(sampler)
     assert isinstance(bad.error, Diverged)
     assert "NaN" in str(bad.error)
-    sampler.submit(good, after)  # in the slot, or beside the slot, that held them
+    for one, listener in ((good, heard[1]), (longer, heard[2])):  # now in the slot that held them
+        sampler.submit(one, listener)
     run(sampler)
-    assert heard.ids == after.ids == expected
+    assert heard[0].ids == heard[1].ids == expected
+    assert heard[2].ids == alone(model, longer)
+
+
+def test_prompts_are_read_a_limited_number_of_tokens_at_a_time_and_a_longer_one_alone() -> None:
+    sampler = ContinuousSampler(tiny("llama"), PAD, most_read=10)
+    for size in (5, 5, 5, 30, 1):
+        sampler.submit(request([7] * size, eos_ids=()), Heard())
+    seen = []
+    for _ in range(4):
+        sampler.step()
+        seen.append(len(sampler.rows))
+    assert seen == [2, 3, 4, 5]
 
 
 def test_what_breaks_a_step_is_told_to_those_under_way_and_those_who_wait_go_on(monkeypatch) -> None:
