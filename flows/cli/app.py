@@ -40,7 +40,7 @@ MODEL_COMMANDS = {
     "reproduce": "flows.cli.models:reproduce",
     "fetch": "flows.cli.fetch:fetch",
 }
-DATA_COMMANDS = {"fetch": "flows.cli.fetch:fetch_data"}
+DATA_COMMANDS = {"fetch": "flows.cli.fetch:fetch_data", "show": "flows.cli.show:show"}
 
 
 def build_app(*, listing: bool = False) -> App:
@@ -65,7 +65,7 @@ def build_app(*, listing: bool = False) -> App:
     for name, target in MODEL_COMMANDS.items():
         models.command(target, name=name, help=_first_line(target) if listing else None)
     app.command(models)
-    data = App(name="data", help="Data of others: fetch.")
+    data = App(name="data", help="Data: fetch brings that of others, show prints it as tokens.")
     for name, target in DATA_COMMANDS.items():
         data.command(target, name=name, help=_first_line(target) if listing else None)
     app.command(data)

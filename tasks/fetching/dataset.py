@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_core.data.reading.kinds import Kind
-from rlhf_core.data.reading.readers import Refused, Row, read_rows
-from rlhf_core.data.reading.records import to_record
+from rlhf_core.data.reading.readers import read_rows
+from rlhf_core.data.reading.records import fault_of
 from rlhf_core.errors import ConfigError, DataError
 from tasks.fetching.hub import answering
 from tasks.fetching.source import Source
@@ -22,7 +22,6 @@ from tasks.lineage.provenance import UNKNOWN
 
 os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
 
-RIGHT = "right"
 FORMATS = (".parquet", ".jsonl", ".jsonl.gz")
 
 
@@ -111,7 +110,7 @@ def fit(file: Path, kind: Kind) -> Fit:
     rows = usable = 0
     for row in read_rows(file):
         rows += 1
-        why = _problem(row, kind)
+        why = fault_of(kind, row)
         usable += not why
         problems.update([why] if why else [])
     if not usable:
@@ -120,16 +119,6 @@ def fit(file: Path, kind: Kind) -> Fit:
             f"{file.name}: none of {rows} rows is of kind {kind}{first}. Fix: another --kind, --split or --config"
         )
     return Fit(rows=rows, usable=usable, problems=dict(problems.most_common()))
-
-
-def _problem(row: Row | Refused, kind: Kind) -> str:
-    if isinstance(row, Refused):
-        return row.reason
-    record = to_record(kind, row)
-    if record.problem or record.unreadable:
-        return str(record.problem or record.unreadable)
-    wrong = [f"{name}: {what}" for name, what in record.types.items() if what != RIGHT]
-    return "; ".join(wrong)
 
 
 @contextmanager

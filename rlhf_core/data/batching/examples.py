@@ -2,6 +2,15 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain, islice
+
+from transformers import PreTrainedTokenizerBase
+
+from rlhf_core.text.encoded import TextCounts
+from rlhf_core.text.tokenizer import encode_prompts, encode_whole_responses
+
+Turns = list[tuple[str, str]]
+"""(prompt, reply) of the assistant's turns in one dialogue."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +38,33 @@ class Example:
     def num_tokens(self) -> int:
         """Tokens that go through the model."""
         return len(self.prompt) + len(self.response)
+
+
+def encode_dialogues(
+    tokenizer: PreTrainedTokenizerBase,
+    dialogues: Sequence[Turns],
+    tasks: Sequence[str],
+    *,
+    max_prompt_tokens: int,
+    max_response_tokens: int,
+    counts: TextCounts | None = None,
+) -> list[list[Example]]:
+    """The learned turns of each demonstration as tokens, joined to one row where they go on from each other.
+
+    Replies that the chat template does not write whole are left out. `counts` is told of them, and of all that was cut.
+
+    Args:
+        tasks: type of the task of each demonstration.
+    """
+    flat = list(chain(*dialogues))
+    prompts = encode_prompts(tokenizer, [prompt for prompt, _ in flat], max_prompt_tokens, counts)
+    replies = encode_whole_responses(tokenizer, [reply for _, reply in flat], max_response_tokens, counts)
+    encoded = zip(prompts, replies, strict=True)
+    examples = []
+    for own, task in zip(dialogues, tasks, strict=True):
+        whole = [(prompt, reply) for prompt, reply in islice(encoded, len(own)) if reply is not None]
+        examples.append(join_turns(whole, task))
+    return examples
 
 
 def join_turns(turns: Sequence[tuple[list[int], list[int]]], task: str = "") -> list[Example]:

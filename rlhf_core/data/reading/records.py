@@ -4,14 +4,15 @@ Bringing into form decides nothing: a value of the wrong type becomes null, besi
 checks (Great Expectations suites, in the validate stage) say which rows are bad.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from rlhf_core.data.reading.columns import known_columns, plan, weight_problem
 from rlhf_core.data.reading.dialogues import unfold
-from rlhf_core.data.reading.fields import is_missing, type_name, typed
+from rlhf_core.data.reading.fields import RIGHT_TYPE, is_missing, type_name, typed
 from rlhf_core.data.reading.kinds import SPECS, Kind
-from rlhf_core.data.reading.readers import Row
+from rlhf_core.data.reading.readers import Refused, Row
 
 
 @dataclass(kw_only=True, slots=True)
@@ -97,3 +98,26 @@ def to_record(kind: Kind, row: Row) -> Record:
             given = None if source is None else unfolded.value[source]
             record.values[name], record.types[name] = typed(spec[name], given, textual=row.textual)
     return record
+
+
+def fault_of(kind: Kind, row: Row | Refused) -> str:
+    """Why a row cannot be used as one of a kind, as far as its form goes; empty where it can."""
+    if isinstance(row, Refused):
+        return row.reason
+    record = to_record(kind, row)
+    if record.problem or record.unreadable:
+        return str(record.problem or record.unreadable)
+    return "; ".join(f"{name}: {what}" for name, what in record.types.items() if what != RIGHT_TYPE)
+
+
+_MOST_SPECIFIC_FIRST: tuple[Kind, ...] = ("comparisons", "votes", "rankings", "graded", "demonstrations", "prompts")
+
+
+def likely_kind(rows: Sequence[Row | Refused]) -> Kind | None:
+    """What rows of a file probably are: the kind with most fields that at least half as many fit as any; null: none.
+
+    A grade has all that a demonstration has, and a comparison all that a prompt has.
+    """
+    fits = {kind: sum(not fault_of(kind, row) for row in rows) for kind in _MOST_SPECIFIC_FIRST}
+    most = max(fits.values())
+    return next((kind for kind in _MOST_SPECIFIC_FIRST if 2 * fits[kind] >= most), None) if most else None

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rlhf_core.data.batching.examples import Turns
 from rlhf_core.data.cleaning.asked_later import short_replies, short_reply
 from rlhf_core.text.identity import last_group, prompt_group
 from rlhf_core.text.transcripts import replies_of
@@ -12,8 +13,6 @@ from tasks.stages.notice import warn
 from tasks.tables import read_table
 
 Row = Mapping[str, Any]
-Turns = list[tuple[str, str]]
-"""(prompt, reply) of the assistant's turns in one dialogue."""
 
 
 class LearnedTurns:

@@ -7,12 +7,12 @@ demonstrations of held-out prompts are never read for that.
 """
 
 from collections.abc import Mapping, Sequence
-from itertools import chain, islice
+from itertools import chain
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from rlhf_core.data.batching.examples import Example, join_turns
+from rlhf_core.data.batching.examples import Example, Turns, encode_dialogues
 from rlhf_core.data.cleaning.splits import is_heldout, next_heldout
 from rlhf_core.errors import DataError
 from rlhf_core.models.adapters import add_adapters
@@ -21,7 +21,7 @@ from rlhf_core.models.policy import build_policy, eos_token_ids, load_policy, sa
 from rlhf_core.state.atomic import write_json
 from rlhf_core.state.train_state import TrainState
 from rlhf_core.text.identity import prompt_group
-from rlhf_core.text.tokenizer import encode_prompts, encode_whole_responses, load_tokenizer, train_tokenizer
+from rlhf_core.text.tokenizer import load_tokenizer, train_tokenizer
 from rlhf_core.trainers.optimisation import make_optimizer
 from rlhf_core.trainers.sft import train_sft
 from tasks import paths
@@ -29,7 +29,7 @@ from tasks.frame.stage import Stage
 from tasks.stages.keeper import run_context
 from tasks.stages.notice import warn
 from tasks.stages.sft.figures import figures, samples
-from tasks.stages.sft.learned_turns import LearnedTurns, Turns
+from tasks.stages.sft.learned_turns import LearnedTurns
 from tasks.stages.texts import count_texts, text_figures, warn_of_texts
 from tasks.tables import read_table
 
@@ -107,17 +107,13 @@ def _starting_point(stage: Stage, train: Sequence[Row]) -> tuple[PreTrainedModel
 def _encode(
     stage: Stage, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row], turns: Sequence[Turns], name: str
 ) -> list[list[Example]]:
-    """The turns of each demonstration as tokens, joined to one where they go on from each other.
-
-    Replies that the chat template does not write whole are left out.
-    """
-    cfg, counts = stage.params.model, count_texts(stage, name)
-    flat = list(chain(*turns))
-    prompts = encode_prompts(tokenizer, [prompt for prompt, _ in flat], cfg.max_prompt_tokens, counts)
-    replies = [response for _, response in flat]
-    encoded = zip(prompts, encode_whole_responses(tokenizer, replies, cfg.max_response_tokens, counts), strict=True)
-    examples = []
-    for own, row in zip(turns, rows, strict=True):
-        whole = [(prompt, reply) for prompt, reply in islice(encoded, len(own)) if reply is not None]
-        examples.append(join_turns(whole, row["task"]))
-    return examples
+    """The turns of each demonstration as tokens; what they lose is counted under a name."""
+    limits = stage.params.model
+    return encode_dialogues(
+        tokenizer,
+        turns,
+        [row["task"] for row in rows],
+        max_prompt_tokens=limits.max_prompt_tokens,
+        max_response_tokens=limits.max_response_tokens,
+        counts=count_texts(stage, name),
+    )
