@@ -11,7 +11,7 @@ from rlhf_core.models.folders.direction import check_direction, check_direction_
 from rlhf_core.models.folders.stored_numbers import check_stored_numbers
 from rlhf_core.models.policy import check_room, check_vocabulary
 from rlhf_core.models.scoring.ensemble import ENSEMBLE_FILE, described_ensemble, member_folders
-from rlhf_core.models.scoring.reward_model import check_head, described_head
+from rlhf_core.models.scoring.reward_model import check_head, described_head, folder_class
 from rlhf_core.text.tokenizer import ChatMode, load_tokenizer
 
 
@@ -40,7 +40,7 @@ def check_reward_folder(folder: Path, tokens: int) -> None:
         described_ensemble(folder)
     for member in member_folders(folder):
         spec = described_head(member)
-        check_head(member, spec, _check(member, AutoModel, "auto", tokens))
+        check_head(member, spec, _check(member, None, "auto", tokens))
 
 
 def check_fit(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tokens: int, place: str) -> None:
@@ -59,15 +59,17 @@ def check_fit(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tokens
     check_direction(model, place)
 
 
-def _check(folder: Path, auto_class: type, chat: ChatMode, tokens: int) -> PreTrainedModel:
+def _check(folder: Path, auto_class: type | None, chat: ChatMode, tokens: int) -> PreTrainedModel:
+    """Check a language model, or the body of a reward model (`auto_class` None), without its numbers."""
     config = read_config(folder)
-    model = outline(folder, auto_class, config)
-    check_stored_numbers(weight_files(folder), (name for name, _ in model.named_parameters()))
+    whole = outline(folder, auto_class or folder_class(config), config)
+    check_stored_numbers(weight_files(folder), (name for name, _ in whole.named_parameters()))
+    model = whole if auto_class else whole.base_model
     if (folder / "generation_config.json").is_file():
         model.generation_config = _generation_config(folder)
     tokenizer = load_tokenizer(folder, chat)
     _check_sizes(model, tokenizer, tokens, str(folder))
-    check_direction_of(model, auto_class, str(folder))
+    check_direction_of(model, auto_class or AutoModel, str(folder))
     return model
 
 

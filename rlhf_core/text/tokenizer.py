@@ -132,7 +132,7 @@ def encode_prompts(
     if not texts:
         return []
     if tokenizer.chat_template is None:
-        opening, encoded = _opening(tokenizer), _plain_prompts(tokenizer, texts)
+        opening, encoded = opening_tokens(tokenizer), _plain_prompts(tokenizer, texts)
     else:
         opening, encoded = [], render_prompts(tokenizer, [prompt_turns(text) for text in texts], max_tokens)
     if not all(prompt.ids for prompt in encoded):
@@ -254,7 +254,7 @@ def _ended(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> Encoded:
     return reply._replace(ids=[*reply.ids, tokenizer.eos_token_id])
 
 
-def _opening(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def opening_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """What the tokenizer itself puts before a text: its BOS token, or nothing."""
     bos = tokenizer.bos_token_id
     return [bos] if bos is not None and tokenizer("a")["input_ids"][:1] == [bos] else []

@@ -59,6 +59,16 @@ def describe_head(spec: HeadSpec) -> dict[str, Any]:
     return described | {"head": spec.kind}
 
 
+def why_not_linear(spec: HeadSpec) -> str | None:
+    """Why a head's score is no linear map of the last token's state; None where it is one."""
+    if spec.spread and spec.pessimism:
+        return "its score takes deviations off, which are no linear map of a state"
+    if spec.kind == "last" or (spec.kind == "mixed" and spec.alpha == 1.0):
+        return None
+    read = "log-probabilities too" if spec.kind == "gated" else "every token of a response"
+    return f"its head {spec.kind!r} reads {read}, and a sequence classifier the last token's state alone"
+
+
 def read_head(described: Mapping[str, Any], path: Path) -> HeadSpec:
     """The head that `describe_head` described; `path` is named where it cannot be read.
 

@@ -8,23 +8,38 @@ Shape suffixes: B = rows, R = response tokens, C = criteria, D = hidden size, V 
 import copy
 from collections.abc import Collection
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModel,
+    AutoModelForSequenceClassification,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from rlhf_core.engine.batches import SequenceBatch
 from rlhf_core.engine.output_layer import token_logprobs
 from rlhf_core.engine.states import final_states, response_states
 from rlhf_core.errors import EnvironmentProblem
 from rlhf_core.model_folder import read_json
-from rlhf_core.models.folders.architecture import check_same_heads, read_heads
+from rlhf_core.models.folders.architecture import check_same_heads, read_config, read_heads
 from rlhf_core.models.folders.direction import check_direction
 from rlhf_core.models.folders.stored_numbers import check_stored_numbers
 from rlhf_core.models.policy import load_pretrained, save_policy
-from rlhf_core.models.scoring.heads import Head, HeadSpec, ScoreHead, describe_head, mean_state, read_head
+from rlhf_core.models.scoring.classifier_folder import LinearScore, save_classifier, why_no_class, why_no_padding
+from rlhf_core.models.scoring.heads import (
+    Head,
+    HeadSpec,
+    ScoreHead,
+    describe_head,
+    mean_state,
+    read_head,
+    why_not_linear,
+)
 from rlhf_core.models.scoring.standardised import Standardised
 from rlhf_core.objectives.masked import masked_sum
 from rlhf_core.state.atomic import write_json
@@ -158,9 +173,15 @@ class RewardModel(Standardised):
         )
 
     def save(self, folder: Path | str, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Write body and tokenizer as `transformers` does, the head beside them in safetensors with a description."""
+        """Write body and tokenizer as `transformers` does, the head beside them in safetensors with a description.
+
+        Where the head is linear in the last token's state the folder is a plain sequence classifier, too.
+        """
         folder = Path(folder)
-        save_policy(self.body, tokenizer, folder)
+        if why_not_linear(self.spec) or why_no_class(self.body) or why_no_padding(tokenizer):
+            save_policy(self.body, tokenizer, folder)
+        else:
+            save_classifier(self.body, self.linear_score(), tokenizer, folder)
         tensors = self._head_tensors()
         if self.output_weight is not None and self.spec.kind == "gated":
             tensors["output_weight"] = self.output_weight
@@ -177,7 +198,7 @@ class RewardModel(Standardised):
         """
         folder = Path(folder)
         spec = described_head(folder)
-        body = load_pretrained(AutoModel, folder)
+        body = load_pretrained(folder_class(read_config(folder)), folder).base_model
         check_head(folder, spec, body)
         check_direction(body, str(folder))
         tensors = load_file(folder / HEAD_WEIGHTS)
@@ -186,6 +207,14 @@ class RewardModel(Standardised):
             for name, target in model._head_tensors().items():
                 target.copy_(tensors[name])
         return model.eval()
+
+    @torch.no_grad()
+    def linear_score(self) -> LinearScore:
+        """The standardised score as a linear map of the last token's state, for heads that are one."""
+        weights_C, scalar = self.head.weights_C.double(), self.head.scalar
+        weight_D = weights_C @ scalar.weight.double() / self.scale
+        constant = (weights_C @ scalar.bias.double() - self.shift) / self.scale
+        return LinearScore(weight_D.float(), float(constant))
 
     def _head_tensors(self) -> dict[str, Tensor]:
         """Weights of the head and the two numbers of `standardise`, by their names in the file."""
@@ -208,6 +237,13 @@ class RewardModel(Standardised):
             return raw_B, None
         deviation_B = self.head.combined_deviation(reading.log_variances_BC)
         return raw_B - self.spec.pessimism * deviation_B, deviation_B
+
+
+def folder_class(config: PretrainedConfig) -> Any:
+    """The class that reads the body of a reward model's folder: of a plain sequence classifier, with its score."""
+    names = config.architectures or ()
+    is_classifier = any(name.endswith("ForSequenceClassification") for name in names)
+    return AutoModelForSequenceClassification if is_classifier else AutoModel
 
 
 def described_head(folder: Path) -> HeadSpec:
