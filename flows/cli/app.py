@@ -39,6 +39,9 @@ MODEL_COMMANDS = {
     "rollback": "flows.cli.models:rollback",
     "reproduce": "flows.cli.models:reproduce",
     "fetch": "flows.cli.fetch:fetch",
+    "export": "flows.cli.export:export",
+    "verify": "flows.cli.export:verify",
+    "key": "flows.cli.export:key",
 }
 DATA_COMMANDS = {"fetch": "flows.cli.fetch:fetch_data", "show": "flows.cli.show:show"}
 
@@ -60,7 +63,8 @@ def build_app(*, listing: bool = False) -> App:
     for name, target in COMMANDS.items():
         app.command(target, name=name, help=_first_line(target) if listing else None)
     models = App(
-        name="models", help="Registered models: list, compare, promote, rollback, reproduce; fetch brings others."
+        name="models",
+        help="Registered models: list, compare, promote, rollback, reproduce; fetch brings others, export takes away.",
     )
     for name, target in MODEL_COMMANDS.items():
         models.command(target, name=name, help=_first_line(target) if listing else None)

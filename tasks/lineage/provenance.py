@@ -11,6 +11,9 @@ from rlhf_core.errors import ConfigError
 from rlhf_core.state.atomic import file_digest, tree_digest, write_json
 
 NOTE = "provenance.json"
+EXPORT_MANIFEST = "rlhf_manifest.json"
+"""In a folder of `rlhf models export`: its files, and where they came from (`tasks/exporting/bundle.py`)."""
+
 UNKNOWN = "unknown"
 
 
@@ -23,7 +26,7 @@ class Provenance:
         commit: what the revision stood for; of a file or folder its SHA-256; of a registered version its content hash.
         licence: as its publisher names it, `unknown` where nobody says.
         files: SHA-256 of every file of the folder but this note.
-        before: the note that the source itself carried.
+        before: the note that the source itself carried, or where an exported folder says that it is from.
     """
 
     source: str
@@ -35,11 +38,9 @@ class Provenance:
 
 def write_provenance(folder: Path, source: str, commit: str, licence: str) -> Provenance:
     """Note in a folder where it came from, with the hashes of its files; a note that is there goes into the new one."""
-    before = read_provenance(folder)
+    before = asdict(note) if (note := read_provenance(folder)) else exported_from(folder)
     files = {name: digest for name, digest in tree_digest(folder).items() if name != NOTE}
-    note = Provenance(
-        source=source, commit=commit, licence=licence, files=files, before=asdict(before) if before else None
-    )
+    note = Provenance(source=source, commit=commit, licence=licence, files=files, before=before)
     write_json(folder / NOTE, asdict(note))
     return note
 
@@ -85,6 +86,22 @@ def read_provenance(folder: Path) -> Provenance | None:
         return Provenance(**json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, TypeError) as error:
         raise ConfigError(f"{path}: not a note of where the folder came from ({error}). Fix: fetch it again") from error
+
+
+def exported_from(folder: Path) -> dict[str, Any] | None:
+    """Where an exported folder says that it is from; None for any other folder.
+
+    Raises:
+        ConfigError: it has a manifest that does not say so.
+    """
+    path = folder / EXPORT_MANIFEST
+    if not path.is_file():
+        return None
+    try:
+        said: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["provenance"]
+        return asdict(Provenance(**said))
+    except (ValueError, TypeError, KeyError) as error:
+        raise ConfigError(f"{path}: does not say where the folder came from ({error}). Fix: export it again") from error
 
 
 def changed_since(folder: Path, note: Provenance) -> list[str]:
