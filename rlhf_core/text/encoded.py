@@ -31,6 +31,7 @@ class TextCounts:
         prompts_rewritten: prompts of which chat template or tokenizer leave out or rewrite a turn of user or system.
         responses_rewritten: responses that chat template or tokenizer do not write whole; training refuses their rows.
         pairs_equal_when_cut: pairs whose two different responses are the same tokens once they are cut.
+        demonstrations_encoded, demonstrations_without_targets: demonstrations, and those of which no reply is learned.
     """
 
     prompts_encoded: int = 0
@@ -41,6 +42,8 @@ class TextCounts:
     responses_rewritten: int = 0
     pairs_encoded: int = 0
     pairs_equal_when_cut: int = 0
+    demonstrations_encoded: int = 0
+    demonstrations_without_targets: int = 0
 
     def add_prompts(self, prompts: Iterable[Encoded]) -> None:
         """Count prompts."""
@@ -57,9 +60,11 @@ class TextCounts:
             self.responses_rewritten += not response.is_whole
 
     def figures(self) -> dict[str, int]:
-        """The counts of what was encoded at all: no prompts, no figures of prompts."""
+        """The counts of what was encoded at all: no prompts, no figures of prompts. Of demonstrations only where some
+        of them teach nothing: how many there are, other figures say."""
         everything = asdict(self)
         kinds = [kind for kind in ("prompts", "responses", "pairs") if everything[f"{kind}_encoded"]]
+        kinds += ["demonstrations"] if self.demonstrations_without_targets else []
         return {name: count for name, count in everything.items() if name.startswith(tuple(kinds) or ("-",))}
 
     def __add__(self, other: "TextCounts") -> "TextCounts":

@@ -16,6 +16,11 @@ MEANINGS = (
         "prompts",
         "prompts are not written whole by chat template or tokenizer: what they leave out is not read",
     ),
+    (
+        "demonstrations_without_targets",
+        "demonstrations",
+        "demonstrations teach nothing: none of their replies is learned",
+    ),
     ("pairs_equal_when_cut", "pairs", "pairs have two responses that are the same once they are cut"),
 )
 

@@ -64,6 +64,9 @@ def encode_dialogues(
     for own, task in zip(dialogues, tasks, strict=True):
         whole = [(prompt, reply) for prompt, reply in islice(encoded, len(own)) if reply is not None]
         examples.append(join_turns(whole, task))
+    if counts is not None:
+        counts.demonstrations_encoded += len(examples)
+        counts.demonstrations_without_targets += sum(not rows for rows in examples)
     return examples
 
 

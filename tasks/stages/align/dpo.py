@@ -9,7 +9,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_core.config import DPOConfig
 from rlhf_core.data.batching.pairs import PreferencePair, group_pairs
-from rlhf_core.errors import DataError
 from rlhf_core.objectives.preference import PAIR_LOSSES
 from rlhf_core.state.atomic import digest_of, file_digest, tree_digest
 from rlhf_core.state.train_state import TrainState
@@ -20,6 +19,7 @@ from tasks import paths
 from tasks.frame.stage import Stage, environment
 from tasks.stages.keeper import Keeper, run_context
 from tasks.stages.policy_pairs import policy_pairs
+from tasks.stages.texts import no_pairs
 
 CODE = ("data", "engine", "models", "objectives", "rollout", "state", "text", "trainers/preference/reference.py")
 """What of `rlhf_core` computes log-probabilities: other code may give other last bits."""
@@ -88,7 +88,7 @@ def weights_digest(module: nn.Module) -> str:
 def _training_pairs(stage: Stage, tokenizer: PreTrainedTokenizerBase) -> list[PreferencePair]:
     path, kept = paths.PREFERENCES / "train.parquet", policy_pairs(stage, tokenizer, "train")
     if not kept:
-        raise DataError(f"{path}: no pair to learn from. Fix: more labelled pairs, or a looser `preferences` section")
+        raise no_pairs(stage, path, "train pairs")
     return kept
 
 

@@ -43,7 +43,7 @@ from tasks.stages.reward.figures import (
     ranking_figures,
     uncertainty,
 )
-from tasks.stages.texts import count_texts, text_figures, warn_of_texts
+from tasks.stages.texts import count_texts, no_pairs, text_figures, warn_of_texts
 from tasks.tables import SCHEMAS, read_table, write_table
 
 STANDARDISE_GROUPS = 500  # prompts whose responses set the scale: enough for its second digit
@@ -131,7 +131,7 @@ def _training_groups(stage: Stage, tokenizer: PreTrainedTokenizerBase) -> list[P
         counts=count_texts(stage, "training pairs"),
     )
     if not pairs:
-        raise DataError(f"{path}: no pair to learn from. Fix: more labelled pairs, or a looser `preferences` section")
+        raise no_pairs(stage, path, "training pairs")
     for name in criteria.keys() - {pair.label.criterion for pair in pairs}:
         raise DataError(
             f"reward.criteria: no training pair on {name!r}. Fix: grade responses to training prompts on it, or "

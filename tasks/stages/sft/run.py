@@ -30,17 +30,18 @@ from tasks.stages.keeper import run_context
 from tasks.stages.notice import warn
 from tasks.stages.sft.figures import figures, samples
 from tasks.stages.sft.learned_turns import LearnedTurns
-from tasks.stages.texts import count_texts, text_figures, warn_of_texts
+from tasks.stages.texts import count_texts, nothing_to_learn, text_figures, warn_of_texts
 from tasks.tables import read_table
 
 Row = Mapping[str, Any]
+DEMONSTRATIONS = paths.VALIDATE / "demonstrations.parquet"
 
 
 def run(stage: Stage) -> dict[str, Any]:
     """Train, save and show a few responses; returns the figures of `reports/metrics/sft.json`.
 
     Raises:
-        DataError: there is no demonstration to learn from.
+        DataError: there is no demonstration to learn from, or no token of any of them counts in the loss.
         ConfigError, EnvironmentProblem: the pretrained folder cannot be used.
     """
     train, kept = split_demonstrations(stage)
@@ -53,13 +54,17 @@ def run(stage: Stage) -> dict[str, Any]:
     turns = LearnedTurns(kept, every=cfg.turns == "all")
     learned = turns.of(train)
     if not any(learned):
-        raise DataError(f"sft: all {turns.left_out} turns are held-out replies. Fix: give other demonstrations")
+        raise DataError(
+            f"{DEMONSTRATIONS}: no token to learn in {len(train)} demonstrations: all {turns.left_out} turns are "
+            "held-out replies. Fix: give other demonstrations"
+        )
     examples = list(chain(*_encode(stage, tokenizer, train, learned, "training")))
     heldout = _encode(stage, tokenizer, kept, turns.all_of(kept), "held out")
     turns.say(stage)
     warn_of_texts(stage)
-    if not examples:
-        raise DataError("sft: the chat template writes no response whole. Fix: model.chat: plain, or another template")
+    if not sum(example.num_targets for example in examples):
+        what = f"no token to learn in {len(train)} demonstrations"
+        raise nothing_to_learn(stage, DEMONSTRATIONS, what, "training", "give other demonstrations")
     state = stage.restore(TrainState(modules={"policy": policy}, optimizers={"policy": optimizer}))
     train_sft(cfg, state, examples, list(chain(*heldout)), run_context(stage, stage, tokenizer.pad_token_id))
     stage.finish(state)
@@ -72,11 +77,12 @@ def run(stage: Stage) -> dict[str, Any]:
 
 def split_demonstrations(stage: Stage) -> tuple[list[Row], list[Row]]:
     """Training rows, and those kept for the held-out loss; all rows of one prompt group are on one side."""
-    path = paths.VALIDATE / "demonstrations.parquet"
     share = stage.params.sft.heldout_share
     # A name of its own keeps this choice independent of the split by `data.heldout_share`.
     rows = [
-        (f"sft {prompt_group(row['prompt'])}", row) for row in read_table(stage.root / path) if row["split"] == "train"
+        (f"sft {prompt_group(row['prompt'])}", row)
+        for row in read_table(stage.root / DEMONSTRATIONS)
+        if row["split"] == "train"
     ]
     groups = {group for group, _ in rows}
     heldout = {group for group in groups if is_heldout(group, share)}
@@ -86,7 +92,7 @@ def split_demonstrations(stage: Stage) -> tuple[list[Row], list[Row]]:
     train = [row for group, row in rows if group not in heldout]
     kept = [row for group, row in rows if group in heldout]
     if not train:
-        raise DataError(f"{path}: no training row. Fix: give data.demonstrations or data.comparisons")
+        raise DataError(f"{DEMONSTRATIONS}: no training row. Fix: give data.demonstrations or data.comparisons")
     return train, kept
 
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from support.project import change_sections
@@ -132,6 +133,30 @@ def test_dpo_and_combine_count_their_pairs_and_ppo_its_prompts(short: Path, caps
         else:
             assert 0 < said["prompts_cut"] == count.prompts(prompts)
             assert "responses_cut" not in said, "its responses are sampled within the limit"
+
+
+@pytest.mark.parametrize("stage", ["reward", "align@dpo"])
+def test_pairs_that_are_all_equal_once_cut_are_refused(
+    short: Path, capsys: pytest.CaptureFixture[str], stage: str
+) -> None:
+    path = short / "artifacts/preferences/train.parquet"
+    rows = pq.read_table(path)
+    same = pa.array([f"{text} Right." for text in rows["rejected"].to_pylist()])
+    longer = pa.array([f"{text} Wrong." for text in rows["rejected"].to_pylist()])
+    pq.write_table(
+        rows.set_column(rows.schema.get_field_index("chosen"), rows.schema.field("chosen"), same).set_column(
+            rows.schema.get_field_index("rejected"), rows.schema.field("rejected"), longer
+        ),
+        path,
+    )
+    change_sections(short, model={"max_response_tokens": 3})
+    capsys.readouterr()
+    assert run(short, stage) == 4
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "Fix:" in line]
+    count = len(rows)
+    assert f"preferences/train.parquet: no pair to learn from ({2 * count:,} of {2 * count:,} responses lost" in line
+    assert f"{count:,} of {count:,} pairs have two responses that are the same once they are cut" in line
+    assert line.endswith("Fix: raise model.max_response_tokens")
 
 
 def test_generate_and_evaluate_count_prompts(short: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -19,9 +19,11 @@ from support.tracking import git
 from support.warm_processes import run_stage
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
+from rlhf_core.data.cleaning.splits import is_heldout
 from rlhf_core.errors import ConfigError
 from rlhf_core.models.policy import load_policy
 from rlhf_core.state.atomic import tree_digest
+from rlhf_core.text.identity import prompt_group
 from rlhf_core.text.tokenizer import encode_prompt, encode_response, load_tokenizer
 from rlhf_core.text.transcripts import replies_of
 from tasks.lineage.manifest import build_manifest
@@ -243,12 +245,19 @@ def test_replies_that_the_template_shortens_are_left_out_counted_and_told(projec
         assert 0 < said["responses_rewritten"] == sum(number in text for text in replies) < len(replies), name
         assert done.stdout.count("warning: ") == 1
         assert f"{said['responses_rewritten']} of {len(replies)} responses are not written whole" in done.stdout
+        own = [[text for _, text in replies_of(row["prompt"], row["response"])] for row in train]
+        silent = sum(all(number in text for text in texts) for texts in own)
+        assert said.get("demonstrations_without_targets", 0) == silent
+        assert (f"{silent} of {len(train)} demonstrations teach nothing" in done.stdout) == (silent > 0)
     byte_level(CHATML.replace("message['content']", "message['content'].split(' ')[-1]")).save_pretrained(
         project / "models/own"
     )
     done = run_stage(project, "sft")
     assert done.returncode == 4
-    assert "the chat template writes no response whole. Fix: model.chat: plain" in done.stderr
+    count = sum(is_heldout(f"sft {prompt_group(row['prompt'])}", 0.4) for row in train)
+    assert f"demonstrations.parquet: no token to learn in {len(train) - count} demonstrations" in done.stderr
+    assert "responses are not written whole by chat template or tokenizer" in done.stderr
+    assert done.stderr.rstrip().endswith("Fix: model.chat: plain, or another template")
 
 
 def read_demonstrations(project: Path) -> list[dict[str, Any]]:
