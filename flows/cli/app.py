@@ -42,6 +42,7 @@ MODEL_COMMANDS = {
     "export": "flows.cli.export:export",
     "verify": "flows.cli.export:verify",
     "key": "flows.cli.export:key",
+    "push": "flows.cli.export:push",
 }
 DATA_COMMANDS = {"fetch": "flows.cli.fetch:fetch_data", "show": "flows.cli.show:show"}
 

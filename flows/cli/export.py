@@ -2,6 +2,7 @@
 
 import json as json_format
 import sys
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from rlhf_core.errors import GateRefused
 from rlhf_core.state.atomic import temporary_folder
 from tasks import paths
 from tasks.exporting.bundle import Verified, verify_folder
+from tasks.exporting.copying import push_to_folder
 from tasks.exporting.signing import make_key, signing_key, trusted_keys
 from tasks.exporting.subject import FormatName, Numbers
 
@@ -54,12 +56,7 @@ def export(
     json:
         Print the manifest as JSON.
     """
-    from tasks.exporting.export import Wish
-    from tasks.exporting.export import export as write
-
-    wish = Wish(format=format, numbers=numbers, prompts=prompts, key=signing_key(key), licence=licence)
-    with ExitStack() as stack:
-        said = write(_subject(version, stack), folder, wish, _tell)
+    said = _export(version, folder, format, numbers=numbers, prompts=prompts, key=key, licence=licence)
     _show(folder, said, json=json)
     return 0
 
@@ -106,6 +103,86 @@ def key(file: Path, /) -> int:
     return 0
 
 
+def push(
+    what: str,
+    target: str,
+    /,
+    *,
+    public: bool = False,
+    update: bool = False,
+    prompts: Path | None = None,
+    key: Path | None = None,
+    licence: str | None = None,
+    json: bool = False,
+) -> int:
+    """Put an exported folder, or a version that is exported first, into a repository of a hub or a folder.
+
+    The folder is verified before. On a hub it becomes one commit, whose files are then held against it by their
+    hashes; HF_ENDPOINT and HF_TOKEN say where and by whose right.
+
+    Parameters
+    ----------
+    what:
+        Folder of rlhf models export, or name@alias or name/number, which is exported as hf.
+    target:
+        hub:ORG/NAME or hub:ORG/NAME@BRANCH, made where it is not there; or a folder to be made.
+    public:
+        Let everybody read a repository that is made; without, it is private.
+    update:
+        Let a repository that holds something else get a commit that replaces it.
+    prompts:
+        For a version; see rlhf models export.
+    key:
+        For a version; see rlhf models export.
+    licence:
+        For a version; see rlhf models export.
+    json:
+        Print where it is as JSON.
+    """
+    from tasks.exporting.hub import HUB, parse_repository, push_to_hub
+
+    repository = parse_repository(target, public=public, update=update) if target.startswith(HUB) else None
+    with ExitStack() as stack:
+        folder = Path(what)
+        if not folder.is_dir():
+            folder = stack.enter_context(temporary_folder(_staging(), "push")) / "export"
+            _export(what, folder, "hf", prompts=prompts, key=key, licence=licence)
+        found = verify_folder(folder)
+        if not found.is_whole:
+            raise GateRefused(f"{folder}: not pushed: {'; '.join(found.problems[:3])}. Fix: export it again")
+        _tell(f"{found.version}: {found.proven}")
+        if repository is None:
+            commit, pushed = "", push_to_folder(folder, Path(target))
+        else:
+            commit, pushed = push_to_hub(folder, repository, f"{found.version} by rlhf models push")
+    _tell(f"{target}: {found.version}{f' at commit {commit}' if commit else ''}{'' if pushed else ', there already'}")
+    said = {"target": target, "version": found.version, "commit": commit, "pushed": pushed}
+    print(json_format.dumps(said, indent=2, sort_keys=True) if json else target)
+    return 0
+
+
+def _export(
+    version: str,
+    folder: Path,
+    format: FormatName,
+    *,
+    numbers: Numbers = "float32",
+    prompts: Path | None,
+    key: Path | None,
+    licence: str | None,
+) -> Mapping[str, Any]:
+    from tasks.exporting.export import Wish
+    from tasks.exporting.export import export as write
+
+    wish = Wish(format=format, numbers=numbers, prompts=prompts, key=signing_key(key), licence=licence)
+    with ExitStack() as stack:
+        return write(_subject(version, stack), folder, wish, _tell)
+
+
+def _staging() -> Path:
+    return paths.home(find_root(Path.cwd())) / paths.STATE / "staging"
+
+
 def _subject(version: str, stack: ExitStack) -> Any:
     """A registered version with its files and its gates, as `params.yaml` has them now."""
     from tasks.exporting.subject import GateFound, Subject
@@ -117,7 +194,7 @@ def _subject(version: str, stack: ExitStack) -> Any:
     home = paths.home(root)
     named, manifest = read_manifest(home, version)
     standing = standing_of(home, str(named), load_params(root / paths.PARAMS))
-    scratch = stack.enter_context(temporary_folder(home / paths.STATE / "staging", "export"))
+    scratch = stack.enter_context(temporary_folder(_staging(), "export"))
     return Subject(
         reference=str(named),
         kind="reward" if named.name == SCORING_MODEL else "policy",

@@ -8,17 +8,13 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from rlhf_core.errors import ConfigError, GateRefused
-from rlhf_core.models.policy import load_policy
 from rlhf_core.state.atomic import publish_folder, temporary_folder, tree_digest, write_text
-from rlhf_core.text.tokenizer import load_tokenizer
 from tasks.exporting.bundle import read_manifest_file, verify_folder, write_bundle
 from tasks.exporting.card import Card, lock_digest, parents_of
-from tasks.exporting.form import Source, WrittenForm
+from tasks.exporting.form import Order, WrittenForm
 from tasks.exporting.formats import FORMATS, Format
-from tasks.exporting.hf import refuse_mixture
-from tasks.exporting.parity import Parity, check_answers
+from tasks.exporting.parity import Parity
 from tasks.exporting.prompts import texts_to_try
-from tasks.exporting.reference import answers_of
 from tasks.exporting.subject import FormatName, Numbers, Subject
 from tasks.lineage.provenance import Provenance
 
@@ -75,17 +71,7 @@ def export(subject: Subject, folder: Path, wish: Wish, tell: Callable[[str], Non
 def _fill(subject: Subject, made: Path, wish: Wish, form: Format, tell: Callable[[str], None]) -> None:
     texts = texts_to_try(subject, wish.prompts)
     tell(f"writing {subject.reference} as {wish.format}")
-    source = Source(
-        subject=subject,
-        model=load_policy(subject.folder),
-        tokenizer=load_tokenizer(subject.folder),
-        numbers=wish.numbers,
-    )
-    written = form.write(source, made)
-    tell(f"{subject.reference} answers {len(texts)} held-out prompts")
-    reference = answers_of(source.model, source.tokenizer, subject, texts)
-    tell(f"a process without this project reads the folder and answers them too: {wish.format}")
-    parity = check_answers(reference, wish.format, {"folder": str(made), **written.named}, form.tolerance)
+    written, parity = form.make(Order(subject=subject, numbers=wish.numbers, texts=texts, tell=tell), made)
     if not parity.holds:
         raise GateRefused(
             f"{subject.reference}: as {wish.format} it is another model: {parity}. Nothing was written. "
@@ -150,12 +136,11 @@ def _without_key(note: Mapping[str, Any] | None) -> dict[str, Any] | None:
 
 
 def _chosen(subject: Subject, wish: Wish) -> Format:
-    form = FORMATS[wish.format]
-    if subject.kind not in form.kinds:
+    form = FORMATS.get((subject.kind, wish.format))
+    if form is None:
         raise ConfigError(f"{subject.reference}: a {subject.kind} model has no form {wish.format}. Fix: --format hf")
     if wish.numbers not in form.numbers:
         raise ConfigError(f"--numbers {wish.numbers}: {wish.format} is written in {', '.join(form.numbers)}. Fix: one")
-    refuse_mixture(subject.folder, subject.reference)
     return form
 
 

@@ -1,22 +1,41 @@
 """What a writer of a format is given, and what it says of what it wrote."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from tasks.exporting.parity import Parity
+from tasks.exporting.prompts import Pair
 from tasks.exporting.subject import Numbers, Subject
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Source:
-    """What a writer of a format is given.
+class Order:
+    """A version to be written and tried.
 
     Attributes:
         subject: the version.
-        model, tokenizer: of it, loaded; the writer leaves them as they are unless it says so.
-        numbers: float32 or float16.
+        numbers: what its weights are written in.
+        texts: what it is tried on.
+        tell: gets a line before each step that takes its time.
+    """
+
+    subject: Subject
+    numbers: Numbers
+    texts: list[Pair]
+    tell: Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Source:
+    """A policy as its writer gets it.
+
+    Attributes:
+        subject: the version.
+        model, tokenizer: of it, loaded; a writer that rounds weights rounds them here too, and so says what is meant.
+        numbers: what weights are written in.
     """
 
     subject: Subject
@@ -40,3 +59,10 @@ class WrittenForm:
     limits: tuple[str, ...] = ()
     loading: str = ""
     said: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Made(NamedTuple):
+    """A form that was written, and how it was found by a stranger."""
+
+    written: WrittenForm
+    parity: Parity

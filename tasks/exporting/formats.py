@@ -1,12 +1,13 @@
-"""The forms that a version is exported in, an entry each: how it is written, how near what is read back must come."""
+"""The forms that versions are exported in, an entry each: which kind of model has it, and how it is made and tried."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from tasks.exporting.form import Source, WrittenForm
+from tasks.exporting.form import Made, Order
 from tasks.exporting.hf import write_hf
-from tasks.exporting.parity import TOLERANCE
+from tasks.exporting.policies import policy_as
+from tasks.exporting.rewards import classifier_of
 from tasks.exporting.subject import FormatName, Kind, Numbers
 
 
@@ -15,20 +16,17 @@ class Format:
     """A form.
 
     Attributes:
-        docs: one line for help and documentation.
-        kinds: of versions that have it.
-        write: into a folder that is there and empty.
-        tolerance: largest difference of log-probabilities between the version and what is read back.
+        docs: one line for documentation.
+        make: writes it into a folder that is there and empty, and lets a stranger read it back.
         numbers: what its weights may be written in, the default first.
     """
 
     docs: str
-    kinds: tuple[Kind, ...]
-    write: Callable[[Source, Path], WrittenForm]
-    tolerance: float = TOLERANCE
+    make: Callable[[Order, Path], Made]
     numbers: tuple[Numbers, ...] = ("float32",)
 
 
-FORMATS: Mapping[FormatName, Format] = {
-    "hf": Format(docs="a folder of transformers, safetensors", kinds=("policy",), write=write_hf),
+FORMATS: Mapping[tuple[Kind, FormatName], Format] = {
+    ("policy", "hf"): Format(docs="a folder of transformers", make=policy_as("hf", write_hf)),
+    ("reward", "hf"): Format(docs="a sequence classifier of transformers with one output", make=classifier_of),
 }

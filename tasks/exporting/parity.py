@@ -98,6 +98,27 @@ def check_answers(reference: Reference, reads: str, named: Mapping[str, Any], to
     )
 
 
+def check_scores(ours: list[float], dialogues: list[Any], folder: str) -> Parity:
+    """Let a stranger score the same dialogues, and compare.
+
+    Raises:
+        RlhfError: the stranger cannot read the folder.
+    """
+    answer = ask_stranger({"reads": "classifier", "folder": folder, "rows": [{"turns": turns} for turns in dialogues]})
+    return Parity(
+        what="scores",
+        rows=len(ours),
+        compared=len(ours),
+        largest=largest_difference(ours, answer["scores"]),
+        tolerance=TOLERANCE,
+        equal=len(ours),
+        ties=0,
+        encoded=len(ours),
+        encodable=len(ours),
+        program=answer["program"],
+    )
+
+
 def largest_difference(ours: list[float], theirs: list[float]) -> float:
     """The largest absolute difference; NaN where one is, which no bound lets pass."""
     differences = [abs(a - b) for a, b in zip(ours, theirs, strict=True)]

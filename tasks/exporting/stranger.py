@@ -65,6 +65,23 @@ def read_gguf(request: dict[str, Any]) -> dict[str, Any]:
     return written_and_weighed(model, AutoTokenizer.from_pretrained(request["folder"], **named), request)
 
 
+def read_classifier(request: dict[str, Any]) -> dict[str, Any]:
+    """A reward model as a sequence classifier: the score of each dialogue, in float64."""
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    folder = request["folder"]
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
+    model.eval().double()
+    scores = []
+    for row in request["rows"]:
+        text = tokenizer.apply_chat_template(row["turns"], tokenize=False)
+        inputs = tokenizer(text, add_special_tokens=False, return_tensors="pt")
+        logits_11 = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits
+        scores.append(float(logits_11[0, 0]) + float(getattr(model.config, "score_shift", 0.0)))
+    return {"scores": scores}
+
+
 def written_and_weighed(model: Any, tokenizer: Any, request: dict[str, Any]) -> dict[str, Any]:
     """What a model of transformers makes of all rows: greedy tokens first, then log-probabilities in float64."""
     model.eval()
@@ -127,6 +144,7 @@ READERS = {
     "hf": read_transformers,
     "adapter": read_adapter,
     "gguf": read_gguf,
+    "classifier": read_classifier,
 }
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # before huggingface_hub
 WANTED = (
     "config.json", "generation_config.json", "tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json",
     "added_tokens.json", "chat_template*", "LICENSE*", "LICENCE*", "NOTICE*", "README.md", "reward_head*",
-    "*.safetensors", "model.safetensors.index.json",
+    "*.safetensors", "model.safetensors.index.json", "rlhf_manifest.*",
 )  # fmt: skip
 _GLOB = str.maketrans({"[": "[[]", "*": "[*]", "?": "[?]"})
 

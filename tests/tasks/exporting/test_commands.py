@@ -21,6 +21,9 @@ def test_a_version_of_the_registry_by_its_alias(registered, tmp_path, capsys):
     said = json.loads((tmp_path / "out/rlhf_manifest.json").read_text())
     assert said["version"] == "rlhf-policy/1"
     assert [gate["passed"] for gate in said["gates"]], "the gates that it is held against stand there"
+    pushed = ["models", "push", "rlhf-policy/1", str(tmp_path / "pushed"), "--prompts", str(tmp_path / "prompts.jsonl")]
+    assert run_command(pushed) == 0, capsys.readouterr().err
+    assert run_command(["models", "verify", str(tmp_path / "pushed")]) == 0
     assert not list((registered / ".rlhf/staging").iterdir()), "the copy of the registry's folder is gone"
 
 

@@ -21,8 +21,9 @@ from rlhf_core.rollout.sampler import Sampling, sample_responses
 from rlhf_core.text.tokenizer import encode_prompts, load_tokenizer
 from tasks.exporting.bundle import verify_folder
 from tasks.exporting.export import Wish, export
-from tasks.exporting.form import WrittenForm
 from tasks.exporting.formats import FORMATS
+from tasks.exporting.hf import write_hf
+from tasks.exporting.policies import policy_as
 from tasks.exporting.prompts import texts_to_try
 from tasks.exporting.signing import make_key, signing_key
 
@@ -164,29 +165,37 @@ def test_the_same_export_again_is_left_as_it_is_and_anything_else_is_refused(exp
     assert (home / "other/mine.txt").read_text() == "mine"
 
 
-def test_what_is_another_model_for_a_stranger_is_not_written(subject, tmp_path, monkeypatch):
+def spoiling(monkeypatch, spoil):
+    """Let the writer of `hf` spoil what it wrote."""
+
     def write(source, folder):
-        written = FORMATS["hf"].write(source, folder)
+        written = write_hf(source, folder)
+        spoil(folder)
+        return written
+
+    spoilt = replace(FORMATS["policy", "hf"], make=policy_as("hf", write))
+    monkeypatch.setattr("tasks.exporting.export.FORMATS", {("policy", "hf"): spoilt})
+
+
+def test_what_is_another_model_for_a_stranger_is_not_written(subject, tmp_path, monkeypatch):
+    def spoil(folder):
         tensors = load_file(folder / "model.safetensors")
         tensors["model.norm.weight"] *= 1.001
         save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-        return written
 
-    monkeypatch.setattr("tasks.exporting.export.FORMATS", {"hf": replace(FORMATS["hf"], write=write)})
+    spoiling(monkeypatch, spoil)
     with pytest.raises(GateRefused, match="as hf it is another model: log-probabilities of"):
         export(subject, tmp_path / "out", Wish(), silent)
     assert not list(tmp_path.iterdir())
 
 
 def test_a_tokenizer_that_others_read_otherwise_is_noticed(subject, tmp_path, monkeypatch):
-    def write(source, folder):
-        written: WrittenForm = FORMATS["hf"].write(source, folder)
+    def spoil(folder):
         parts = json.loads((folder / "tokenizer.json").read_text())
         parts["pre_tokenizer"]["add_prefix_space"] = True
         (folder / "tokenizer.json").write_text(json.dumps(parts))
-        return written
 
-    monkeypatch.setattr("tasks.exporting.export.FORMATS", {"hf": replace(FORMATS["hf"], write=write)})
+    spoiling(monkeypatch, spoil)
     with pytest.raises(GateRefused, match="prompts encoded alike 0 of 12"):
         export(subject, tmp_path / "out", Wish(), silent)
 
