@@ -9,18 +9,31 @@ Shape suffixes: N = tokens, D = hidden size, V = vocabulary.
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from transformers import PreTrainedModel
 
 from rlhf_core.engine.kernels import at_least_float32
 from rlhf_core.engine.matmul import PIECES, linear, pieces
 from rlhf_core.state.compute_mode import compute_mode
+
+PLAIN_HEADS = frozenset(
+    {"gemma3_text", "gpt2", "gpt_neox", "llama", "mistral", "olmo2", "phi3", "qwen2", "qwen3", "smollm3"}
+)
+"""Architectures whose logits are the last hidden states times the output embedding and nothing else, but for caps."""
 
 KEPT_LOGITS = 2**25
 """Most logits that stay in memory for their gradient: 128 MiB in float32."""
 
 LOGITS_AT_ONCE = 2**20
 """About as many logits are worked on at a time: 4 MiB in float32, which a processor's cache holds."""
+
+
+def has_plain_head(model: PreTrainedModel) -> bool:
+    """Whether logits are hidden states times the output embedding; with an adapter on that layer they are not."""
+    head, config = model.get_output_embeddings(), model.config
+    capped = config.to_dict().get("final_logit_softcapping") is not None
+    return config.model_type in PLAIN_HEADS and not capped and type(head) is nn.Linear and head.bias is None
 
 
 def token_logprobs(

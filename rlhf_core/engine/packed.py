@@ -1,4 +1,4 @@
-"""Llama and Qwen2 on tokens without padding, straight from the weights of the transformers module.
+"""Llama and its next of kin on tokens without padding, straight from the weights of the transformers module.
 
 The parameters stay the module's own, so gradients, optimisers, adapters and saving know nothing of this. Against
 transformers' forward it saves the padding, the prompt of all but one of the responses that share it, the last
@@ -19,12 +19,33 @@ from transformers.models.llama.modeling_llama import (
     LlamaModel,
     LlamaRMSNorm,
 )
+from transformers.models.mistral.modeling_mistral import (
+    MistralAttention,
+    MistralDecoderLayer,
+    MistralMLP,
+    MistralModel,
+    MistralRMSNorm,
+)
 from transformers.models.qwen2.modeling_qwen2 import (
     Qwen2Attention,
     Qwen2DecoderLayer,
     Qwen2MLP,
     Qwen2Model,
     Qwen2RMSNorm,
+)
+from transformers.models.qwen3.modeling_qwen3 import (
+    Qwen3Attention,
+    Qwen3DecoderLayer,
+    Qwen3MLP,
+    Qwen3Model,
+    Qwen3RMSNorm,
+)
+from transformers.models.smollm3.modeling_smollm3 import (
+    SmolLM3Attention,
+    SmolLM3DecoderLayer,
+    SmolLM3MLP,
+    SmolLM3Model,
+    SmolLM3RMSNorm,
 )
 
 from rlhf_core.engine.blocks import AttentionIn, AttentionOut, FeedForward, interleaved
@@ -35,9 +56,12 @@ from rlhf_core.state.sharding import has_foreign_hooks, run_gathered, undivided_
 
 KNOWN = {
     LlamaModel: (LlamaDecoderLayer, LlamaAttention, LlamaMLP),
+    MistralModel: (MistralDecoderLayer, MistralAttention, MistralMLP),
     Qwen2Model: (Qwen2DecoderLayer, Qwen2Attention, Qwen2MLP),
+    Qwen3Model: (Qwen3DecoderLayer, Qwen3Attention, Qwen3MLP),
+    SmolLM3Model: (SmolLM3DecoderLayer, SmolLM3Attention, SmolLM3MLP),
 }
-NORMS = (LlamaRMSNorm, Qwen2RMSNorm)
+NORMS = (LlamaRMSNorm, MistralRMSNorm, Qwen2RMSNorm, Qwen3RMSNorm, SmolLM3RMSNorm)
 FIXED_ROTATIONS = frozenset({"default", "linear", "llama3"})
 """Kinds of rotary positions whose angles depend on a token's position alone."""
 
@@ -45,8 +69,8 @@ FIXED_ROTATIONS = frozenset({"default", "linear", "llama3"})
 def can_pack(body: nn.Module) -> bool:
     """Whether `packed_states` computes what the decoder's own forward does.
 
-    It does for a `LlamaModel` or `Qwen2Model` as transformers builds it, with adapters or not: full attention,
-    positions by a fixed rotation, no dropout, no hooks, nothing wrapped or replaced. Its layers may be divided by
+    It does for a decoder of `KNOWN` as transformers builds it, with adapters or not: full attention, positions by a
+    fixed rotation or none, no dropout, no hooks, nothing wrapped or replaced. Its layers may be divided by
     `rlhf_core.state.sharding.shard`.
     """
     if type(body) not in KNOWN:
@@ -57,13 +81,30 @@ def can_pack(body: nn.Module) -> bool:
         config.hidden_act == "silu"
         and config.rope_parameters["rope_type"] in FIXED_ROTATIONS
         and not (body.training and config.attention_dropout)
-        and not getattr(body, "has_sliding_layers", False)
+        and not _slides(body)
     )
     built_so = all(
         undivided_type(layer) is layer_type and type(layer.self_attn) is attention_type and type(layer.mlp) is mlp_type
         for layer in body.layers
     )
     return plain and built_so and not any(map(has_foreign_hooks, body.modules()))
+
+
+def _slides(body: nn.Module) -> bool:
+    """Whether a layer sees the last tokens only."""
+    if type(body) is MistralModel:  # which has no kinds of layers
+        return body.config.sliding_window is not None
+    return type(body) is not LlamaModel and body.has_sliding_layers
+
+
+def rotates(attention: nn.Module) -> bool:
+    """Whether queries and keys know their positions; SmolLM 3 has layers where they do not (NoPE)."""
+    return type(attention) is not SmolLM3Attention or bool(attention.use_rope)
+
+
+def norms_heads(attention: nn.Module) -> bool:
+    """Whether each head of queries and keys has a norm of its own before it is rotated (Qwen 3)."""
+    return type(attention) is Qwen3Attention
 
 
 def packed_states(body: nn.Module, ids_T: Tensor, layout: Layout, wanted_N: Tensor | None) -> Tensor:
@@ -119,12 +160,16 @@ def _queries_keys_values(
     """Queries, keys and values of each group of rows, rotated."""
     attention, norm = layer.self_attn, layer.input_layernorm
     parts = (attention.q_proj, attention.k_proj, attention.v_proj)
-    where = (rotations_T1E, heads, layout.groups)
-    if _is_norm(norm) and all(map(_is_plain, parts)):
+    where = (rotations_T1E if rotates(attention) else torch.ones_like(rotations_T1E), heads, layout.groups)
+    if _is_norm(norm) and all(map(_is_plain, parts)) and not norms_heads(attention):
         plain = (norm.weight, norm.variance_epsilon, _product_type(x_TD))
         return AttentionIn.apply(x_TD, *plain, *where, *_weights(parts))
     normed_TD, sizes = _norm(norm, x_TD), (attention.head_dim, attention.head_dim, 0)
-    joined = [interleaved(part(normed_TD), size, 1) for part, size in zip(parts, sizes, strict=True)]
+    projected = [part(normed_TD) for part in parts]
+    if norms_heads(attention):
+        for place, head_norm in enumerate((attention.q_norm, attention.k_norm)):
+            projected[place] = _norm(head_norm, projected[place].view(-1, attention.head_dim)).view_as(projected[place])
+    joined = [interleaved(part, size, 1) for part, size in zip(projected, sizes, strict=True)]
     return Spread.apply(torch.cat(joined, 1), *where)
 
 

@@ -122,9 +122,19 @@ def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase)
 def check_room(model: PreTrainedModel, tokens: int) -> None:
     """Refuse rows longer than a model with a limited number of positions was made for.
 
+    Under longrope (Ding et al. 2024) the limit is the length of its first training: beyond it transformers rotates all
+    positions of all rows of a batch otherwise, so that a row's log-probabilities would depend on its company, and on
+    how far it had been written when a token was drawn.
+
     Raises:
         ConfigError: the limits of `model` in `params.yaml` are too large for it.
     """
+    fixed = [part["original_max_position_embeddings"] for part in _rotations(model) if part["rope_type"] == "longrope"]
+    if fixed and tokens > min(fixed):
+        raise ConfigError(
+            f"max_prompt_tokens and max_response_tokens make {tokens}, this model reads {min(fixed)} before its "
+            "positions depend on the length of the longest row of a batch (longrope). Fix: smaller limits"
+        )
     # Architectures name the limit differently, and those with relative positions have none.
     named = (model.config.to_dict().get(name) for name in ("max_position_embeddings", "n_positions", "max_seq_len"))
     room = next((places for places in named if places is not None), None)
@@ -132,6 +142,12 @@ def check_room(model: PreTrainedModel, tokens: int) -> None:
         raise ConfigError(
             f"max_prompt_tokens and max_response_tokens make {tokens}, this model reads {room}. Fix: smaller limits"
         )
+
+
+def _rotations(model: PreTrainedModel) -> list[dict[str, Any]]:
+    """Rotary positions of a model: one kind, or one for each kind of layer; none where it has others."""
+    found = model.config.to_dict().get("rope_parameters") or {}
+    return [part for part in (found, *found.values()) if isinstance(part, dict) and "rope_type" in part]
 
 
 def eos_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:

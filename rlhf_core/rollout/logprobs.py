@@ -10,20 +10,17 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from rlhf_core.engine.batches import SequenceBatch
 from rlhf_core.engine.compute import own_forward
 from rlhf_core.engine.kernels import at_least_float32
-from rlhf_core.engine.output_layer import token_logprobs
+from rlhf_core.engine.output_layer import has_plain_head, token_logprobs
 from rlhf_core.engine.own_output import chosen_and_entropy, own_logits, own_token_logprobs, takes_states
 from rlhf_core.engine.states import predicting_states
 from rlhf_core.models.mixture import PolicyMixture, mixed_logprobs
 from rlhf_core.state.sharding import run_gathered
-
-PLAIN_HEADS = frozenset({"gpt2", "gpt_neox", "llama", "mistral", "qwen2", "qwen3"})
-"""Architectures whose logits are the last hidden states times the output embedding and nothing else."""
 
 MIXED_LOGITS_AT_ONCE = 2**22
 """About as many logits of a member are in memory at a time where a mixture is scored at another temperature than 1."""
@@ -88,7 +85,7 @@ def _from_states(
 ) -> tuple[Tensor, Tensor]:
     real_BR = batch.mask_BS[:, batch.prompt_width :].bool()
     targets_N = batch.response_ids_BR[real_BR]
-    if _has_plain_head(model):
+    if has_plain_head(model):
         weight_VD = model.get_output_embeddings().weight
         values_N, entropy_N = token_logprobs(states_ND, weight_VD, targets_N, temperature, with_entropy=with_entropy)
     else:
@@ -98,13 +95,7 @@ def _from_states(
 
 def _reads_states(model: PreTrainedModel) -> bool:
     """Whether logits can be made of states a few at a time; for hardly any architecture they cannot."""
-    return _has_plain_head(model) or takes_states(model)
-
-
-def _has_plain_head(model: PreTrainedModel) -> bool:
-    """Whether logits are hidden states times the output embedding; with an adapter on that layer they are not."""
-    head = model.get_output_embeddings()
-    return model.config.model_type in PLAIN_HEADS and type(head) is nn.Linear and head.bias is None
+    return has_plain_head(model) or takes_states(model)
 
 
 def _mixed(mixture: PolicyMixture, batch: SequenceBatch, temperature: float) -> Tensor:
@@ -130,7 +121,7 @@ def _distributions(model: PreTrainedModel, batch: SequenceBatch, real_BR: Tensor
         logits_NV = _logits(model, batch)[real_BR]
         return lambda piece: torch.log_softmax(at_least_float32(logits_NV[piece]), -1)
     states_ND = predicting_states(model.get_decoder(), batch)
-    if not _has_plain_head(model):
+    if not has_plain_head(model):
         return lambda piece: torch.log_softmax(own_logits(model, states_ND[piece]), -1)
     weight_VD = model.get_output_embeddings().weight
 

@@ -1,4 +1,4 @@
-"""Llama and Qwen2 decoded straight from their weights, with a cache that is allocated once.
+"""Llama and its next of kin decoded straight from their weights, with a cache that is allocated once.
 
 Shape suffixes: B = rows, P = prompt tokens, T = cache places (P + new tokens), H = heads, K = key-value heads,
 N = B K, G = heads that share a key-value head, E = head size, D = hidden size, V = vocabulary.
@@ -13,15 +13,14 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from rlhf_core.engine.batches import SequenceBatch
+from rlhf_core.engine.blocks import interleaved
 from rlhf_core.engine.effective import effective_linear
 from rlhf_core.engine.kernels import rotate
 from rlhf_core.engine.matmul import pieces
+from rlhf_core.engine.output_layer import PLAIN_HEADS
+from rlhf_core.engine.packed import can_pack, norms_heads, rotates
 from rlhf_core.engine.packed_weight import PackedWeight
 from rlhf_core.state.compute_mode import compute_mode
-
-MODEL_TYPES = frozenset({"llama", "qwen2"})
-ROPE_TYPES = frozenset({"default", "linear", "llama3"})
-"""Rotary positions whose angles depend on the position alone and not on the length of the text."""
 
 HIDDEN = -1e30
 """Added to the score of a place that is padding: its probability is then exactly 0."""
@@ -29,8 +28,15 @@ HIDDEN = -1e30
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Layer:
-    """Weights of one layer, those that read the same input joined, the weights of the norms multiplied in."""
+    """Weights of one layer, those that read the same input joined, the weights of the norms multiplied in.
 
+    Attributes:
+        rotates: see `packed.rotates`.
+        gains_HE: weights of the norms of single heads of queries and keys, where there are such norms.
+    """
+
+    rotates: bool
+    gains_HE: Tensor | None
     qkv: PackedWeight
     out: PackedWeight
     gate_up: PackedWeight
@@ -65,13 +71,9 @@ class StaticDecoder:
     @staticmethod
     def supports(model: PreTrainedModel) -> bool:
         """Whether this decoder computes what `model` computes."""
-        config = model.config
-        if config.model_type not in MODEL_TYPES or config.hidden_act != "silu":
-            return False
-        slides = config.model_type == "qwen2" and config.use_sliding_window
-        if slides or config.rope_parameters["rope_type"] not in ROPE_TYPES:
-            return False
         body = model.get_decoder()
+        if not can_pack(body) or model.config.model_type not in PLAIN_HEADS:  # an adapter on the head is counted in
+            return False
         linears = [part for layer in body.layers for part in _linears(layer)] + [model.get_output_embeddings()]
         return type(body.embed_tokens) is nn.Embedding and all(effective_linear(part) is not None for part in linears)
 
@@ -129,13 +131,17 @@ class StaticDecoder:
     def _norm(self, x_ND: Tensor) -> Tensor:
         """Divide by the root of the mean square; the norm's weight is in the product that follows."""
         length_N1 = torch.linalg.vector_norm(x_ND, dim=-1, keepdim=True, dtype=torch.float32)
-        scale_N1 = torch.addcmul(self.eps, length_N1, length_N1, value=1 / x_ND.shape[1]).rsqrt_()
+        scale_N1 = torch.addcmul(self.eps, length_N1, length_N1, value=1 / x_ND.shape[-1]).rsqrt_()
         return x_ND * scale_N1.to(x_ND.dtype)
 
     def _rotated(self, layer: _Layer, x_ND: Tensor, rotation_N1E: Tensor) -> Tensor:
         """Queries, keys and values side by side, joined_NJ, the first two rotated to their positions."""
-        joined_NJ = layer.qkv(self._norm(x_ND))
-        rotate(joined_NJ, rotation_N1E, self.num_heads + self.num_kv_heads)
+        joined_NJ, num_rotated = layer.qkv(self._norm(x_ND)), self.num_heads + self.num_kv_heads
+        if layer.gains_HE is not None:
+            heads_NHE = joined_NJ.unflatten(1, (-1, self.head_size))[:, :num_rotated]
+            heads_NHE.copy_(self._norm(heads_NHE) * layer.gains_HE)
+        if layer.rotates:
+            rotate(joined_NJ, rotation_N1E, num_rotated)
         return joined_NJ
 
     def _split(self, joined: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -188,11 +194,17 @@ class StaticDecoder:
 
     def _layer(self, layer: nn.Module) -> _Layer:
         query, key, value, out, gate, up, down = _linears(layer)
+        attention, gains_HE = layer.self_attn, None
+        if norms_heads(attention):
+            gains = [(attention.q_norm, self.num_heads), (attention.k_norm, self.num_kv_heads)]
+            gains_HE = torch.cat([interleaved(norm.weight, self.head_size).expand(n, -1) for norm, n in gains]).detach()
         rotated = (self.num_heads + self.num_kv_heads) * self.head_size
         # rotate_half rotates place i with place i + E/2
         order = torch.arange(rotated).view(-1, 2, self.head_size // 2).transpose(1, 2).flatten()
         order = torch.cat([order, torch.arange(rotated, rotated + self.num_kv_heads * self.head_size)])
         return _Layer(
+            rotates=rotates(attention),
+            gains_HE=gains_HE,
             qkv=_joined([query, key, value], self.dtype, layer.input_layernorm.weight, order),
             out=_joined([out], self.dtype),
             gate_up=_joined([gate, up], self.dtype, layer.post_attention_layernorm.weight),

@@ -22,9 +22,9 @@ from transformers import (
 )
 
 from rlhf_core.engine.batches import SequenceBatch
-from rlhf_core.engine.output_layer import token_logprobs
+from rlhf_core.engine.output_layer import has_plain_head, token_logprobs
 from rlhf_core.engine.states import final_states, response_states
-from rlhf_core.errors import EnvironmentProblem
+from rlhf_core.errors import ConfigError, EnvironmentProblem
 from rlhf_core.model_folder import read_json
 from rlhf_core.models.folders.architecture import check_same_heads, read_config, read_heads
 from rlhf_core.models.folders.direction import check_direction
@@ -113,8 +113,17 @@ class RewardModel(Standardised):
             head: what it is, or its kind alone.
             seed: of the head's first weights.
             keep_output: keep an output layer that is not tied, for the log-probabilities of a joint loss.
+
+        Raises:
+            ConfigError: log-probabilities are asked of a model whose output layer is no plain product.
         """
         spec = head if isinstance(head, HeadSpec) else HeadSpec(kind=head)
+        if (keep_output or spec.kind == "gated") and not has_plain_head(policy):
+            raise ConfigError(
+                f"reward.head 'gated' and reward.auxiliary.sft_coef read log-probabilities, and those of "
+                f"{type(policy).__name__} are not its states times an embedding (a bias, a cap or a scale). "
+                "Fix: another head, such as 'last', and sft_coef 0"
+            )
         output = policy.get_output_embeddings().weight
         tied = output is policy.get_input_embeddings().weight
         frozen = None if tied or not (keep_output or spec.kind == "gated") else output.detach().clone()

@@ -22,7 +22,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from rlhf_core.engine import own_output
+from rlhf_core.engine import output_layer, own_output
 from rlhf_core.engine.batches import SequenceBatch, collate
 from rlhf_core.engine.own_output import own_logits, takes_states
 from rlhf_core.engine.states import predicting_states
@@ -186,7 +186,7 @@ class Fading(LlamaForCausalLM):
 def test_where_logits_are_not_of_states_alone_it_is_said_once(
     batch: SequenceBatch, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(logprobs, "PLAIN_HEADS", frozenset())
+    monkeypatch.setattr(output_layer, "PLAIN_HEADS", frozenset())
     torch.manual_seed(0)
     config = LlamaConfig(**SIZES, vocab_size=VOCABULARY, pad_token_id=PAD, initializer_range=0.3)
     model, takes = Fading(config).eval(), LlamaForCausalLM(config).eval()

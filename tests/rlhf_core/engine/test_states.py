@@ -11,12 +11,21 @@ from transformers import (
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
     PreTrainedModel,
     Qwen2Config,
     Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+    SmolLM3Config,
+    SmolLM3ForCausalLM,
 )
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
+from transformers.models.mistral.modeling_mistral import MistralRMSNorm
 from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
+from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
+from transformers.models.smollm3.modeling_smollm3 import SmolLM3RMSNorm
 
 from rlhf_core.engine.batches import RowShapes, SequenceBatch, collate
 from rlhf_core.engine.layout import layout_of
@@ -60,6 +69,13 @@ def tiny(kind: str) -> PreTrainedModel:
             model = LlamaForCausalLM(LlamaConfig(**SIZES, rope_parameters=positions))
         case "qwen2":
             model = Qwen2ForCausalLM(Qwen2Config(**SIZES, num_key_value_heads=2, tie_word_embeddings=True))
+        case "mistral":
+            model = MistralForCausalLM(MistralConfig(**SIZES, num_key_value_heads=2, sliding_window=None))
+        case "qwen3":
+            model = Qwen3ForCausalLM(Qwen3Config(**SIZES, num_key_value_heads=2, head_dim=12, attention_bias=True))
+        case "smollm3":
+            positions = {"no_rope_layers": [1, 0, 1], "use_sliding_window": False}
+            model = SmolLM3ForCausalLM(SmolLM3Config(**SIZES, num_key_value_heads=2, **positions, pad_token_id=PAD))
         case "sliding":
             model = Qwen2ForCausalLM(
                 Qwen2Config(
@@ -73,7 +89,7 @@ def tiny(kind: str) -> PreTrainedModel:
     return model.eval()
 
 
-PACKED = ["llama", "grouped", "llama3", "qwen2"]
+PACKED = ["llama", "grouped", "llama3", "qwen2", "mistral", "qwen3", "smollm3"]
 OTHERS = ["gpt2", "sliding"]
 
 
@@ -84,8 +100,8 @@ def exact_norms(monkeypatch: pytest.MonkeyPatch) -> None:
     def forward(self: torch.nn.Module, x: Tensor) -> Tensor:
         return self.weight * x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.variance_epsilon)
 
-    monkeypatch.setattr(LlamaRMSNorm, "forward", forward)
-    monkeypatch.setattr(Qwen2RMSNorm, "forward", forward)
+    for norm in (LlamaRMSNorm, MistralRMSNorm, Qwen2RMSNorm, Qwen3RMSNorm, SmolLM3RMSNorm):
+        monkeypatch.setattr(norm, "forward", forward)
 
 
 def plain_states(model: PreTrainedModel, batch: SequenceBatch, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -164,7 +180,7 @@ def test_states_and_gradients_in_float64_equal_transformers_to_1e_10(kind: str) 
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("kind", ["llama", "grouped", "gpt2"])
+@pytest.mark.parametrize("kind", ["llama", "grouped", "qwen3", "gpt2"])
 def test_n04_gradients_on_or_off_give_the_same_bits(kind: str, checkpointing: bool) -> None:
     """Old and new log-probabilities come from the same path: a first ratio that is not exactly 1 would be a bug."""
     body = tiny(kind).get_decoder()

@@ -89,13 +89,10 @@ def sample(
     )
 
 
-def test_the_fast_decoder_serves_llama_and_qwen2_and_the_general_one_the_rest() -> None:
+def test_the_fast_decoder_serves_what_is_packed_and_the_general_one_the_rest() -> None:
     for kind in ("llama", "qwen2", "grouped", "llama3"):
         assert isinstance(make_decoder(tiny(kind)), StaticDecoder)
     assert isinstance(make_decoder(tiny("gpt2")), CacheDecoder)
-    sliding = tiny("qwen2")
-    sliding.config.use_sliding_window = True
-    assert isinstance(make_decoder(sliding), CacheDecoder)
     stretched = tiny("llama")
     stretched.config.rope_parameters["rope_type"] = "dynamic"  # its angles depend on the length of the text
     assert isinstance(make_decoder(stretched), CacheDecoder)
@@ -332,7 +329,7 @@ def test_adapters_count_as_in_the_models_own_forward(kind: str) -> None:
 
 def test_layers_that_are_not_plain_products_go_to_the_general_decoder() -> None:
     model = tiny("llama")
-    model.add_adapter(LoraConfig(r=2, target_modules=["q_proj"], use_dora=True))
+    model.add_adapter(LoraConfig(r=2, target_modules=["down_proj"], alora_invocation_tokens=[5]))
     assert isinstance(make_decoder(model), CacheDecoder)
     model = tiny("llama")
     model.model.layers[0].mlp.up_proj = torch.nn.Sequential(model.model.layers[0].mlp.up_proj)
