@@ -1,6 +1,6 @@
 """Hidden states of a decoder over a batch: the one door through which every trainer runs a model.
 
-Llama and Qwen2 go the packed way (`rlhf_core.engine.packed`), everything else through transformers' own forward. The
+What `can_pack` goes the packed way (`rlhf_core.engine.packed`), everything else through transformers' own forward. The
 same tensors give the same bits, with gradients or without.
 Shape suffixes: B = rows, S = prompt and response tokens, R = response tokens, C = R + 1, N = all rows' response
 tokens without padding, D = hidden size.

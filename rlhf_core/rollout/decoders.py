@@ -1,4 +1,4 @@
-"""Token-by-token decoding with a key-value cache: a fast way for Llama and Qwen2, transformers' own for the rest.
+"""Token-by-token decoding with a key-value cache: a fast way for what is packed, transformers' own for the rest.
 
 Shape suffixes: B = rows, T = cache places, V = vocabulary.
 """
