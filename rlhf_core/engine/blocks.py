@@ -1,13 +1,12 @@
-"""The three blocks of a Llama or Qwen2 layer whose projections are plain, each one step of autograd.
+"""The three blocks of a Llama or Qwen2 layer, with low-rank adapters or without, each one step of autograd.
 
 What a block can make again without a matrix product it does not keep: normed inputs, activations, joined weights.
 It works piece by piece (see `matmul`), so what lies between two products is small. Weights may be float32 while
-products run in bfloat16 (`dtype`); sums over the residual stream stay in its own type.
+products run in bfloat16 (`Product.dtype`); sums over the residual stream stay in its own type.
 Shape suffixes: T = packed tokens, D = hidden size, F = feed-forward width, J = joined outputs, E = half a head.
 """
 
-from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -27,23 +26,7 @@ from rlhf_core.engine.kernels import (
 )
 from rlhf_core.engine.layout import AttentionGroup
 from rlhf_core.engine.matmul import linear, pieces
-
-
-def interleaved(tensor: Tensor, head_size: int, dim: int = 0) -> Tensor:
-    """Places a, b, c, ..., A, B, C, ... of each head become a, A, b, B, c, C, ...; head size 0 leaves them as they are.
-
-    A rotation then rotates pairs that stand side by side, as `kernels.rotate` wants them.
-    """
-    if not head_size:
-        return tensor
-    return tensor.unflatten(dim, (-1, 2, head_size // 2)).transpose(dim + 1, dim + 2).reshape(tensor.shape)
-
-
-def separated(tensor: Tensor, head_size: int) -> Tensor:
-    """Undo `interleaved` along the first dimension."""
-    if not head_size:
-        return tensor
-    return tensor.unflatten(0, (-1, head_size // 2, 2)).transpose(1, 2).reshape(tensor.shape)
+from rlhf_core.engine.projections import Product, ProductGradients, join
 
 
 class AttentionIn(torch.autograd.Function):
@@ -52,10 +35,10 @@ class AttentionIn(torch.autograd.Function):
     Args:
         x_TD: residual stream.
         norm_weight_D, eps: the norm.
-        dtype: of the product.
+        product: of queries, keys and values.
         rotations_T1E: see `kernels.rotate`.
         heads, groups: see `kernels.spread`.
-        tensors: weights of queries, keys and values, then a bias or None for each.
+        tensors: of queries, keys and values, as in `Projection`.
 
     Returns:
         What `kernels.spread` does.
@@ -67,20 +50,20 @@ class AttentionIn(torch.autograd.Function):
         x_TD: Tensor,
         norm_weight_D: Tensor,
         eps: float,
-        dtype: torch.dtype,
+        product: Product,
         rotations_T1E: Tensor,
         heads: tuple[int, int],
         groups: tuple[AttentionGroup, ...],
         *tensors: Tensor | None,
     ) -> tuple[Tensor, ...]:
         size = 2 * rotations_T1E.shape[-1]
-        ctx.head_sizes, ctx.dtype, ctx.heads, ctx.groups = (size, size, 0), dtype, heads, groups
+        ctx.head_sizes, ctx.product, ctx.heads, ctx.groups = (size, size, 0), product, heads, groups
         inverse_T1 = inverse_rms(x_TD, eps)
         ctx.save_for_backward(x_TD, norm_weight_D, inverse_T1, rotations_T1E, *tensors)
-        weight_JD, bias_J = _join(tensors, ctx.head_sizes, dtype)
+        weight_JD, bias_J = join(tensors, ctx.head_sizes, product)
         joined_TJ = weight_JD.new_empty(len(x_TD), len(weight_JD))
         for piece in pieces(len(x_TD), weight_JD):
-            joined = linear(rms_norm(x_TD[piece], inverse_T1[piece], norm_weight_D, dtype), weight_JD, bias_J)
+            joined = linear(rms_norm(x_TD[piece], inverse_T1[piece], norm_weight_D, product.dtype), weight_JD, bias_J)
             rotate(joined, rotations_T1E[piece], sum(heads))
             joined_TJ[piece] = joined
         return spread(joined_TJ, heads, groups)
@@ -89,19 +72,19 @@ class AttentionIn(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
         x_TD, norm_weight_D, inverse_T1, rotations_T1E, *tensors = ctx.saved_tensors
-        weight_JD, _ = _join(tensors, ctx.head_sizes, ctx.dtype)
-        weights = _Sums(tensors, ctx.head_sizes, wanted=any(ctx.needs_input_grad[7:]))
-        norm = _Sums([norm_weight_D, None], (0,), wanted=ctx.needs_input_grad[1])
+        weight_JD, _ = join(tensors, ctx.head_sizes, ctx.product)
+        weights = ProductGradients(tensors, ctx.head_sizes, ctx.product, ctx.needs_input_grad[7:])
+        norm = _NormGradient(wanted=ctx.needs_input_grad[1])
         grad_TJ, grad_x_TD = spread_backward(gradients, ctx.groups), torch.empty_like(x_TD)
         rotations_T1E = rotations_T1E.conj()
         for piece in pieces(len(x_TD), weight_JD):
             grad, x, inverse = grad_TJ[piece], x_TD[piece], inverse_T1[piece]
             rotate(grad, rotations_T1E[piece], sum(ctx.heads))
-            weights.add_product(grad, rms_norm(x, inverse, norm_weight_D, ctx.dtype))
+            weights.add(grad, rms_norm(x, inverse, norm_weight_D, ctx.product.dtype))
             grad_x, grad_norm = rms_norm_backward(linear(grad, weight_JD.t()), x, inverse, norm_weight_D)
             norm.add(grad_norm)
             grad_x_TD[piece] = grad_x
-        return grad_x_TD, *norm.gradients()[:1], *[None] * 5, *weights.gradients()
+        return grad_x_TD, norm.total, *[None] * 5, *weights.gradients()
 
 
 class AttentionOut(torch.autograd.Function):
@@ -109,25 +92,23 @@ class AttentionOut(torch.autograd.Function):
 
     Args:
         x_TD: residual stream.
-        weight_DD, bias_D: the output projection.
-        dtype: of the product.
+        product: of the output projection.
         groups: where each token's result stands.
-        attended: results of attention, one a group.
+        tensors: the four of the output projection, as in `Projection`, then the results of attention, one a group.
     """
 
     @staticmethod
     def forward(
         ctx: Any,
         x_TD: Tensor,
-        weight_DD: Tensor,
-        bias_D: Tensor | None,
-        dtype: torch.dtype,
+        product: Product,
         groups: tuple[AttentionGroup, ...],
-        *attended: Tensor,
+        *tensors: Tensor | None,
     ) -> Tensor:
-        ctx.save_for_backward(weight_DD, bias_D, *attended)
-        ctx.dtype, ctx.groups = dtype, groups
-        weight, bias = _join((weight_DD, bias_D), (0,), dtype)
+        ctx.save_for_backward(*tensors)
+        ctx.product, ctx.groups = product, groups
+        attended = cast(tuple[Tensor, ...], tensors[4:])
+        weight, bias = join(tensors[:4], (0,), product)
         attended_TD, out_TD = gather(groups, attended), torch.empty_like(x_TD)
         for piece in pieces(len(x_TD), weight):
             torch.add(x_TD[piece], linear(attended_TD[piece], weight, bias), out=out_TD[piece])
@@ -136,15 +117,16 @@ class AttentionOut(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
-        weight_DD, bias_D, *attended = ctx.saved_tensors
+        saved = ctx.saved_tensors  # once: activation checkpointing makes them anew and lets them go
+        tensors, attended = saved[:4], saved[4:]
         grad_TD = gradients[0].contiguous()
-        narrow_TD, weight = grad_TD.to(ctx.dtype), weight_DD.to(ctx.dtype)
-        sums = _Sums([weight_DD, bias_D], (0,), wanted=any(ctx.needs_input_grad[1:3]))
+        narrow_TD, (weight, _) = grad_TD.to(ctx.product.dtype), join(tensors, (0,), ctx.product)
+        sums = ProductGradients(tensors, (0,), ctx.product, ctx.needs_input_grad[3:7])
         attended_TD = gather(ctx.groups, attended)
         for piece in pieces(len(grad_TD), weight):
-            sums.add_product(narrow_TD[piece], attended_TD[piece])
+            sums.add(narrow_TD[piece], attended_TD[piece])
             attended_TD[piece] = linear(narrow_TD[piece], weight.t())  # its gradient, where it is not read again
-        return grad_TD, *sums.gradients(), None, None, *gather_backward(attended_TD, ctx.groups, attended)
+        return grad_TD, None, None, *sums.gradients(), *gather_backward(attended_TD, ctx.groups, attended)
 
 
 class FeedForward(torch.autograd.Function):
@@ -153,9 +135,8 @@ class FeedForward(torch.autograd.Function):
     Args:
         x_TD: residual stream.
         norm_weight_D, eps: the norm.
-        dtype: of the products.
-        down_DF, down_bias_D: the down projection.
-        tensors: gate and up weights, then a bias or None for each.
+        gate_up, down: the two products.
+        tensors: the four of the down projection, then those of gate and up, as in `Projection`.
     """
 
     @staticmethod
@@ -164,97 +145,53 @@ class FeedForward(torch.autograd.Function):
         x_TD: Tensor,
         norm_weight_D: Tensor,
         eps: float,
-        dtype: torch.dtype,
-        down_DF: Tensor,
-        down_bias_D: Tensor | None,
+        gate_up: Product,
+        down: Product,
         *tensors: Tensor | None,
     ) -> Tensor:
         inverse_T1, out_TD = inverse_rms(x_TD, eps), torch.empty_like(x_TD)
-        weight_JD, bias_J = _join(tensors, (0, 0), dtype)
-        down, down_bias = _join((down_DF, down_bias_D), (0,), dtype)
+        weight_JD, bias_J = join(tensors[4:], (0, 0), gate_up)
+        down_DF, down_bias_D = join(tensors[:4], (0,), down)
         kept = []
         for piece in pieces(len(x_TD), weight_JD):
-            normed = rms_norm(x_TD[piece], inverse_T1[piece], norm_weight_D, dtype)
+            normed = rms_norm(x_TD[piece], inverse_T1[piece], norm_weight_D, gate_up.dtype)
             kept.append(linear(normed, weight_JD, bias_J))
-            torch.add(x_TD[piece], linear(swiglu(kept[-1])[0], down, down_bias), out=out_TD[piece])
-        ctx.save_for_backward(x_TD, norm_weight_D, inverse_T1, down_DF, down_bias_D, *tensors, *kept)
-        ctx.dtype = dtype
+            torch.add(x_TD[piece], linear(swiglu(kept[-1])[0], down_DF, down_bias_D), out=out_TD[piece])
+        ctx.save_for_backward(x_TD, norm_weight_D, inverse_T1, *tensors, *kept)
+        ctx.gate_up, ctx.down = gate_up, down
         return out_TD
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
-        x_TD, norm_weight_D, inverse_T1, down_DF, down_bias_D, *tensors = ctx.saved_tensors
-        tensors, kept = tensors[:4], tensors[4:]
+        x_TD, norm_weight_D, inverse_T1, *saved = ctx.saved_tensors
+        of_down, of_gate_up, kept = saved[:4], saved[4:12], saved[12:]
         grad_TD = gradients[0].contiguous()
-        weight_JD, _ = _join(tensors, (0, 0), ctx.dtype)
-        down, narrow_TD, grad_x_TD = down_DF.to(ctx.dtype), grad_TD.to(ctx.dtype), torch.empty_like(x_TD)
-        norm = _Sums([norm_weight_D, None], (0,), wanted=ctx.needs_input_grad[1])
-        downs = _Sums([down_DF, down_bias_D], (0,), wanted=any(ctx.needs_input_grad[4:6]))
-        weights = _Sums(tensors, (0, 0), wanted=any(ctx.needs_input_grad[6:]))
+        (weight_JD, _), (down_DF, _) = join(of_gate_up, (0, 0), ctx.gate_up), join(of_down, (0,), ctx.down)
+        narrow_TD, grad_x_TD = grad_TD.to(ctx.down.dtype), torch.empty_like(x_TD)
+        norm = _NormGradient(wanted=ctx.needs_input_grad[1])
+        downs = ProductGradients(of_down, (0,), ctx.down, ctx.needs_input_grad[5:9])
+        weights = ProductGradients(of_gate_up, (0, 0), ctx.gate_up, ctx.needs_input_grad[9:])
         for piece, joined in zip(pieces(len(x_TD), weight_JD), kept, strict=True):
             grad, x, inverse = narrow_TD[piece], x_TD[piece], inverse_T1[piece]
             hidden, activated = swiglu(joined)
-            downs.add_product(grad, hidden)
-            grad_joined = swiglu_backward(linear(grad, down.t()), joined, activated)
-            weights.add_product(grad_joined, rms_norm(x, inverse, norm_weight_D, ctx.dtype))
+            downs.add(grad, hidden)
+            grad_joined = swiglu_backward(linear(grad, down_DF.t()), joined, activated)
+            weights.add(grad_joined, rms_norm(x, inverse, norm_weight_D, ctx.gate_up.dtype))
             grad_x, grad_norm = rms_norm_backward(linear(grad_joined, weight_JD.t()), x, inverse, norm_weight_D)
             norm.add(grad_norm)
             torch.add(grad_x, grad_TD[piece], out=grad_x_TD[piece])
-        return grad_x_TD, *norm.gradients()[:1], None, None, *downs.gradients(), *weights.gradients()
+        return grad_x_TD, norm.total, *[None] * 3, *downs.gradients(), *weights.gradients()
 
 
-class _Sums:
-    """Gradients of joined weights and biases, added up over pieces; None for all of them where nobody wants them.
+class _NormGradient:
+    """Gradient of a norm's weight, added up over pieces; None where nobody wants it."""
 
-    Args:
-        tensors: weights, then a bias or None for each.
-        head_sizes: see `interleaved`.
-        wanted: whether there is anything to add up.
-    """
+    def __init__(self, *, wanted: bool) -> None:
+        self.wanted = wanted
+        self.total: Tensor | None = None
 
-    def __init__(self, tensors: Sequence[Any], head_sizes: Sequence[int], *, wanted: bool) -> None:
-        self.tensors, self.head_sizes, self.wanted = tensors, head_sizes, wanted
-        self.has_bias = tensors[len(head_sizes)] is not None
-        self.weight: Tensor | None = None
-        self.bias: Tensor | None = None
-
-    def add_product(self, grad_TJ: Tensor, input_TD: Tensor) -> None:
-        """A piece of a projection's output gradient and of its input."""
-        if not self.wanted:
-            return
-        self.add(linear(grad_TJ.t(), input_TD.t()))
-        if self.has_bias:
-            bias_J = grad_TJ.sum(0, dtype=self.tensors[0].dtype)
-            self.bias = bias_J if self.bias is None else self.bias.add_(bias_J)
-
-    def add(self, weight: Tensor) -> None:
-        """A piece of the weight's gradient."""
+    def add(self, piece_D: Tensor) -> None:
+        """A piece of it."""
         if self.wanted:
-            weight = weight.to(self.tensors[0].dtype)
-            self.weight = weight if self.weight is None else self.weight.add_(weight)
-
-    def gradients(self) -> list[Tensor | None]:
-        """One for each of the tensors."""
-        count = len(self.head_sizes)
-        lengths = [len(weight) for weight in self.tensors[:count]]
-        return [
-            gradient
-            for joined in (self.weight, self.bias)
-            for gradient in (
-                [None] * count
-                if joined is None
-                else [separated(part, size) for part, size in zip(joined.split(lengths), self.head_sizes, strict=True)]
-            )
-        ]
-
-
-def _join(tensors: Sequence[Any], head_sizes: Sequence[int], dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
-    """One weight and one bias of several projections; the copy costs little beside the product it serves."""
-    count = len(head_sizes)
-    weights = [interleaved(weight, size) for weight, size in zip(tensors[:count], head_sizes, strict=True)]
-    weight = (weights[0] if count == 1 else torch.cat(weights)).to(dtype)
-    if tensors[count] is None:
-        return weight, None
-    biases = [interleaved(bias, size) for bias, size in zip(tensors[count:], head_sizes, strict=True)]
-    return weight, torch.cat(biases).to(dtype)
+            self.total = piece_D if self.total is None else self.total.add_(piece_D)

@@ -1,6 +1,6 @@
 """What a linear layer multiplies with, adapters counted in."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -40,8 +40,8 @@ def _with_adapters(layer: nn.Module) -> Linear | None:
     base = layer.base_layer
     if layer.merged:
         return None if layer.disable_adapters else Linear(base.weight, base.bias)
-    active = [name for name in layer.active_adapters if name in layer.lora_A]
-    if layer.disable_adapters or not active:
+    active = _active(layer)
+    if not active:
         return Linear(base.weight, base.bias)
     variants = [name for name in active if name in layer.lora_variant]
     if any(layer.lora_bias[name] for name in active) or any(not layer.use_dora[name] for name in variants):
@@ -53,3 +53,52 @@ def _with_adapters(layer: nn.Module) -> Linear | None:
         length = torch.linalg.vector_norm(weight, dim=1)
         weight = (layer.lora_magnitude_vector[name].weight / length)[:, None] * weight
     return Linear(weight, base.bias)
+
+
+class LowRank(NamedTuple):
+    """A linear layer, and the one adapter that is active on it: W + scale * B A, or W where A and B are None.
+
+    Attributes:
+        weight, bias: of the layer underneath, [out, in] and [out].
+        down: A, [rank, in].
+        up: B, [out, rank].
+        scale: what B A is multiplied by.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+    down: Tensor | None = None
+    up: Tensor | None = None
+    scale: float = 1.0
+
+
+def low_rank_of(layer: Any) -> LowRank | None:
+    """A layer as weight and adapter, each the layer's own, so that gradients reach them.
+
+    Returns:
+        None for what computes more: other kinds of layers, several adapters at a time, adapters with dropout in
+        training, with magnitudes or biases of their own, or in another number format than the weight.
+    """
+    if type(layer) is nn.Linear:
+        return LowRank(layer.weight, layer.bias)
+    base: Any = getattr(layer, "base_layer", None)
+    if type(base) is not nn.Linear or not hasattr(layer, "lora_A") or layer.fan_in_fan_out:
+        return None
+    active = _active(layer)
+    if layer.merged:
+        return None if layer.disable_adapters else LowRank(base.weight, base.bias)
+    if not active:
+        return LowRank(base.weight, base.bias)
+    name = active[0]
+    drops = layer.training and getattr(layer.lora_dropout[name], "p", 0.0) > 0
+    if len(active) > 1 or drops or name in layer.lora_variant or layer.lora_bias[name]:
+        return None
+    down, up = layer.lora_A[name].weight, layer.lora_B[name].weight
+    if down.dtype != base.weight.dtype or up.dtype != base.weight.dtype:
+        return None
+    return LowRank(base.weight, base.bias, down, up, float(layer.scaling[name]))
+
+
+def _active(layer: Any) -> list[str]:
+    """Names of the adapters that count now."""
+    return [] if layer.disable_adapters else [name for name in layer.active_adapters if name in layer.lora_A]

@@ -6,10 +6,7 @@ layer's feed-forward where nobody reads it, and most of what autograd would keep
 Shape suffixes: T = packed tokens, N = tokens whose state is wanted, D = hidden size, E = half a head.
 """
 
-from collections.abc import Sequence
-
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers.models.llama.modeling_llama import (
@@ -48,9 +45,11 @@ from transformers.models.smollm3.modeling_smollm3 import (
     SmolLM3RMSNorm,
 )
 
-from rlhf_core.engine.blocks import AttentionIn, AttentionOut, FeedForward, interleaved
+from rlhf_core.engine.attention import attend
+from rlhf_core.engine.blocks import AttentionIn, AttentionOut, FeedForward
 from rlhf_core.engine.kernels import Gather, RMSNorm, Spread, SwiGLU, Take, at_least_float32
 from rlhf_core.engine.layout import Layout
+from rlhf_core.engine.projections import Product, Projection, interleaved, projection_of
 from rlhf_core.state.compute_mode import compute_mode
 from rlhf_core.state.sharding import has_foreign_hooks, run_gathered, undivided_type
 
@@ -138,14 +137,12 @@ def _layer(layer: nn.Module, x_TD: Tensor, rotations_T1E: Tensor, layout: Layout
     num_heads, num_kv_heads = attention.config.num_attention_heads, attention.config.num_key_value_heads
     parts = _queries_keys_values(layer, x_TD, rotations_T1E, (num_heads, num_kv_heads), layout)
     attended = [
-        F.scaled_dot_product_attention(
-            queries, keys, values, is_causal=True, scale=attention.scaling, enable_gqa=num_heads != num_kv_heads
-        )
+        attend(queries, keys, values, attention.scaling)
         for queries, keys, values in zip(parts[::3], parts[1::3], parts[2::3], strict=True)
     ]
-    if wanted_N is None and _is_plain(attention.o_proj):
-        weights = attention.o_proj.weight, attention.o_proj.bias
-        x_TD = AttentionOut.apply(x_TD, *weights, _product_type(x_TD), layout.groups, *attended)
+    out = projection_of(attention.o_proj) if wanted_N is None else None
+    if out is not None:
+        x_TD = AttentionOut.apply(x_TD, _product(x_TD, out), layout.groups, *out.tensors, *attended)
     else:
         attended_TD = Gather.apply(layout.groups, *attended)
         if wanted_N is not None:
@@ -161,9 +158,10 @@ def _queries_keys_values(
     attention, norm = layer.self_attn, layer.input_layernorm
     parts = (attention.q_proj, attention.k_proj, attention.v_proj)
     where = (rotations_T1E if rotates(attention) else torch.ones_like(rotations_T1E), heads, layout.groups)
-    if _is_norm(norm) and all(map(_is_plain, parts)) and not norms_heads(attention):
-        plain = (norm.weight, norm.variance_epsilon, _product_type(x_TD))
-        return AttentionIn.apply(x_TD, *plain, *where, *_weights(parts))
+    joined_parts = None if norms_heads(attention) else projection_of(*parts)
+    if _is_norm(norm) and joined_parts is not None:
+        normed = (norm.weight, norm.variance_epsilon, _product(x_TD, joined_parts))
+        return AttentionIn.apply(x_TD, *normed, *where, *joined_parts.tensors)
     normed_TD, sizes = _norm(norm, x_TD), (attention.head_dim, attention.head_dim, 0)
     projected = [part(normed_TD) for part in parts]
     if norms_heads(attention):
@@ -176,24 +174,18 @@ def _queries_keys_values(
 def _feed_forward(layer: nn.Module, x_TD: Tensor) -> Tensor:
     mlp, norm = layer.mlp, layer.post_attention_layernorm
     parts = (mlp.gate_proj, mlp.up_proj)
-    if _is_norm(norm) and all(map(_is_plain, (*parts, mlp.down_proj))):
-        down = mlp.down_proj.weight, mlp.down_proj.bias
-        return FeedForward.apply(x_TD, norm.weight, norm.variance_epsilon, _product_type(x_TD), *down, *_weights(parts))
+    gate_up, down = projection_of(*parts), projection_of(mlp.down_proj)
+    if _is_norm(norm) and gate_up is not None and down is not None:
+        products = _product(x_TD, gate_up), _product(x_TD, down)
+        normed = (norm.weight, norm.variance_epsilon)
+        return FeedForward.apply(x_TD, *normed, *products, *down.tensors, *gate_up.tensors)
     normed_TD = _norm(norm, x_TD)
     return x_TD + mlp.down_proj(SwiGLU.apply(torch.cat([part(normed_TD) for part in parts], 1)))
 
 
-def _weights(parts: Sequence[nn.Module]) -> list[Tensor | None]:
-    return [part.weight for part in parts] + [part.bias for part in parts]
-
-
-def _product_type(x_TD: Tensor) -> torch.dtype:
-    return torch.bfloat16 if compute_mode().precision == "bfloat16" else x_TD.dtype
-
-
-def _is_plain(part: nn.Module) -> bool:
-    """Whether a projection is a weight and a bias and nothing more; one with an adapter is called as it is."""
-    return type(part) is nn.Linear
+def _product(x_TD: Tensor, projection: Projection) -> Product:
+    dtype = torch.bfloat16 if compute_mode().precision == "bfloat16" else x_TD.dtype
+    return Product(dtype, projection.scales)
 
 
 def _is_norm(norm: nn.Module) -> bool:

@@ -7,10 +7,12 @@ from torch import Tensor
 from torch.autograd import gradcheck
 
 from rlhf_core.engine import matmul
+from rlhf_core.engine.attention import attend
 from rlhf_core.engine.batches import collate
-from rlhf_core.engine.blocks import AttentionIn, AttentionOut, FeedForward, interleaved, separated
+from rlhf_core.engine.blocks import AttentionIn, AttentionOut, FeedForward
 from rlhf_core.engine.kernels import Gather, RMSNorm, Spread, SwiGLU, Take
 from rlhf_core.engine.layout import layout_of
+from rlhf_core.engine.projections import Product, interleaved, separated
 
 # Two rows share a prompt and stand in one group of attention, a third shares it and stands in another.
 LAYOUT = layout_of(collate([[5, 6], [5, 6], [7], [5, 6]], [[8], [9], [3], [2, 3, 4, 5, 6]], 0))
@@ -59,41 +61,76 @@ def test_gradcheck_of_spreading_and_gathering() -> None:
     assert gradcheck(lambda *parts: Gather.apply(LAYOUT.groups, *parts), attended)
 
 
+def layers_of(rows: list[int], width: int, *, bias: bool, adapted: list[bool], seed: int) -> list[Tensor | None]:
+    """Weights, biases, A and B of layers with `rows` outputs, as `Projection.tensors` has them; adapters of rank 2."""
+    numbers = range(len(rows))
+    return [
+        *(random(rows[n], width, seed=seed + n) for n in numbers),
+        *(random(rows[n], seed=seed + n) if bias else None for n in numbers),
+        *(random(2, width, seed=seed + 5 + n) if adapted[n] else None for n in numbers),
+        *(random(rows[n], 2, seed=seed + 8 + n) if adapted[n] else None for n in numbers),
+    ]
+
+
+ADAPTED = {"no adapters": [False] * 3, "all adapted": [True] * 3, "queries and values": [True, False, True]}
+
+
 @pytest.mark.usefixtures("cut")
+@pytest.mark.parametrize("adapted", ADAPTED.values(), ids=ADAPTED)
 @pytest.mark.parametrize("bias", [True, False])
-def test_gradcheck_of_the_blocks(bias: bool) -> None:
+def test_gradcheck_of_the_blocks(bias: bool, adapted: list[bool]) -> None:
     x, norm = random(TOKENS, WIDTH), random(WIDTH)
-    attention = [random(rows, WIDTH, seed=1) for rows in (2 * SIZE, SIZE, SIZE)]
-    biases = [random(rows, seed=2) if bias else None for rows in (2 * SIZE, SIZE, SIZE)]
-    where = (turns(), HEADS, LAYOUT.groups)
+    heads = layers_of([2 * SIZE, SIZE, SIZE], WIDTH, bias=bias, adapted=adapted, seed=1)
+    where, product = (turns(), HEADS, LAYOUT.groups), Product(torch.float64, (0.5, 2.0, 3.0))
     assert gradcheck(
-        lambda x, norm, *tensors: AttentionIn.apply(x, norm, EPS, torch.float64, *where, *tensors),
-        (x, norm, *attention, *biases),
+        lambda x, norm, *tensors: AttentionIn.apply(x, norm, EPS, product, *where, *tensors), (x, norm, *heads)
     )
     attended = [random(group.rows, 2, group.length, SIZE, seed=n) for n, group in enumerate(LAYOUT.groups)]
+    single = Product(torch.float64, (0.5,))
+    out = layers_of([WIDTH], 2 * SIZE, bias=bias, adapted=adapted[:1], seed=20)
+    assert gradcheck(lambda x, *tensors: AttentionOut.apply(x, single, LAYOUT.groups, *tensors), (x, *out, *attended))
+    down = layers_of([WIDTH], 3, bias=bias, adapted=adapted[1:2], seed=30)
+    gate_up = layers_of([3, 3], WIDTH, bias=bias, adapted=adapted[1:], seed=40)
+    pair = Product(torch.float64, (2.0, 3.0))
     assert gradcheck(
-        lambda x, weight, bias, *parts: AttentionOut.apply(x, weight, bias, torch.float64, LAYOUT.groups, *parts),
-        (x, random(WIDTH, 2 * SIZE), random(WIDTH) if bias else None, *attended),
-    )
-    gates = [random(3, WIDTH, seed=n) for n in (3, 4)]
-    gate_biases = [random(3, seed=n) if bias else None for n in (5, 6)]
-    assert gradcheck(
-        lambda x, norm, *tensors: FeedForward.apply(x, norm, EPS, torch.float64, *tensors),
-        (x, norm, random(WIDTH, 3), random(WIDTH, seed=7) if bias else None, *gates, *gate_biases),
+        lambda x, norm, *tensors: FeedForward.apply(x, norm, EPS, pair, single, *tensors), (x, norm, *down, *gate_up)
     )
 
 
-def test_frozen_weights_get_no_gradient_and_inputs_do() -> None:
+def test_frozen_weights_get_no_gradient_and_inputs_and_adapters_do() -> None:
     x, norm = random(TOKENS, WIDTH), random(WIDTH).detach()
     frozen = [random(3, WIDTH, seed=n).detach() for n in (3, 4)]
     down = random(WIDTH, 3).detach()
-    FeedForward.apply(x, norm, EPS, torch.float64, down, None, *frozen, None, None).sum().backward()
-    expected = x.detach().clone().requires_grad_()
+    a, b = random(2, WIDTH, seed=5), random(3, 2, seed=6)
+    tensors = (down, None, None, None, *frozen, None, None, a, None, b, None)
+    products = Product(torch.float64, (2.0, 1.0)), Product(torch.float64, (1.0,))
+    FeedForward.apply(x, norm, EPS, *products, *tensors).sum().backward()
+    expected, a_too, b_too = (tensor.detach().clone().requires_grad_() for tensor in (x, a, b))
     normed = F.rms_norm(expected, (WIDTH,), norm, EPS)
-    (expected + (F.silu(normed @ frozen[0].t()) * (normed @ frozen[1].t())) @ down.t()).sum().backward()
-    torch.testing.assert_close(x.grad, expected.grad, atol=1e-12, rtol=0)
+    gate = F.silu(normed @ frozen[0].t() + 2.0 * normed @ a_too.t() @ b_too.t())
+    (expected + (gate * (normed @ frozen[1].t())) @ down.t()).sum().backward()
+    for found, wanted in ((x, expected), (a, a_too), (b, b_too)):
+        torch.testing.assert_close(found.grad, wanted.grad, atol=1e-12, rtol=0)
     assert norm.grad is None
     assert down.grad is None
+
+
+@pytest.mark.parametrize("heads", [(4, 4), (6, 2)])
+def test_attention_in_bfloat16_is_that_of_float64_but_for_its_rounding(heads: tuple[int, int]) -> None:
+    """Values and gradients against torch's own attention in float64; bfloat16 keeps 8 bits."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(3, heads[0], 40, 16), (3, heads[1], 40, 16), (3, heads[1], 40, 16)]
+    narrow = [torch.randn(*shape, generator=generator).bfloat16().requires_grad_() for shape in shapes]
+    wide = [tensor.detach().double().requires_grad_() for tensor in narrow]
+    weights = torch.randn(3, heads[0], 40, 16, generator=generator)
+    found, expected = attend(*narrow, 0.25), attend(*wide, 0.25)
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found.double(), expected, atol=0.02, rtol=0.01)
+    (found * weights).sum().backward()
+    (expected * weights).sum().backward()
+    for one, other in zip(narrow, wide, strict=True):
+        assert one.grad.dtype == torch.bfloat16
+        torch.testing.assert_close(one.grad.double(), other.grad, atol=0.05, rtol=0.02)
 
 
 def test_interleaving_makes_a_rotation_of_halves_one_of_neighbours() -> None:

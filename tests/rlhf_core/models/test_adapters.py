@@ -214,6 +214,24 @@ def test_outputs_and_gradients_are_those_of_pefts_own_model(
         torch.testing.assert_close(gradient, own[name].grad, atol=2e-5, rtol=1e-4)
 
 
+def test_in_the_engine_adapters_get_the_gradients_that_peft_gives_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The engine multiplies with W + scale B A; with every projection called as a module, peft adds scale B (A x)."""
+    found = {}
+    for name in ("engine", "peft"):
+        if name == "peft":
+            monkeypatch.setattr("rlhf_core.engine.packed.projection_of", lambda *_: None)
+        model = adapted().double()
+        logprobs = response_logprobs(model, batch())
+        logprobs.sum().backward()
+        found[name] = logprobs, {key: one.grad for key, one in model.named_parameters() if one.grad is not None}
+    torch.testing.assert_close(found["engine"][0], found["peft"][0], atol=1e-10, rtol=0)
+    gradients, expected = found["engine"][1], found["peft"][1]
+    assert gradients.keys() == expected.keys()
+    assert all("lora_" in key for key in gradients)
+    for key, gradient in gradients.items():
+        torch.testing.assert_close(gradient, expected[key], atol=1e-8, rtol=1e-7, msg=key)
+
+
 def test_only_adapters_learn_and_the_frozen_weights_keep_their_bits() -> None:
     model = adapted()
     before = dict(tensors(model))
