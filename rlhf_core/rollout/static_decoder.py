@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from rlhf_core.engine.batches import SequenceBatch
-from rlhf_core.engine.blocks import interleaved
 from rlhf_core.engine.effective import effective_linear
 from rlhf_core.engine.kernels import rotate
 from rlhf_core.engine.matmul import pieces
 from rlhf_core.engine.output_layer import PLAIN_HEADS
 from rlhf_core.engine.packed import can_pack, norms_heads, rotates
 from rlhf_core.engine.packed_weight import PackedWeight
+from rlhf_core.engine.projections import interleaved
 from rlhf_core.state.compute_mode import compute_mode
 
 HIDDEN = -1e30
