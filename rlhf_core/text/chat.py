@@ -10,14 +10,15 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
-from functools import lru_cache
+from functools import lru_cache, partial
 
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_core.errors import ConfigError, DataError
 from rlhf_core.text.control import encode_marked, has_unknown, spelled, unmarked, without_control
 from rlhf_core.text.encoded import Encoded
-from rlhf_core.text.transcripts import Message
+from rlhf_core.text.tool_turns import Conversation, Message, read_reply, with_changed_texts
+from rlhf_core.text.whole import holds_turns, stands, texts_of, within
 
 TEMPLATE_DATE = date(2024, 7, 26)
 """The day it is in every template that asks for the date; Llama 3.1's falls back to this one itself."""
@@ -96,7 +97,7 @@ def reply_form(tokenizer: PreTrainedTokenizerBase) -> ReplyForm:
 
 
 def render_prompts(
-    tokenizer: PreTrainedTokenizerBase, dialogues: Sequence[Sequence[Message]], max_tokens: int
+    tokenizer: PreTrainedTokenizerBase, dialogues: Sequence[Conversation], max_tokens: int
 ) -> list[Encoded]:
     """Tokens of dialogues up to where the assistant is to speak.
 
@@ -109,12 +110,12 @@ def render_prompts(
     written = _write(tokenizer, dialogues, add_generation_prompt=True)
     encoded = []
     for dialogue, (text, ids) in zip(dialogues, written, strict=True):
-        kept = list(dialogue)
-        is_whole = _holds_turns(text, kept) and not has_unknown(tokenizer, ids, (turn["content"] for turn in kept))
-        while len(ids) > max_tokens and (shorter := _without_oldest(kept)):
-            kept = shorter
+        kept = dialogue
+        is_whole = holds_turns(text, kept) and not has_unknown(tokenizer, ids, texts_of(kept.turns))
+        while len(ids) > max_tokens and (shorter := _without_oldest(kept.turns)):
+            kept = kept._replace(turns=shorter)
             ((_, ids),) = _write(tokenizer, [kept], add_generation_prompt=True)
-        encoded.append(Encoded(ids, is_cut=len(kept) < len(dialogue), is_whole=is_whole))
+        encoded.append(Encoded(ids, is_cut=len(kept.turns) < len(dialogue.turns), is_whole=is_whole))
     return encoded
 
 
@@ -127,11 +128,12 @@ def render_responses(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -
     if not texts:
         return []
     form = reply_form(tokenizer)
-    replies = [text.strip() for text in texts]
-    written = _write(tokenizer, [[_QUESTION, {"role": "assistant", "content": reply}] for reply in replies])
+    replies = [read_reply(text) or {"role": "assistant", "content": text.strip()} for text in texts]
+    written = _write(tokenizer, [Conversation([_QUESTION, reply], []) for reply in replies])
     encoded = []
     for reply, (text, ids) in zip(replies, written, strict=True):
-        if reply not in _within(text, form.around) or has_unknown(tokenizer, ids, [reply]):
+        is_whole = stands(reply, within(text, form.around)) and not has_unknown(tokenizer, ids, texts_of([reply]))
+        if not is_whole or ("tool_calls" in reply and not _stands_as_replies(text, form)):
             encoded.append(Encoded([], is_whole=False))
         elif form.end_id is not None:
             encoded.append(Encoded(_reply_of(ids, form)))
@@ -140,23 +142,10 @@ def render_responses(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -
     return encoded
 
 
-def _within(text: str, around: tuple[str, str, str]) -> str:
-    """What stands between what the template writes around every reply; letters of that are none of the reply."""
-    opening, lead, tail = around
-    return text.removeprefix(opening).removeprefix(lead).removesuffix(tail)
-
-
-def _holds_turns(text: str, dialogue: Sequence[Message]) -> bool:
-    """Whether what user and system say stands in a rendered text, in order. Earlier replies may be written shorter."""
-    place = 0
-    for turn in dialogue:
-        if turn["role"] == "assistant":
-            continue
-        found = text.find(turn["content"], place)
-        if found < 0:
-            return False
-        place = found + len(turn["content"])
-    return True
+def _stands_as_replies(text: str, form: ReplyForm) -> bool:
+    """Whether a rendered call stands behind the same opening, and ends in the same way, as every other reply."""
+    opening, _, tail = form.around
+    return text.startswith(opening) and text.endswith(tail)
 
 
 def _reply_of(ids: list[int], form: ReplyForm) -> list[int]:
@@ -180,7 +169,7 @@ def _reply_form(tokenizer: PreTrainedTokenizerBase, template: str, eos_token: st
     controls = [place for place, token in enumerate(tail_ids) if token in tokenizer.added_tokens_decoder]
     lead_ids = tokenizer(lead, add_special_tokens=False)["input_ids"]
     return ReplyForm(
-        opening=tuple(_write(tokenizer, [[_QUESTION]], add_generation_prompt=True)[0][1]),
+        opening=tuple(_write(tokenizer, [Conversation([_QUESTION], [])], add_generation_prompt=True)[0][1]),
         lead=tokenizer.decode(lead_ids, skip_special_tokens=True).strip(),
         trail=tokenizer.decode(tail_ids[: controls[0]], skip_special_tokens=True).strip() if controls else "",
         around=(opening, lead, tail),
@@ -190,15 +179,12 @@ def _reply_form(tokenizer: PreTrainedTokenizerBase, template: str, eos_token: st
 
 
 def _write(
-    tokenizer: PreTrainedTokenizerBase, dialogues: Sequence[Sequence[Message]], *, add_generation_prompt: bool = False
+    tokenizer: PreTrainedTokenizerBase, dialogues: Sequence[Conversation], *, add_generation_prompt: bool = False
 ) -> list[tuple[str, list[int]]]:
     """Text and tokens of dialogues; control tokens that somebody typed are letters in them."""
-    marked = [
-        [{**turn, "content": spelled(tokenizer, turn["content"], turn["role"])} for turn in dialogue]
-        for dialogue in dialogues
-    ]
+    marked = [with_changed_texts(dialogue, partial(spelled, tokenizer)) for dialogue in dialogues]
     try:
-        texts = tokenizer.apply_chat_template(marked, tokenize=False, add_generation_prompt=add_generation_prompt)
+        texts = _applied(tokenizer, marked, add_generation_prompt=add_generation_prompt)
     except Exception as error:  # a template is a program: it divides by zero as well as it refuses
         if len(dialogues) > 1:  # which one?
             for place, dialogue in enumerate(dialogues, start=1):
@@ -211,11 +197,31 @@ def _write(
     for text, dialogue in zip(texts, dialogues, strict=True):
         ids = encode_marked(tokenizer, text)
         if ids is None:  # no letters for a control token: without it, and so not whole
-            bare = [{**turn, "content": without_control(tokenizer, turn["content"], turn["role"])} for turn in dialogue]
+            bare = with_changed_texts(dialogue, partial(without_control, tokenizer))
             written += _write(tokenizer, [bare], add_generation_prompt=add_generation_prompt)
         else:
             written.append((unmarked(text), ids))
     return written
+
+
+def _applied(
+    tokenizer: PreTrainedTokenizerBase, dialogues: Sequence[Conversation], *, add_generation_prompt: bool
+) -> list[str]:
+    """The template's texts of dialogues; those with the same tools in one call, as a call takes one list of them."""
+    texts = [""] * len(dialogues)
+    places: dict[str, list[int]] = {}
+    for place, dialogue in enumerate(dialogues):
+        places.setdefault(json.dumps(dialogue.tools) if dialogue.tools else "", []).append(place)
+    for own in places.values():
+        written = tokenizer.apply_chat_template(
+            [dialogues[place].turns for place in own],
+            tools=dialogues[own[0]].tools or None,
+            tokenize=False,
+            add_generation_prompt=add_generation_prompt,
+        )
+        for place, text in zip(own, written, strict=True):
+            texts[place] = text
+    return texts
 
 
 def _render(

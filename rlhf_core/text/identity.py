@@ -7,21 +7,25 @@ dialogue of one turn.
 """
 
 import hashlib
+import json
 from functools import lru_cache
 from typing import NamedTuple
 
 from rlhf_core.text.likeness import num_words
 from rlhf_core.text.normal import normal_form, without_hidden
-from rlhf_core.text.transcripts import prompt_turns
+from rlhf_core.text.tool_turns import read_reply, said_by_calls
+from rlhf_core.text.transcripts import conversation
 
 QUESTION_WORDS = 4
 """A later turn of so many words means something by itself; `Thank you.` or `Tell me more.` does not."""
 
-_SPEAKER = {"system": "", "user": "human: ", "assistant": "assistant: "}
+_SPEAKER = {"system": "", "user": "human: ", "assistant": "assistant: ", "tool": "tool: ", "tools": "tools: "}
+_INSTRUCTING = ("system", "tools")
 
 
 class Turn(NamedTuple):
-    """Who speaks (system, user or assistant), and what can be seen of it, in normal form."""
+    """Who speaks (system, user, assistant or tool), and what can be seen of it, in normal form. The tools that may be
+    called are the first turn of `tools`; a call is among what the assistant says, without its id."""
 
     role: str
     content: str
@@ -30,9 +34,17 @@ class Turn(NamedTuple):
 @lru_cache(maxsize=256)
 def seen_turns(prompt: str) -> tuple[Turn, ...]:
     """The turns of a prompt; those of which nothing can be seen are left out."""
-    turns = prompt_turns(without_hidden(prompt).replace("\r\n", "\n").replace("\r", "\n"))
-    seen = (Turn(turn["role"], normal_form(turn["content"])) for turn in turns)
+    turns, tools = conversation(without_hidden(prompt).replace("\r\n", "\n").replace("\r", "\n"))
+    said = [(turn["role"], f"{turn['content']} {said_by_calls(turn)}") for turn in turns]
+    given = [("tools", json.dumps(tools, ensure_ascii=False, sort_keys=True))] if tools else []
+    seen = (Turn(role, normal_form(text)) for role, text in [*given, *said])
     return tuple(turn for turn in seen if turn.content)
+
+
+def seen_reply(text: str) -> str:
+    """A response as likeness is judged by: one that calls tools without the ids of its calls, any other as it is."""
+    turn = read_reply(text)
+    return text if turn is None else f"{turn['content']} {said_by_calls(turn)}"
 
 
 def content_id(*parts: str) -> str:
@@ -83,13 +95,18 @@ def last_group(prompt: str) -> str | None:
 
 
 def instructions(prompt: str) -> str:
-    """What the system says, in normal form."""
-    return " ".join(turn.content for turn in seen_turns(prompt) if turn.role == "system")
+    """What the system says, and which tools may be called, in normal form."""
+    return " ".join(turn.content for turn in seen_turns(prompt) if turn.role in _INSTRUCTING)
 
 
 def said(prompt: str) -> str:
-    """What the user and the assistant say, in normal form."""
-    return _text(tuple(turn for turn in seen_turns(prompt) if turn.role != "system"))
+    """What the user, the assistant and tools say, in normal form."""
+    return _text(spoken_turns(prompt))
+
+
+def spoken_turns(prompt: str) -> tuple[Turn, ...]:
+    """The turns without those of the system, and without the tools that may be called."""
+    return tuple(turn for turn in seen_turns(prompt) if turn.role not in _INSTRUCTING)
 
 
 def _text(turns: tuple[Turn, ...]) -> str:

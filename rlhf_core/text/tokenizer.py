@@ -21,7 +21,7 @@ from rlhf_core.model_folder import check_model_folder
 from rlhf_core.text.chat import fix_template, render_prompts, render_responses, reply_form
 from rlhf_core.text.control import as_letters, encode_marked, has_control, spelled
 from rlhf_core.text.encoded import Encoded, TextCounts
-from rlhf_core.text.transcripts import earlier_replies, prompt_turns
+from rlhf_core.text.transcripts import conversation, earlier_replies
 
 PAD_TOKEN, EOS_TOKEN = "<pad>", "<eos>"
 SMALLEST_VOCABULARY = 2 + 256
@@ -134,7 +134,7 @@ def encode_prompts(
     if tokenizer.chat_template is None:
         opening, encoded = opening_tokens(tokenizer), _plain_prompts(tokenizer, texts)
     else:
-        opening, encoded = [], render_prompts(tokenizer, [prompt_turns(text) for text in texts], max_tokens)
+        opening, encoded = [], render_prompts(tokenizer, [conversation(text) for text in texts], max_tokens)
     if not all(prompt.ids for prompt in encoded):
         place = [bool(prompt.ids) for prompt in encoded].index(False)
         raise DataError(f"prompt {place + 1} of {len(texts)}: it is empty. Fix: remove the row")

@@ -8,45 +8,41 @@ why?` stands in many dialogues, and means something else in each. So what counts
 - the reply: where a held-out prompt is so short as a whole, what must not be learned is its held-out reply, after the
   same turns. Other replies to `Thank you.` say nothing about it.
 
-Turns are compared in the normal form of `identity.seen_turns`, without those of the system.
+Turns are compared in the normal form of `identity.seen_turns`, without those of the system and its tools.
 """
 
 from collections.abc import Sequence
 
-from rlhf_core.text.identity import QUESTION_WORDS, Turn, content_id, seen_turns
+from rlhf_core.text.identity import QUESTION_WORDS, Turn, content_id, spoken_turns
 from rlhf_core.text.likeness import num_words
 from rlhf_core.text.normal import normal_form
 
 
 def whole_prompt(prompt: str) -> str | None:
     """Identity of a held-out prompt of several questions, four words or more in all; null of any other."""
-    turns = _spoken(prompt)
+    turns = spoken_turns(prompt)
     several = sum(turn.role == "user" for turn in turns) > 1
     return _identity(turns) if several and not _is_short(turns) else None
 
 
 def prompts_within(prompt: str) -> set[str]:
     """The identities of all prompts whose turns stand within a dialogue, but not at its beginning."""
-    turns = _spoken(prompt)
+    turns = spoken_turns(prompt)
     ends = [place + 1 for place, turn in enumerate(turns) if turn.role == "user"]
     return {_identity(turns[start:end]) for end in ends for start in range(1, end)}
 
 
 def short_reply(prompt: str, reply: str) -> str | None:
     """Identity of a held-out reply to a prompt of under four words; null of any other or an unseen one."""
-    turns = _spoken(prompt)
+    turns = spoken_turns(prompt)
     return _identity(turns, reply) if turns and _is_short(turns) and normal_form(reply) else None
 
 
 def short_replies(prompt: str, reply: str) -> set[str]:
     """The identities that a reply has as one to the last turns of a dialogue, where these have under four words."""
-    turns = _spoken(prompt)
+    turns = spoken_turns(prompt)
     endings = (turns[start:] for start in range(1, len(turns)))
     return {_identity(ending, reply) for ending in endings if _is_short(ending)} if normal_form(reply) else set()
-
-
-def _spoken(prompt: str) -> tuple[Turn, ...]:
-    return tuple(turn for turn in seen_turns(prompt) if turn.role != "system")
 
 
 def _is_short(turns: Sequence[Turn]) -> bool:

@@ -10,7 +10,7 @@ import numpy as np
 from rlhf_core.data.cleaning.banding import Banding, Buckets, Members
 from rlhf_core.data.cleaning.labelled import Content, Preference
 from rlhf_core.data.reading.rankings import is_ranked
-from rlhf_core.text.identity import instructions, said
+from rlhf_core.text.identity import instructions, said, seen_reply
 from rlhf_core.text.likeness import shared_runs
 
 Texts = tuple[str, str, str, str]
@@ -86,7 +86,7 @@ def _keys(banding: Banding, pairs: Sequence[Preference], *, turned_too: bool = F
 
 def _texts(pair: Preference, *, turned: bool = False) -> Texts:
     chosen, rejected = (pair.rejected, pair.chosen) if turned else (pair.chosen, pair.rejected)
-    return instructions(pair.prompt), said(pair.prompt), chosen, rejected
+    return instructions(pair.prompt), said(pair.prompt), seen_reply(chosen), seen_reply(rejected)
 
 
 def _same(banding: Banding, one: Preference, other: Preference) -> bool:

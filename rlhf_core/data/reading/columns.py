@@ -48,7 +48,7 @@ class Plan:
 def known_columns(kind: Kind) -> frozenset[str]:
     """Every column that rows of a kind may be read from."""
     names = {name for field, spec in SPECS[kind].items() for name in (field, *spec.aliases)}
-    return frozenset(names | {"messages"})
+    return frozenset(names | {"messages", "tools"})
 
 
 @lru_cache(maxsize=1024)

@@ -5,13 +5,14 @@ turns so far in `prompt`, and what is said after them in the reply. A prompt bes
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from rlhf_core.data.reading.kinds import Kind
 from rlhf_core.data.reading.transcript_forms import holds_turns, read_prompt, read_transcript
-from rlhf_core.text.identity import prompt_identity, seen_turns
+from rlhf_core.text.identity import prompt_identity, seen_turns, spoken_turns
 from rlhf_core.text.normal import normal_form
+from rlhf_core.text.tool_turns import Tools, read_tools
 from rlhf_core.text.transcripts import (
     Dialogue,
     alternates,
@@ -21,6 +22,7 @@ from rlhf_core.text.transcripts import (
     parse_transcript,
     prompt_turns,
     render_turns,
+    with_tools,
 )
 
 REPLIES: Mapping[Kind, tuple[str, ...]] = {
@@ -32,6 +34,10 @@ REPLIES: Mapping[Kind, tuple[str, ...]] = {
 }
 """The fields of a raw row in which a reply may stand."""
 
+TOOLS = "tools"
+"""The column that holds the schemas of tools."""
+
+_GOES_ON = ("assistant", "tool")  # who speaks first in a reply that goes on from its prompt
 _PROMPT_FIELDS = ("prompt", "question")
 
 
@@ -46,6 +52,7 @@ class Unfolded:
         reformed: the prompt was a text that is nearly a transcript, and is one now.
         holds_turns: the prompt is read as one turn of the user, and has lines that begin turns.
         notes: what its messages hold besides who says what; it is left out.
+        tools: schemas of the tools that may be called in its dialogues; they become a part of its prompt.
     """
 
     value: dict[str, Any]
@@ -54,6 +61,7 @@ class Unfolded:
     reformed: bool = False
     holds_turns: bool = False
     notes: frozenset[str] = frozenset()
+    tools: Tools = field(default_factory=list)
     _dialogues: list[Dialogue] = field(default_factory=list)
 
 
@@ -61,9 +69,11 @@ def unfold(kind: Kind, value: dict[str, Any]) -> Unfolded:
     """Take a row apart.
 
     Raises:
+        ToolFault: its tools, or what its messages call or answer, are malformed.
         ValueError: its dialogue is broken, or its prompt says something else than its dialogues.
     """
     row = Unfolded(value=dict(value))
+    row.tools = read_tools(row.value.pop(TOOLS, None))
     given = _given_prompt(kind, row)
     if kind == "demonstrations" and isinstance(row.value.get("messages"), list):
         row.value["response"] = _read_reply(row, "messages", row.value.pop("messages"), given)
@@ -91,14 +101,15 @@ def _given_prompt(kind: Kind, row: Unfolded) -> str | None:
     try:
         if isinstance(prompt, list):
             row.notes |= message_notes(prompt)
-            rendered = render_turns(prompt)
+            rendered = render_turns(prompt, row.tools)
         elif isinstance(prompt, str):
             rendered = read_prompt(prompt)
             row.reformed = rendered != prompt
+            rendered = with_tools(rendered, row.tools)
         else:
             return None
     except ValueError as error:
-        raise ValueError(f"{name}: {error}") from None
+        raise type(error)(f"{name}: {error}") from None
     del value[name]
     value["prompt"] = rendered
     return rendered
@@ -139,13 +150,14 @@ def _read_reply(row: Unfolded, name: str, item: Any, given: str | None) -> Any:
             row.notes |= message_notes(item)
         if isinstance(item, str):
             dialogue = parse_transcript(read_transcript(item))
-        elif given is not None and item and name != "messages" and item[0].get("role") == "assistant":
-            dialogue = parse_messages([*prompt_turns(given), *item])
+            dialogue = replace(dialogue, prompt=with_tools(dialogue.prompt, row.tools))
+        elif given is not None and item and name != "messages" and item[0].get("role") in _GOES_ON:
+            dialogue = parse_messages([*prompt_turns(given), *item], row.tools)
             given = None  # it is a part of the dialogue now
         else:
-            dialogue = parse_messages(item)
+            dialogue = parse_messages(item, row.tools)
     except ValueError as error:
-        raise ValueError(f"{name}: {error}") from None
+        raise type(error)(f"{name}: {error}") from None
     if given is not None and not _says_the_same(given, dialogue.prompt):
         raise ValueError(f"prompt: says something else than the turns before the reply in {name}")
     row._dialogues.append(dialogue)
@@ -156,7 +168,8 @@ def _says_the_same(given: str, prompt: str) -> bool:
     """Whether a prompt says what a dialogue does: all its turns, all but the system's, or the user's first or last."""
     if prompt_identity(given) == prompt_identity(prompt):
         return True
-    turns = seen_turns(prompt)
-    spoken = tuple(turn for turn in turns if turn.role != "system")
+    spoken = spoken_turns(prompt)
     users = [turn.content for turn in spoken if turn.role == "user"]
-    return seen_turns(given) == spoken or (bool(users) and normal_form(given) in (users[0], users[-1]))
+    turns = tuple(turn for turn in seen_turns(given) if turn.role != "tools")
+    question = turns[0].content if len(turns) == 1 else normal_form(given)
+    return turns == spoken or (bool(users) and question in (users[0], users[-1]))

@@ -13,6 +13,7 @@ from rlhf_core.data.reading.dialogues import unfold
 from rlhf_core.data.reading.fields import RIGHT_TYPE, is_missing, type_name, typed
 from rlhf_core.data.reading.kinds import SPECS, Kind
 from rlhf_core.data.reading.readers import Refused, Row
+from rlhf_core.text.tool_turns import ToolFault
 
 
 @dataclass(kw_only=True, slots=True)
@@ -25,6 +26,7 @@ class Record:
             a row that has not the form of its kind.
         item: number of the row among all of its file, where several may share a line (a JSON array), else null.
         problem: why the row has not the form of its kind at all, or null.
+        tool_problem: why its tools, or what is said of them, have not the form they must have, or null.
         parts_early: two transcripts that differ before their last turn.
         alternates: the speakers of a dialogue take turns (true where there is no dialogue).
         reformed: the prompt was a text that is nearly a transcript, and is one now.
@@ -40,6 +42,7 @@ class Record:
     types: dict[str, str | None]
     item: int | None = None
     problem: str | None = None
+    tool_problem: str | None = None
     parts_early: bool = False
     alternates: bool = True
     reformed: bool = False
@@ -82,6 +85,9 @@ def to_record(kind: Kind, row: Row) -> Record:
         return record
     try:
         unfolded = unfold(kind, value)
+    except ToolFault as error:
+        record.tool_problem = str(error)
+        return record
     except ValueError as error:
         record.problem = str(error)
         return record
@@ -105,8 +111,8 @@ def fault_of(kind: Kind, row: Row | Refused) -> str:
     if isinstance(row, Refused):
         return row.reason
     record = to_record(kind, row)
-    if record.problem or record.unreadable:
-        return str(record.problem or record.unreadable)
+    if found := record.problem or record.tool_problem or record.unreadable:
+        return found
     return "; ".join(f"{name}: {what}" for name, what in record.types.items() if what != RIGHT_TYPE)
 
 

@@ -8,7 +8,7 @@ error, never a pass.
 
 import datetime
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,7 +26,16 @@ from rlhf_core.data.reading.judgements import repeats
 from rlhf_core.data.reading.kinds import SPECS, Kind
 from rlhf_core.data.reading.rankings import Bound, ranking_bounds
 from rlhf_core.text.normal import visible
-from tasks.stages.validate.suites import BESIDE, Check, CheckedRow, beside_suite, suite, to_see
+from tasks.stages.validate.suites import (
+    BESIDE,
+    FORM_OF_TOOLS,
+    Check,
+    CheckedRow,
+    beside_suite,
+    suite,
+    to_see,
+    tools_check,
+)
 
 _FIXED_RUN = RunIdentifier(run_name="validate", run_time=datetime.datetime(2000, 1, 1, tzinfo=datetime.UTC))
 
@@ -55,7 +64,7 @@ class Checked:
 def check(kind: Kind, candidates: Sequence[CheckedRow], config: ValidateConfig) -> Checked:
     """Run the suites of a record kind over all its rows."""
     checked = Checked()
-    result = _validate(kind, to_frame(kind, candidates, config), suite(kind, config), candidates, checked)
+    result = _validate(kind, to_frame(kind, candidates, config), _checks(kind, candidates, config), candidates, checked)
     good = [position for position in range(len(candidates)) if not checked.is_bad(position)]
     found = repeats(kind, [candidates[position].record for position in good])
     for place, repeat in found.items():
@@ -63,6 +72,13 @@ def check(kind: Kind, candidates: Sequence[CheckedRow], config: ValidateConfig) 
     result = _joined(result, _validate(kind, _beside_frame(candidates), beside_suite(kind), candidates, checked))
     checked.page = DefaultJinjaPageView().render(ValidationResultsPageRenderer().render(result))
     return checked
+
+
+def _checks(kind: Kind, candidates: Sequence[CheckedRow], config: ValidateConfig) -> Iterator[Check]:
+    """The suite of a kind, and where there is a fault of tools at all, the check that names them."""
+    yield from suite(kind, config)
+    if any(item.record.tool_problem for item in candidates):
+        yield tools_check()
 
 
 def to_frame(kind: Kind, candidates: Sequence[CheckedRow], config: ValidateConfig) -> pd.DataFrame:
@@ -76,6 +92,8 @@ def to_frame(kind: Kind, candidates: Sequence[CheckedRow], config: ValidateConfi
         if spec.type in ("prompt", "response", "name"):
             columns[to_see(name)] = pd.Series([_seen(value) for value in values], dtype="Int64")
         columns[f"type of {name}"] = pd.Series([item.record.types[name] for item in candidates], dtype="object")
+    if any(item.record.tool_problem for item in candidates):
+        columns[FORM_OF_TOOLS] = pd.Series([item.record.tool_problem for item in candidates], dtype="object")
     columns["form"] = pd.Series([item.record.problem for item in candidates], dtype="object")
     columns["responses are the same"] = [item.same_responses for item in candidates]
     columns["transcripts part early"] = [item.record.parts_early for item in candidates]

@@ -15,7 +15,7 @@ from rlhf_core.data.reading.kinds import SPECS, Kind
 from rlhf_core.data.reading.readers import Refused, Row, read_rows
 from rlhf_core.data.reading.records import Record, place, to_record
 from rlhf_core.errors import DataError
-from rlhf_core.text.identity import prompt_group
+from rlhf_core.text.identity import prompt_group, seen_reply
 from rlhf_core.text.normal import normal_form, visible
 from tasks import paths
 from tasks.frame.stage import Stage
@@ -105,7 +105,7 @@ def _note_unit(record: Record, row: Row, column: str) -> None:
 
 def _has_same_responses(record: Record, kind: Kind) -> bool:
     """Whether two of the responses that a row compares are the same to a reader."""
-    texts = list(map(normal_form, responses_of(kind, record.values)))
+    texts = [normal_form(seen_reply(text)) for text in responses_of(kind, record.values)]
     return len(set(texts)) < len(texts)
 
 

@@ -46,6 +46,8 @@ _SAME: Mapping[Kind, str] = {
     "rankings": "responses: two are equal",
 }
 
+FORM_OF_TOOLS = "form of tools"
+
 
 @dataclass(kw_only=True, slots=True)
 class CheckedRow:
@@ -85,6 +87,15 @@ def suite(kind: Kind, config: ValidateConfig) -> Iterator[Check]:
         bounds = ranking_bounds(config.max_response_chars, empty=config.keep_empty_responses)
         yield from map(_ranking_check, bounds)
     yield from _dialogue_checks(kind)
+
+
+def tools_check() -> Check:
+    """That tools, and what calls and answers them, have their form: of rows with tools, which most files have not."""
+    return Check(
+        code="tools.form",
+        expectation=gxe.ExpectColumnValuesToBeNull(column=FORM_OF_TOOLS),
+        say=lambda item: item.record.tool_problem or "",
+    )
 
 
 def _dialogue_checks(kind: Kind) -> Iterator[Check]:

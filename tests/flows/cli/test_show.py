@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.templates import FAMILIES, TOOLS, WITH_TOOLS
 from support.tokenizer import CHATML, byte_level
 from transformers import LlamaConfig, PreTrainedTokenizerBase
 
@@ -116,6 +117,25 @@ def test_transcripts_are_read_as_dialogues(project: Path, capsys: pytest.Capture
     shown = asked(capsys, write([{"chosen": f"{start} Yes.", "rejected": f"{start} No."}]), "--model", "model")
     texts = ["".join(sequence["tokens"]) for sequence in shown["rows"][0]["sequences"]]
     assert texts[0].endswith("<|im_start|>user\nAnd?<|im_end|>\n<|im_start|>assistant\nYes.<|im_end|>")
+
+
+def test_calls_are_learned_and_answers_read(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder_of(project / "model", FAMILIES["Llama 3"])
+    shown = asked(capsys, write([{"messages": WITH_TOOLS, "tools": TOOLS}]), "--model", "model",
+                  "--set", "model.max_prompt_tokens=2000", "--set", "model.max_response_tokens=200")  # fmt: skip
+    (sequence,) = shown["rows"][0]["sequences"]
+    learned = "".join(token for token, bit in zip(sequence["tokens"], sequence["mask"], strict=True) if bit)
+    assert learned == '{"name": "stock", "parameters": {"item": "a \\"big\\" lamp"}}<|eot_id|>3 of them.<|eot_id|>'
+    assert "ipython" in "".join(sequence["tokens"])
+
+
+def test_rows_that_a_template_refuses_are_named_and_counted(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder_of(project / "model", FAMILIES["Gemma 3"])
+    file = write([{"messages": WITH_TOOLS}, ROWS["demonstrations"]])
+    shown = asked(capsys, file, "--model", "model")
+    assert "Conversation roles must alternate" in shown["rows"][0]["refused"]
+    assert list(shown["totals"]["rows_refused"].values()) == [1]
+    assert shown["totals"]["rows_without_targets"] == 1
 
 
 def test_what_is_learned_shows_without_colour_too(

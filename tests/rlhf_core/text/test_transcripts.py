@@ -86,8 +86,11 @@ def test_other_text_is_not_taken_for_turns(text: str) -> None:
 @pytest.mark.parametrize(
     ("more", "reason"),
     [
-        ({"tool_calls": [{"id": "1"}]}, "message 5 has tool_calls; only text is read"),
-        ({"function_call": {"name": "f"}, "content": ""}, "message 5 has function_call; only text is read"),
+        ({"tool_calls": [{"id": "1"}]}, "message 5: tool call 1 names no function"),
+        (
+            {"function_call": {"name": "f"}, "content": ""},
+            "has function_call; only text and tool_calls are read",
+        ),
         ({"weight": 0}, "message 5 has weight 0; turns have no weights"),
         ({"weight": 0.5}, "message 5 has weight 0.5; turns have no weights"),
     ],

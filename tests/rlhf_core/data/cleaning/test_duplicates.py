@@ -14,6 +14,7 @@ from rlhf_core.data.cleaning.labelled import Preference, without_equal
 from rlhf_core.data.reading.rankings import ranking_source
 from rlhf_core.text.identity import prompt_identity
 from rlhf_core.text.likeness import shingles, similarity
+from rlhf_core.text.transcripts import parse_messages
 
 LONG = " ".join(f"word{chr(97 + i // 10)}{chr(97 + i % 10)}" for i in range(80))
 
@@ -40,6 +41,21 @@ def edited(text, rng, edits):
     for _ in range(edits):
         words[rng.randrange(len(words))] = rng.choice(["alpha", "beta", "gamma"])
     return " ".join(words)
+
+
+def test_ids_of_calls_make_no_other_pair():
+    """A server numbers its calls anew each time; what is asked, called and answered is the same."""
+
+    def pair(name, item="lamp"):
+        call = {"id": f"call_{name}", "function": {"name": "stock", "arguments": {"item": item, "of": 3}}}
+        asked = [{"role": "user", "content": LONG}, {"role": "assistant", "tool_calls": [call]}]
+        answer = {"role": "tool", "content": "None.", "tool_call_id": f"call_{name}"}
+        again = {"role": "assistant", "content": "Let me look once more.", "tool_calls": [call]}
+        dialogue = parse_messages([*asked, answer, again])
+        return preference(prompt=dialogue.prompt, chosen=dialogue.response, rejected="No idea.", pair_id=name)
+
+    assert [kept.pair_id for kept in without_near([pair("1"), pair("22")], 0.9)] == ["1"]
+    assert len(without_near([pair("1"), pair("22", item="a red rug")], 0.9)) == 2
 
 
 def test_similarity_worked_by_hand():

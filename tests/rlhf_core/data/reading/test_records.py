@@ -1,13 +1,17 @@
 """Rows in every accepted form end in one form; what does not fit is noted, and nothing is raised."""
 
+import json
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.templates import CALL, TOOLS, WITH_TOOLS
 
 from rlhf_core.data.reading.fields import RIGHT_TYPE
 from rlhf_core.data.reading.kinds import SPECS
 from rlhf_core.data.reading.readers import Row
-from rlhf_core.data.reading.records import to_record
+from rlhf_core.data.reading.records import fault_of, likely_kind, to_record
+from rlhf_core.text.transcripts import parse_messages
 
 CHOSEN = "\n\nHuman: Hi\n\nAssistant: Hello\n\nHuman: How are you?\n\nAssistant: Well. "
 REJECTED = "\n\nHuman: Hi\n\nAssistant: Hello\n\nHuman: How are you?\n\nAssistant: Go away."
@@ -115,7 +119,7 @@ def test_messages_are_rendered_as_a_transcript():
         ([], "the last of at least two messages must be the assistant's"),
         (messages("Hi"), "the last of at least two messages must be the assistant's"),
         ([{"role": "assistant", "content": "Hi"}], "the last of at least two messages"),
-        ([*messages("Hi"), {"role": "tool", "content": "x"}], "message 2 has role 'tool'"),
+        ([*messages("Hi"), {"role": "robot", "content": "x"}], "message 2 has role 'robot'"),
         ([*messages("Hi"), {"role": "system", "content": "x"}], "message 2 has role 'system', which only the first"),
         (messages(" ", "x"), "message 1 is empty"),
         ([{"role": "user"}, "x"], "message 1 is not an object"),
@@ -255,8 +259,8 @@ def test_explicit_prompts_whose_replies_part_early_are_noted():
 @pytest.mark.parametrize(
     ("prompt", "problem"),
     [
-        (reply("Hi"), "prompt: the last message of a prompt must be the user's"),
-        ([], "prompt: the last message of a prompt must be the user's"),
+        (reply("Hi"), "prompt: the last message of a prompt must be the user's, or what a tool answered"),
+        ([], "prompt: the last message of a prompt must be the user's, or what a tool answered"),
         ("Human: A\n\nAssistant: B", "prompt: begins like a transcript and ends within a turn of the assistant"),
         ("\n\nHuman: A\n\nAssistant: B", "prompt: begins like a transcript and ends within a turn of the assistant"),
     ],
@@ -404,3 +408,61 @@ def test_soft_labels_weights_and_ties_of_comparisons_are_refused_by_name(column,
 def test_those_that_say_nothing_are_left_out(column, value):
     found = record("comparisons", {"prompt": "p", "chosen": "c", "rejected": "r", column: value})
     assert (found.problem, found.unknown) == (None, {column})
+
+
+TOOL_DIALOGUE = parse_messages(WITH_TOOLS, TOOLS)
+NO = {"role": "assistant", "content": "No."}
+ASKED = {"prompt": WITH_TOOLS[:4], "tools": TOOLS}
+TOOL_SHAPES = [
+    ("demonstrations", {"messages": WITH_TOOLS, "tools": TOOLS}),
+    ("demonstrations", {"messages": WITH_TOOLS, "tools": json.dumps(TOOLS)}),
+    ("demonstrations", {"prompt": WITH_TOOLS[:2], "completion": WITH_TOOLS[2:], "tools": TOOLS}),
+    ("demonstrations", {"prompt": WITH_TOOLS[:4], "response": "3 of them.", "tools": TOOLS}),
+    ("demonstrations", {"prompt": TOOL_DIALOGUE.prompt, "response": "3 of them."}),
+    ("comparisons", {"chosen": WITH_TOOLS, "rejected": [*WITH_TOOLS[:4], NO], "tools": TOOLS}),
+    ("comparisons", ASKED | {"chosen": "3 of them.", "rejected": "No."}),
+    ("comparisons", ASKED | {"chosen": WITH_TOOLS[4:], "rejected": [NO]}),
+    ("prompts", {"messages": WITH_TOOLS[:4], "tools": TOOLS}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "row"), TOOL_SHAPES)
+def test_every_shape_of_a_dialogue_with_tools_gives_the_same_row(kind, row):
+    found = record(kind, row)
+    assert (found.problem, found.tool_problem) == (None, None)
+    assert set(found.types.values()) == {RIGHT_TYPE}
+    assert not found.unknown
+    assert found.values["prompt"] == TOOL_DIALOGUE.prompt
+    assert {found.values.get(name) for name in ("response", "chosen")} <= {None, "3 of them."}
+    assert found.alternates
+    assert not found.parts_early
+
+
+def test_a_reply_that_calls_a_tool_is_one_of_a_comparison():
+    calls = {"role": "assistant", "content": "", "tool_calls": [CALL]}
+    found = record("comparisons", {"prompt": WITH_TOOLS[:2], "chosen": [calls], "rejected": "No.", "tools": TOOLS})
+    assert json.loads(found.values["chosen"]) == {"content": "", "tool_calls": [CALL]}
+
+
+def test_tools_beside_plain_texts_make_the_prompt_one_with_tools():
+    found = record("demonstrations", {"prompt": "How?", "response": "So.", "tools": TOOLS})
+    assert json.loads(found.values["prompt"]) == {"tools": TOOLS, "messages": [{"role": "user", "content": "How?"}]}
+
+
+def test_a_malformed_call_is_a_fault_of_tools_with_its_field():
+    broken = {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "x"}}]}
+    found = record("comparisons", {"prompt": WITH_TOOLS[:2], "chosen": [broken], "rejected": "No."})
+    assert found.tool_problem.startswith("chosen: message 3: tool call 1: arguments are not JSON")
+    assert found.problem is None
+    assert fault_of("comparisons", Row(line=1, sha256="", value={"prompt": [broken], "chosen": "a", "rejected": "b"}))
+
+
+def test_the_kind_of_rows_is_told_from_their_fields():
+    def told(*values):
+        return likely_kind([Row(line=1, sha256="", value=value) for value in values])
+
+    assert (
+        told({"prompt": "p", "response": "r", "score": 1}, {"prompt": "p", "response": "r", "score": "x"}) == "graded"
+    )
+    assert told({"prompt": "p", "response": "r"}) == "demonstrations"
+    assert told({"speech": 1}) is None

@@ -9,11 +9,13 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from support.templates import TOOLS, WITH_TOOLS
 from support.validate import DEMONSTRATIONS, HELDOUT, DataProject
 
 from rlhf_core.data.cleaning.splits import is_heldout
 from rlhf_core.errors import DataError
 from rlhf_core.text.identity import prompt_group
+from rlhf_core.text.transcripts import parse_messages
 
 REAL = Path(__file__).parents[5] / "shared/data"
 TABLES = (
@@ -542,3 +544,34 @@ def test_a_share_of_few_prompts_holds_out_one_of_them(project):
     by_side = {row["prompt"]: row["split"] for row in project.table("comparisons")}
     assert [prompt for prompt, side in by_side.items() if side == "heldout"] == [heldout["prompt"]]
     assert len(project.table("demonstrations")) == 3
+
+
+def test_malformed_tool_calls_go_to_the_quarantine_under_a_code_of_their_own(project: DataProject) -> None:
+    broken = {"role": "assistant", "tool_calls": [{"function": {"name": "stock", "arguments": "{"}}]}
+    lonely = {"role": "tool", "content": "3"}
+    last = {"role": "assistant", "content": "Well."}
+    rows = [
+        {"messages": WITH_TOOLS, "tools": TOOLS},
+        {"messages": [*WITH_TOOLS[:2], broken, last]},
+        {"messages": [*WITH_TOOLS[:2], lonely, last]},
+        {"prompt": "How?", "response": "So.", "tools": "hammer"},
+        {"messages": WITH_TOOLS, "tools": TOOLS},
+    ]
+    project.write("demonstrations", rows)
+    metrics = project.run()
+    found = {entry["line"]: (entry["codes"], entry["reason"]) for entry in project.quarantine()}
+    assert {line: codes for line, (codes, _) in found.items()} == {
+        2: ["tools.form"], 3: ["tools.form"], 4: ["tools.form"], 5: ["row.duplicate"]
+    }  # fmt: skip
+    assert found[2][1].startswith("messages: message 3: tool call 1: arguments are not JSON")
+    assert found[3][1] == "messages: message 3 has role 'tool', but no message before it calls a tool"
+    assert found[4][1].startswith("tools are not JSON")
+    assert metrics["kinds"]["demonstrations"]["reasons"] == {"row.duplicate": 1, "tools.form": 3}
+    (row,) = project.table("demonstrations")
+    assert (row["prompt"], row["response"]) == (parse_messages(WITH_TOOLS, TOOLS).prompt, "3 of them.")
+    assert "form of tools" in (project.root / "out/data_docs/demonstrations.html").read_text()
+
+
+def test_without_tools_nothing_is_checked_of_them(project: DataProject) -> None:
+    project.run()
+    assert "form of tools" not in (project.root / "out/data_docs/demonstrations.html").read_text()
