@@ -14,7 +14,7 @@ from torch.autograd.function import once_differentiable
 from transformers import PreTrainedModel
 
 from rlhf_core.engine.kernels import at_least_float32
-from rlhf_core.engine.matmul import PIECES, linear, pieces
+from rlhf_core.engine.matmul import PIECES, add_outer, back_through, linear, pieces
 from rlhf_core.state.compute_mode import compute_mode
 
 PLAIN_HEADS = frozenset(
@@ -27,6 +27,9 @@ KEPT_LOGITS = 2**25
 
 LOGITS_AT_ONCE = 2**20
 """About as many logits are worked on at a time: 4 MiB in float32, which a processor's cache holds."""
+
+LARGE = 2**22
+"""Numbers of an output layer that no cache holds: each piece of tokens reads all of it, so pieces are long."""
 
 
 def has_plain_head(model: PreTrainedModel) -> bool:
@@ -91,6 +94,7 @@ class _TokenLogprobs(torch.autograd.Function):
         grad_N, grad_entropy_N = gradients[0] / ctx.temperature, gradients[1] / ctx.temperature
         grad_hidden_ND = torch.empty_like(hidden_ND)
         wide_VD = at_least_float32(weight_VD).new_zeros(weight_VD.shape) if ctx.needs_input_grad[1] else None
+        large = weight_VD.numel() > LARGE and hidden_ND.device.type == "cpu"
         for number, piece in enumerate(_pieces(hidden_ND, weight_VD)):
             if kept:
                 weights_NV = kept[number]
@@ -103,16 +107,20 @@ class _TokenLogprobs(torch.autograd.Function):
                 probs_NV = weights_NV / total_N[piece, None]
                 curved_NV = torch.xlogy(probs_NV, probs_NV).addcmul_(probs_NV, entropy_N[piece, None])
                 grad_NV.addcmul_(curved_NV, grad_entropy_N[piece, None], value=-1)
-            if ctx.needs_input_grad[0]:
+            if ctx.needs_input_grad[0] and large:
+                grad_hidden_ND[piece] = back_through(grad_NV, at_least_float32(weight_VD))
+            elif ctx.needs_input_grad[0]:
                 grad_hidden_ND[piece] = _wide_product(grad_NV, weight_VD.t(), hidden_ND.dtype)
-            if wide_VD is not None:
+            if wide_VD is not None and large:
+                add_outer(wide_VD, grad_NV, at_least_float32(hidden_ND[piece]), wide_VD.dtype)
+            elif wide_VD is not None:
                 wide_VD += _wide_product(grad_NV.t(), hidden_ND[piece].t(), hidden_ND.dtype)
         return grad_hidden_ND, None if wide_VD is None else wide_VD.to(weight_VD.dtype), None, None, None, None
 
 
 def _pieces(hidden_ND: Tensor, weight_VD: Tensor) -> list[slice]:
     """Pieces of tokens whose logits are few; the same with gradients and without, so that bits agree."""
-    longest = max(PIECES[-1], LOGITS_AT_ONCE // len(weight_VD))
+    longest = PIECES[0] if weight_VD.numel() > LARGE else max(PIECES[-1], LOGITS_AT_ONCE // len(weight_VD))
     if hidden_ND.device.type != "cpu":
         longest = max(PIECES[0], KEPT_LOGITS // len(weight_VD))
     wide = at_least_float32(hidden_ND[:0])

@@ -139,13 +139,15 @@ def random_inputs() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return hidden, weight, torch.tensor([0, 6, 3, 3, 1])
 
 
-@pytest.fixture(params=["whole", "pieces kept", "pieces made again"])
+@pytest.fixture(params=["whole", "pieces kept", "pieces made again", "large", "large, made again"])
 def pieces(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """How the logits of a few tokens are worked on: together, or two tokens at a time."""
+    """How the logits of a few tokens are worked on: together, or two tokens at a time, or as those of a large layer."""
     if request.param != "whole":
         monkeypatch.setattr(output_layer, "LOGITS_AT_ONCE", 1)
         monkeypatch.setattr(output_layer, "PIECES", (2, 2))
-    if request.param == "pieces made again":
+    if "large" in request.param:
+        monkeypatch.setattr(output_layer, "LARGE", 0)
+    if "made again" in request.param:
         monkeypatch.setattr(output_layer, "KEPT_LOGITS", 1)
 
 
