@@ -31,6 +31,11 @@ class ComputeConfig(Section):
     activation_checkpointing: bool = Field(
         False, description="compute each layer again in the backward pass: less memory, about a third more work"
     )
+    cuda_graphs: Literal["auto", "off"] = Field(
+        "auto",
+        description="how sampling launches a token's kernels on a GPU: auto as one CUDA graph, or, where capturing "
+        "fails, one by one, and a line says why; off always one by one. The same kernels, so the same tokens",
+    )
     processes: int = Field(
         1, ge=1, le=MOST_WORKERS, description="processes of a stage that trains; they share its CPU threads"
     )

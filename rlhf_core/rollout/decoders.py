@@ -11,6 +11,7 @@ from rlhf_core.engine.batches import SequenceBatch
 from rlhf_core.engine.compute import autocast
 from rlhf_core.models.mixture import PolicyMixture
 from rlhf_core.rollout.decoder import Decoder
+from rlhf_core.rollout.graphed_decoder import GraphedDecoder
 from rlhf_core.rollout.mixture_decoder import MixtureDecoder
 from rlhf_core.rollout.static_decoder import StaticDecoder
 
@@ -19,7 +20,9 @@ def make_decoder(model: PreTrainedModel | PolicyMixture) -> Decoder:
     """The fastest decoder that computes exactly what `model` does."""
     if isinstance(model, PolicyMixture):
         return MixtureDecoder([make_decoder(member) for member in model.members], model.shares)
-    return StaticDecoder(model) if StaticDecoder.supports(model) else CacheDecoder(model)
+    if not StaticDecoder.supports(model):
+        return CacheDecoder(model)
+    return GraphedDecoder(model) if model.device.type == "cuda" else StaticDecoder(model)
 
 
 class CacheDecoder:

@@ -5,6 +5,7 @@ N = B K, G = heads that share a key-value head, E = head size, D = hidden size, 
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -95,16 +96,27 @@ class StaticDecoder:
 
     def step(self, tokens_B: Tensor) -> Tensor:
         """See `Decoder`."""
-        x_BD = F.embedding(tokens_B, self.embedding)
-        rotation_B1E = self.rotation_TE.index_select(0, self.next_position_B)[:, None]
         place, self.filled = self.filled, self.filled + 1
         hidden_N1T = self.hidden_N1T[..., : self.filled]
+        logits_BV = self._next(tokens_B, hidden_N1T, lambda cache, new: cache.select(-1, place).copy_(new))
+        self.next_position_B = self.next_position_B + 1
+        return logits_BV
+
+    def _next(self, tokens_B: Tensor, hidden_N1T: Tensor, write: Callable[[Tensor, Tensor], object]) -> Tensor:
+        """Logits after one more token a row, which sees the first T places but for those that are hidden.
+
+        Args:
+            tokens_B: the tokens.
+            hidden_N1T: what is added to the scores of the places.
+            write: puts new keys or values, [B, K, E], into a layer's cache, [B, K, E, all places].
+        """
+        x_BD = F.embedding(tokens_B, self.embedding)
+        rotation_B1E = self.rotation_TE.index_select(0, self.next_position_B)[:, None]
         for number, layer in enumerate(self.layers):
             queries_BHE, keys_BKE, values_BKE = self._split(self._rotated(layer, x_BD, rotation_B1E))
-            self.keys[number].select(-1, place).copy_(keys_BKE)
-            self.values[number].select(-1, place).copy_(values_BKE)
+            write(self.keys[number], keys_BKE)
+            write(self.values[number], values_BKE)
             x_BD = self._mlp(layer, layer.out(self._attend(number, queries_BHE, hidden_N1T), plus=x_BD))
-        self.next_position_B = self.next_position_B + 1
         return self.output(self._norm(x_BD))
 
     def select(self, rows: Tensor) -> None:
@@ -152,8 +164,9 @@ class StaticDecoder:
 
     def _attend(self, number: int, queries_BHE: Tensor, hidden_N1T: Tensor) -> Tensor:
         """What one query a row reads in a layer's cache, its heads side by side, attended_BD."""
-        keys_NET = self.keys[number].flatten(0, 1)[..., : self.filled]
-        values_NET = self.values[number].flatten(0, 1)[..., : self.filled]
+        seen = hidden_N1T.shape[-1]
+        keys_NET = self.keys[number].flatten(0, 1)[..., :seen]
+        values_NET = self.values[number].flatten(0, 1)[..., :seen]
         queries_NGE = queries_BHE.reshape(len(keys_NET), -1, self.head_size)
         scores_NGT = torch.baddbmm(hidden_N1T, queries_NGE, keys_NET, alpha=self.head_size**-0.5)
         probs_NGT = torch.softmax(scores_NGT, -1, dtype=torch.float32).to(self.dtype)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 Precision = Literal["float32", "bfloat16"]
+CudaGraphs = Literal["auto", "off"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -22,10 +23,13 @@ class ComputeMode:
         precision: of matrix products and attention. `bfloat16` leaves weights, gradients, norms, the residual stream,
             log-probabilities, scores and losses in float32; `float32` takes the weights' own type.
         activation_checkpointing: keep the input of each layer alone and compute the layer again in the backward pass.
+        cuda_graphs: `auto`: on a GPU a step of decoding is launched as one graph where that works; `off`: kernel by
+            kernel. The kernels and their numbers are the same.
     """
 
     precision: Precision = "float32"
     activation_checkpointing: bool = False
+    cuda_graphs: CudaGraphs = "auto"
 
 
 _current = ComputeMode()
