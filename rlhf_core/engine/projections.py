@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from rlhf_core.engine.effective import low_rank_of
-from rlhf_core.engine.matmul import linear
+from rlhf_core.engine.matmul import add_outer, linear
 
 
 class Product(NamedTuple):
@@ -116,7 +116,7 @@ class ProductGradients:
     def add(self, grad_TJ: Tensor, input_TK: Tensor) -> None:
         """A piece of the product's output gradient and of its input."""
         if self.wants_weights:
-            self.weight = _plus(self.weight, linear(grad_TJ.t(), input_TK.t()).to(self.type))
+            self.weight = add_outer(self.weight, grad_TJ, input_TK, self.type)
         if self.has_bias and (self.wants_biases or self.wants_weights):
             self.bias = _plus(self.bias, grad_TJ.sum(0, dtype=self.type))
         if self.joined_down is not None:

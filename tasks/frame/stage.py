@@ -138,11 +138,7 @@ class Stage:
         torch.use_deterministic_algorithms(True)
         torch.utils.deterministic.fill_uninitialized_memory = False  # costs a pass over memory that is written next
         set_compute_mode(
-            ComputeMode(
-                precision=compute.precision,
-                activation_checkpointing=compute.activation_checkpointing,
-                cuda_graphs=compute.cuda_graphs,
-            )
+            ComputeMode(**compute.model_dump(include={"precision", "activation_checkpointing", "cuda_graphs"}))
         )
         gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if compute.device == "cpu" or (compute.device == "auto" and not gpus):
