@@ -25,19 +25,32 @@ ROWS = {"cpu": 16, "cuda": 128}
 """Examples a step, where nothing else is asked for."""
 
 
-def run_worker(setting: Setting) -> dict[str, Any]:
-    """Measure one side in a fresh process; its figures."""
+class WorkerFailed(Exception):
+    """A measured process came to no end, or to a bad one."""
+
+
+def run_worker(setting: Setting, limit_s: float | None = None) -> dict[str, Any]:
+    """Measure one side in a fresh process; its figures.
+
+    Raises:
+        WorkerFailed: it failed, or took longer than `limit_s` seconds.
+    """
     threads = str(setting.threads)
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.worker", json.dumps(asdict(setting))],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    what = f"{setting.task} ({setting.side})"
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "benchmarks.worker", json.dumps(asdict(setting))],
+            cwd=ROOT,
+            env={**os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=limit_s,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise WorkerFailed(f"{what} took more than {limit_s:.0f} seconds") from error
     if done.returncode:
-        raise SystemExit(f"{setting.task} ({setting.side}) failed with exit code {done.returncode}:\n{done.stderr}")
+        raise WorkerFailed(f"{what} failed with exit code {done.returncode}:\n{done.stderr}")
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
@@ -51,7 +64,7 @@ def compare(task: str, size: str, options: argparse.Namespace) -> list[dict[str,
         print(f"{task}: ours alone, {reason}", file=sys.stderr)
     for number in range(options.pairs):
         found: dict[str, dict[str, Any]] = {}
-        both = ("ours", "trl") if number % 2 else ("trl", "ours")
+        both = ("trl", "ours") if number % 2 else ("ours", "trl")
         for side in ("ours",) if reason else both:
             setting = Setting(
                 task=task,
@@ -66,7 +79,13 @@ def compare(task: str, size: str, options: argparse.Namespace) -> list[dict[str,
                 responses=options.responses,
                 device=options.device,
             )
-            found[side] = run_worker(setting)
+            try:
+                found[side] = run_worker(setting, options.peer_limit if side == "trl" else None)
+            except WorkerFailed as error:
+                if side == "ours" or options.peer_limit is None:
+                    raise SystemExit(str(error)) from error
+                print(f"{error}\n{task}: ours alone", file=sys.stderr)
+                continue
             unit = "CPU-second" if options.device == "cpu" else "second"
             tokens = rate(found[side], options.device)
             print(f"{task} {size} pair {number + 1} {side}: {tokens:,.0f} tokens a {unit}", file=sys.stderr)
@@ -88,6 +107,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--rows", type=int, help="examples a step; 16, on a GPU 128")
     parser.add_argument("--responses", type=int, default=64, help="of a rollout")
     parser.add_argument("--rollouts", type=int, nargs=2, metavar=("COUNTED", "WARMUP"), help="of sampling and PPO")
+    parser.add_argument(
+        "--peer-limit", type=float, metavar="SECONDS", help="a peer that takes longer, or fails, is left out"
+    )
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--cache", type=Path, default=CACHE, help="folder for models and results")
     options = parser.parse_args(arguments)

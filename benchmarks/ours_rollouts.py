@@ -12,6 +12,8 @@ from benchmarks.rates import bandwidth
 from benchmarks.rollouts import EPOCHS, MINIBATCHES, NEW_TOKENS, RATE, load, make_prompts
 from benchmarks.worker import Setting
 from rlhf_core.config import PPOConfig
+from rlhf_core.config.lora import LoraConfig
+from rlhf_core.models.adapters import add_adapters
 from rlhf_core.models.scoring.reward_model import RewardModel
 from rlhf_core.models.scoring.value import ValueHead, ValueModel
 from rlhf_core.rollout.sampler import Sampling, sample_responses
@@ -26,8 +28,12 @@ NEVER = 10**9
 def sampling(setting: Setting, clock: Clock) -> dict[str, Any]:
     """Responses of 64 tokens, all at once, with their log-probabilities."""
     compute_as(setting)
+    return sampled(setting, clock, load(setting.subject, ends=False).to(setting.device), [])
+
+
+def sampled(setting: Setting, clock: Clock, model: Any, written: list[list[list[int]]]) -> dict[str, Any]:
+    """The same with a model that is there; the tokens of each step are added to `written`."""
     subject, many = setting.subject, setting.responses
-    model = load(subject, ends=False).to(setting.device)
     batches = [make_prompts(many, subject, setting.seed * 1000 + step) for step in range(setting.num_steps)]
     clock.begin()
     for step, prompts in enumerate(batches):
@@ -40,6 +46,7 @@ def sampling(setting: Setting, clock: Clock) -> dict[str, Any]:
             batch_size=many,
         )
         clock.tick(sum(map(len, samples.response_ids)))
+        written.append(samples.response_ids)
     counted, width = batches[setting.warmup :], 4 if setting.device == "cpu" else 2
     read = [decode_bytes(subject.size, list(map(len, prompts)), NEW_TOKENS, many, width) for prompts in counted]
     tokens = many * NEW_TOKENS * len(counted)
@@ -48,17 +55,17 @@ def sampling(setting: Setting, clock: Clock) -> dict[str, Any]:
 
 def ppo_fixed(setting: Setting, clock: Clock) -> dict[str, Any]:
     """Whole rollouts with a value model of its own; no response ends."""
-    return _ppo(setting, clock, ends=False, value="separate")
+    return ppo(setting, clock, ends=False, value="separate")
 
 
 def ppo_ending(setting: Setting, clock: Clock) -> dict[str, Any]:
     """The same where responses end by themselves."""
-    return _ppo(setting, clock, ends=True, value="separate")
+    return ppo(setting, clock, ends=True, value="separate")
 
 
 def ppo_shared(setting: Setting, clock: Clock) -> dict[str, Any]:
     """Responses end by themselves, and the value is a head on the policy's states."""
-    return _ppo(setting, clock, ends=True, value="shared")
+    return ppo(setting, clock, ends=True, value="shared")
 
 
 class _Ticks:
@@ -74,11 +81,14 @@ class _Ticks:
         assert metrics["policy/updates"] == EPOCHS * MINIBATCHES
 
 
-def _ppo(setting: Setting, clock: Clock, *, ends: bool, value: str) -> dict[str, Any]:
+def ppo(setting: Setting, clock: Clock, *, ends: bool, value: str, rank: int = 0) -> dict[str, Any]:
+    """Rollouts with their updates; with adapters of a rank, the reference is the policy without them."""
     compute_as(setting)
     subject, many = setting.subject, setting.responses
-    policy, reference = (load(subject, ends=ends).to(setting.device) for _ in range(2))
+    policy = load(subject, ends=ends).to(setting.device)
     scorer = RewardModel.from_policy(policy, "last", seed=1)
+    add_adapters(policy, LoraConfig(rank=rank, alpha=2 * rank) if rank else None, seed=0)
+    reference = policy if rank else load(subject, ends=ends).to(setting.device)
     head = ValueModel.from_reward_model(scorer) if value == "separate" else ValueHead(policy.config.hidden_size)
     head.to(setting.device)
     modules = {"policy": policy, "value": head}

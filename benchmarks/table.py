@@ -77,7 +77,7 @@ def _row(task: Task, setting: dict[str, Any], pairs: list[dict[str, Figures]]) -
             f"{median(shares):.2f} (bar {task.memory_bar} {_met(median(shares) <= task.memory_bar)})",
         ]
     else:
-        cells += [f"not measured: {task.no_peer()}", "", "", "", memory, "", ""]
+        cells += [f"not measured: {task.no_peer() or 'it failed'}", "", "", "", memory, "", ""]
     cells.append(_share(task, setting, ours))
     if device != "cpu":
         cells += [_utilisation(ours, ours), _utilisation(peer, ours)]

@@ -25,7 +25,7 @@ SHORT = ["--pairs", "1", "--steps", "1", "--warmup", "1", "--rows", "2"]
 def in_this_process(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Workers without a process of their own, and without TRL."""
     threads, mode = torch.get_num_threads(), compute_mode()
-    monkeypatch.setattr(command, "run_worker", measure)
+    monkeypatch.setattr(command, "run_worker", lambda setting, limit_s: measure(setting))
     monkeypatch.setattr("benchmarks.rates.TIMED_S", 0.001)
     monkeypatch.setattr("benchmarks.rates.COPIED_MB", {"cpu": 1, "cuda": 1})
     monkeypatch.setattr("benchmarks.rates.TOKENS", {"cpu": 64, "cuda": 64})
