@@ -21,6 +21,9 @@ BUDGET_S = 480.0
 LEAST_S = 5.0
 """A part is not begun with less."""
 
+PATIENCE = {"cuda": 1.0, "cpu": 4.0}
+"""Factor of the limits: cores that only pretend may be busy with other things."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Part:
@@ -53,7 +56,7 @@ class Outcome:
 def check(name: str, device: str, size: str, title: str, limit_s: float) -> Part:
     """A part of `benchmarks.gpu_parts`."""
     command = ("-m", "benchmarks.gpu_parts", name, "--device", device, "--size", size)
-    return Part(name=f"{name} {size}", title=f"{title}, {size}", command=command, limit_s=limit_s)
+    return Part(name=f"{name} {size}", title=f"{title}, {size}", command=command, limit_s=limit_s * PATIENCE[device])
 
 
 def compared(task: str, device: str, size: str, cache: Path, limit_s: float) -> Part:
@@ -64,7 +67,7 @@ def compared(task: str, device: str, size: str, cache: Path, limit_s: float) -> 
         name=f"{task} {size}",
         title=f"beside TRL: {task}, {size}",
         command=("-m", "benchmarks", "trl", *sizes, *amount),
-        limit_s=limit_s,
+        limit_s=limit_s * PATIENCE[device],
     )
 
 
