@@ -192,7 +192,10 @@ def _write(
                     _write(tokenizer, [dialogue], add_generation_prompt=add_generation_prompt)
                 except DataError as found:
                     raise DataError(f"dialogue {place} of {len(dialogues)}: {found}") from None
-        raise DataError(f"the chat template refuses it: {error}. Fix: mend the row, or set model.chat: plain") from None
+        raise DataError(
+            f"the chat template refuses it: {error}. Fix: mend the row (rlhf data show FILE --model FOLDER names such "
+            "rows), or set model.chat: plain"
+        ) from None
     written = []
     for text, dialogue in zip(texts, dialogues, strict=True):
         ids = encode_marked(tokenizer, text)

@@ -12,7 +12,7 @@ from rlhf_core.rollout.logprobs import response_logprobs
 from rlhf_core.rollout.sampler import Sampling, sample_responses
 from rlhf_core.text.control import has_control
 from rlhf_core.text.tokenizer import encode_prompts
-from rlhf_core.text.transcripts import is_dialogue, prompt_turns
+from rlhf_core.text.transcripts import conversation, is_dialogue
 from tasks.exporting.prompts import Pair
 from tasks.exporting.subject import Subject
 
@@ -26,9 +26,9 @@ class Reference:
     """A policy's own answers.
 
     Attributes:
-        rows: for each prompt its `text`, `turns` (None without a chat template), `ids`, greedy `response`, and whether
-            a stranger is to make the same tokens of it (`is_plain`): of prompts that were cut, hold control tokens as
-            text, or are dialogues without a template this project's own reading differs on purpose.
+        rows: for each prompt its `text`, `turns` (None without a chat template), `tools`, `ids`, greedy `response`, and
+            whether a stranger is to make the same tokens of it (`is_plain`): of prompts that were cut, hold control
+            tokens as text, or are dialogues without a template this project's own reading differs on purpose.
         logprobs: of each response token, in float64.
         ends, pad: token ids that end a response, and that fill up.
         new_tokens: the longest response.
@@ -86,12 +86,14 @@ def _weighed(
 def _rows(tokenizer: PreTrainedTokenizerBase, prompts: list[str], limit: int) -> list[dict[str, Any]]:
     cut, whole = (encode_prompts(tokenizer, prompts, most) for most in (limit, 2**31))
     chat = tokenizer.chat_template is not None
+    said = [conversation(prompt) for prompt in prompts]
     return [
         {
             "text": prompt,
-            "turns": prompt_turns(prompt) if chat else None,
+            "turns": list(turns) if chat else None,
+            "tools": tools,
             "ids": ids,
             "is_plain": ids == all_ids and not has_control(tokenizer, prompt) and (chat or not is_dialogue(prompt)),
         }
-        for prompt, ids, all_ids in zip(prompts, cut, whole, strict=True)
+        for prompt, (turns, tools), ids, all_ids in zip(prompts, said, cut, whole, strict=True)
     ]

@@ -6,6 +6,7 @@ from rlhf_core.errors import ConfigError, DataError
 from rlhf_core.models.scoring.classifier import dialogue, export_classifier, our_scores, why_not_classifier
 from rlhf_core.models.scoring.ensemble import load_reward_model
 from rlhf_core.text.tokenizer import encode_whole_responses, load_tokenizer
+from rlhf_core.text.transcripts import conversation
 from tasks.exporting.form import Made, Order, WrittenForm
 from tasks.exporting.parity import check_scores
 
@@ -37,9 +38,16 @@ def classifier_of(order: Order, folder: Path) -> Made:
             "one member, or read it with rlhf_core"
         )
     whole = encode_whole_responses(tokenizer, [response for _, response in order.texts], UNCUT)
-    rows = [row for row, ids in zip(order.texts, whole, strict=True) if ids is not None]
+    rows = [
+        (prompt, response)  # messages alone, in which a stranger gives its scores, hold no schemas of tools
+        for (prompt, response), ids in zip(order.texts, whole, strict=True)
+        if ids is not None and not conversation(prompt).tools
+    ]
     if not rows:
-        raise DataError(f"{subject.reference}: its template writes no held-out response whole. Fix: --prompts FILE")
+        raise DataError(
+            f"{subject.reference}: its template writes no held-out response whole to a prompt without tools. "
+            "Fix: --prompts FILE"
+        )
     found = export_classifier(model, tokenizer, folder, rows)
     order.tell(f"{subject.reference} scores {len(rows)} held-out responses, and so does a process without this project")
     ours = our_scores(model.double(), tokenizer, rows)

@@ -135,7 +135,9 @@ def prompt_tokens(tokenizer: Any, request: dict[str, Any]) -> list[list[int]]:
         if row["turns"] is None:
             found.append(tokenizer(row["text"])["input_ids"])
         else:
-            ids = tokenizer.apply_chat_template(row["turns"], add_generation_prompt=True, return_dict=True)
+            ids = tokenizer.apply_chat_template(
+                row["turns"], tools=row["tools"] or None, add_generation_prompt=True, return_dict=True
+            )
             found.append(list(ids["input_ids"]))
     return found
 

@@ -13,7 +13,7 @@ Turns are compared in the normal form of `identity.seen_turns`, without those of
 
 from collections.abc import Sequence
 
-from rlhf_core.text.identity import QUESTION_WORDS, Turn, content_id, spoken_turns
+from rlhf_core.text.identity import QUESTION_WORDS, Turn, content_id, seen_reply, spoken_turns
 from rlhf_core.text.likeness import num_words
 from rlhf_core.text.normal import normal_form
 
@@ -50,5 +50,6 @@ def _is_short(turns: Sequence[Turn]) -> bool:
 
 
 def _identity(turns: Sequence[Turn], reply: str | None = None) -> str:
-    said = [f"{turn.role}\0{turn.content}" for turn in turns] + ([] if reply is None else [normal_form(reply)])
-    return content_id("\0\0".join(said))
+    said = [f"{turn.role}\0{turn.content}" for turn in turns]
+    replied = [] if reply is None else [normal_form(seen_reply(reply))]
+    return content_id("\0\0".join([*said, *replied]))

@@ -25,7 +25,8 @@ from rlhf_core.models.scoring.ensemble import RewardEnsemble
 from rlhf_core.models.scoring.heads import why_not_linear
 from rlhf_core.models.scoring.reward_model import RewardModel
 from rlhf_core.text.tokenizer import encode_prompts, encode_responses, opening_tokens
-from rlhf_core.text.transcripts import Message, earlier_replies, prompt_turns
+from rlhf_core.text.tool_turns import Message, read_reply
+from rlhf_core.text.transcripts import earlier_replies, prompt_turns
 
 TOLERANCE = 1e-5
 ROWS_AT_ONCE = 8
@@ -127,8 +128,8 @@ def with_template(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase
 
 
 def dialogue(tokenizer: PreTrainedTokenizerBase, prompt: str, response: str) -> list[Message]:
-    """A prompt and its response as messages, for the template of `with_template`."""
-    reply = {"role": "assistant", "content": response}
+    """A prompt and its response as messages, for the template of `with_template`; tools that may be called are none."""
+    reply = read_reply(response) or {"role": "assistant", "content": response}
     if tokenizer.chat_template is not None:
         return [*prompt_turns(prompt), reply]
     spans = [place for span in earlier_replies(prompt) for place in span]

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.templates import ANSWER, CALL, TOOLS, WITH_TOOLS
 
+from rlhf_core.data.cleaning.asked_later import short_replies, short_reply
 from rlhf_core.text.identity import prompt_group, prompt_identity, said, seen_turns
 from rlhf_core.text.tool_turns import ToolFault, read_dialogue, read_reply, read_tools, write_dialogue, write_reply
 from rlhf_core.text.transcripts import alternates, parse_messages, prompt_turns, render_turns, replies_of
@@ -162,3 +163,12 @@ def test_no_tools_are_none(value: Any) -> None:
 def test_other_tools_are_refused(value: Any) -> None:
     with pytest.raises(ToolFault, match="tools"):
         read_tools(value)
+
+
+def test_a_held_out_call_is_known_again_whatever_its_id() -> None:
+    def reply(name: str) -> str:
+        return write_reply({"role": "assistant", "content": "", "tool_calls": [{"id": name} | CALL]})
+
+    held = short_reply("Lamps?", reply("call_1"))
+    later = render_turns([*ASKED, {"role": "assistant", "content": "3."}, {"role": "user", "content": "Lamps?"}], TOOLS)
+    assert held in short_replies(later, reply("call_2"))
