@@ -77,7 +77,8 @@ def figures(
         "refused_steps": refused_steps(state),
         "stopped_early": bool(state.extra.get("stopped_early", False)),
     }
-    kept = "no demonstration is kept for it" if not any(heldout) else "no finite loss was measured"
+    unread = "none of the replies kept for it is written whole" if heldout else "no demonstration is kept for it"
+    kept = "no finite loss was measured" if any(heldout) else unread
     why = {
         "train_loss": "no step was taken",
         "heldout_loss": kept,
