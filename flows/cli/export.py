@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from flows.root import find_root
-from rlhf_core.errors import GateRefused
+from rlhf_core.errors import EnvironmentProblem, GateRefused
 from rlhf_core.state.atomic import temporary_folder
 from tasks import paths
 from tasks.exporting.bundle import Verified, verify_folder
@@ -176,14 +176,14 @@ def _export(
 
     wish = Wish(format=format, numbers=numbers, prompts=prompts, key=signing_key(key), licence=licence)
     with ExitStack() as stack:
-        return write(_subject(version, stack), folder, wish, _tell)
+        return write(_subject(version, stack, format), folder, wish, _tell)
 
 
 def _staging() -> Path:
     return paths.home(find_root(Path.cwd())) / paths.STATE / "staging"
 
 
-def _subject(version: str, stack: ExitStack) -> Any:
+def _subject(version: str, stack: ExitStack, format: FormatName) -> Any:
     """A registered version with its files and its gates, as `params.yaml` has them now."""
     from tasks.exporting.subject import GateFound, Subject
     from tasks.params import load_params
@@ -204,8 +204,24 @@ def _subject(version: str, stack: ExitStack) -> Any:
         home=home,
         manifest=manifest,
         metrics=named.metrics,
+        base=_base(home, named, manifest, scratch) if format == "adapter" else None,
         gates=tuple(GateFound(passed=gate.passed, text=str(gate)) for gate in standing.gates),
     )
+
+
+def _base(home: Path, named: Any, manifest: Mapping[str, Any], scratch: Path) -> tuple[str, Path] | None:
+    """The version that an aligned policy's adapters were trained on: SFT of its run; None for what SFT itself was."""
+    from tasks.tracking import download_version, list_versions
+    from tasks.tracking.compare import model_hash
+    from tasks.tracking.names import SFT_MODEL
+
+    if named.name == SFT_MODEL:
+        return None
+    wanted = model_hash(manifest, "sft")
+    for version in list_versions(home, SFT_MODEL):
+        if version.outputs_hash == wanted:
+            return str(version), download_version(home, version, "artifacts/model", scratch / "base")
+    raise EnvironmentProblem(f"{named}: the SFT version that its adapters were trained on is gone. Fix: --format hf")
 
 
 def _tell(line: str) -> None:

@@ -14,11 +14,10 @@ from rlhf_core.state.atomic import digest_of
 from tasks.exporting.parity import Parity
 from tasks.exporting.subject import Subject
 from tasks.lineage.manifest import bars_promotion, flat_params
-from tasks.lineage.provenance import UNKNOWN
+from tasks.lineage.provenance import UNKNOWN, hub_source
 
 LIBRARIES = {"hf": "transformers", "adapter": "peft", "gguf": "gguf", "onnx": "onnx"}
 PIPELINES = {"policy": "text-generation", "reward": "text-classification"}
-HUB = "hub:"
 OF_THE_LAST_STEP = "last_"
 """Figures of one training step: they stand in the manifest and say nothing of what the model is worth."""
 
@@ -58,7 +57,7 @@ def head_of(card: Card) -> str:
     results = _results(subject)
     data = ModelCardData(
         license=card.licence,
-        base_model=hub_name(subject.pretrained),
+        base_model=found[0] if (found := hub_source(subject.pretrained)) else None,
         datasets=_hub_datasets(subject) or None,
         library_name=LIBRARIES[card.format],
         pipeline_tag=PIPELINES[subject.kind],
@@ -67,15 +66,6 @@ def head_of(card: Card) -> str:
         eval_results=results or None,
     )
     return str(data.to_yaml())
-
-
-def hub_name(note: Mapping[str, Any] | None) -> str | None:
-    """ORG/NAME of a pretrained model that was fetched from a hub, itself or through a copy; None for others."""
-    while note:
-        if str(note.get("source", "")).startswith(HUB):
-            return str(note["source"]).removeprefix(HUB).partition("@")[0]
-        note = note.get("before")
-    return None
 
 
 def simulated_parts(subject: Subject) -> list[str]:
@@ -109,7 +99,7 @@ def _results(subject: Subject) -> list[Any]:
 
 def _hub_datasets(subject: Subject) -> list[str]:
     notes = subject.manifest.get("data_files", {}).values()
-    return sorted({name for note in notes if (name := hub_name(note))})
+    return sorted({found[0] for note in notes if (found := hub_source(note))})
 
 
 def _title(card: Card) -> Iterator[str]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rlhf_core.errors import EnvironmentProblem, RlhfError
+from rlhf_core.errors import EnvironmentProblem, GateRefused
 from rlhf_core.state.atomic import temporary_folder
 from tasks.exporting.reference import Reference
 from tasks.launch import tied
@@ -71,7 +71,7 @@ def check_answers(reference: Reference, reads: str, named: Mapping[str, Any], to
         tolerance: the largest difference of log-probabilities.
 
     Raises:
-        RlhfError: the stranger cannot read the folder.
+        GateRefused: the stranger cannot read the folder.
     """
     request = {
         "reads": reads, "rows": list(reference.rows), "new_tokens": reference.new_tokens,
@@ -102,7 +102,7 @@ def check_scores(ours: list[float], dialogues: list[Any], folder: str) -> Parity
     """Let a stranger score the same dialogues, and compare.
 
     Raises:
-        RlhfError: the stranger cannot read the folder.
+        GateRefused: the stranger cannot read the folder.
     """
     answer = ask_stranger({"reads": "classifier", "folder": folder, "rows": [{"turns": turns} for turns in dialogues]})
     return Parity(
@@ -132,7 +132,7 @@ def ask_stranger(request: Mapping[str, Any]) -> dict[str, Any]:
 
     Raises:
         EnvironmentProblem: a package that the format is read with is missing.
-        RlhfError: it failed; the last line that it said is in the message.
+        GateRefused: it failed; the last line that it said is in the message.
     """
     kept = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
     quiet = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
@@ -143,8 +143,12 @@ def ask_stranger(request: Mapping[str, Any]) -> dict[str, Any]:
         if done.returncode:
             lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
             if lines[-1].startswith("ModuleNotFoundError"):
-                raise EnvironmentProblem(f"{request['reads']}: {lines[-1]}. Fix: pip install 'rlhf-pipeline[export]'")
-            raise RlhfError(f"{request['reads']}: the exported folder cannot be read back: {lines[-1]}")
+                raise EnvironmentProblem(
+                    f"{request['reads']}: {lines[-1]}. Fix: pip install 'rlhf-pipeline[onnx,gguf]'"
+                )
+            raise GateRefused(
+                f"{request['reads']}: what was written cannot be read back ({lines[-1]}). Fix: another --format"
+            )
         answer: dict[str, Any] = json.loads((scratch / "answer.json").read_text(encoding="utf-8"))
         return answer
 

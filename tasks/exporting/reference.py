@@ -55,20 +55,36 @@ def answers_of(
         DataError: a prompt without tokens.
         Diverged: the model's logits are not numbers.
     """
-    limit = min(subject.limit("max_response_tokens"), NEW_TOKENS)
-    sampling = Sampling.of(model, tokenizer, limit)
+    sampling = _sampling(model, tokenizer, subject)
     rows = _rows(tokenizer, [prompt for prompt, _ in texts], subject.limit("max_prompt_tokens"))
     ids = [row["ids"] for row in rows]
-    written = sample_responses(
-        model, ids, sampling, temperature=0.0, generator=torch.Generator(), batch_size=2 * ROWS_AT_ONCE
-    ).response_ids
+    written = _greedy(model, ids, sampling)
     return Reference(
         rows=tuple({**row, "response": response} for row, response in zip(rows, written, strict=True)),
         logprobs=tuple(_weighed(model.double(), ids, written, sampling.pad_id)),
         ends=sampling.eos_ids,
         pad=sampling.pad_id,
-        new_tokens=limit,
+        new_tokens=sampling.max_new_tokens,
     )
+
+
+def greedy_of(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, subject: Subject, texts: Sequence[Pair]
+) -> list[list[int]]:
+    """Greedy responses alone, of a model that is left as it is."""
+    prompts = encode_prompts(tokenizer, [prompt for prompt, _ in texts], subject.limit("max_prompt_tokens"))
+    return _greedy(model, prompts, _sampling(model, tokenizer, subject))
+
+
+def _sampling(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, subject: Subject) -> Sampling:
+    return Sampling.of(model, tokenizer, min(subject.limit("max_response_tokens"), NEW_TOKENS))
+
+
+def _greedy(model: PreTrainedModel, prompts: list[list[int]], sampling: Sampling) -> list[list[int]]:
+    size, generator = 2 * ROWS_AT_ONCE, torch.Generator()
+    return sample_responses(
+        model, prompts, sampling, temperature=0.0, generator=generator, batch_size=size
+    ).response_ids
 
 
 @torch.no_grad()

@@ -32,7 +32,7 @@ def program(reads: str) -> str:
     """What the folder was read with, and its version."""
     from importlib.metadata import version
 
-    name = {"adapter": "peft"}.get(reads, "transformers")
+    name = {"onnx": "onnxruntime", "adapter": "peft"}.get(reads, "transformers")
     return f"{name} {version(name)}"
 
 
@@ -63,6 +63,31 @@ def read_gguf(request: dict[str, Any]) -> dict[str, Any]:
     named = {"gguf_file": request["file"], "local_files_only": True}
     model = AutoModelForCausalLM.from_pretrained(request["folder"], dtype=torch.float32, **named)
     return written_and_weighed(model, AutoTokenizer.from_pretrained(request["folder"], **named), request)
+
+
+def read_onnx(request: dict[str, Any]) -> dict[str, Any]:
+    """A graph without a cache, by onnxruntime: what it would write next after each token, in float32.
+
+    The likeliest token after each prefix of a greedy response is its next token, or the graph writes another response.
+    """
+    import numpy as np
+    import onnxruntime  # type: ignore[import-not-found, unused-ignore]
+    from transformers import AutoTokenizer
+
+    folder = Path(request["folder"])
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(folder / request["file"], options, providers=["CPUExecutionProvider"])
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    written, logprobs, behind = [], [], []
+    for row in request["rows"]:
+        ids = np.array([row["ids"] + row["response"]], dtype=np.int64)
+        (logits,) = session.run(["logits"], {"input_ids": ids, "attention_mask": np.ones_like(ids)})
+        values, lost, best = weighed(torch.from_numpy(logits), row)
+        logprobs.append(values)
+        behind.append(lost)
+        written.append(best)
+    return {"tokens": prompt_tokens(tokenizer, request), "written": written, "logprobs": logprobs, "behind": behind}
 
 
 def read_classifier(request: dict[str, Any]) -> dict[str, Any]:
@@ -146,6 +171,7 @@ READERS = {
     "hf": read_transformers,
     "adapter": read_adapter,
     "gguf": read_gguf,
+    "onnx": read_onnx,
     "classifier": read_classifier,
 }
 

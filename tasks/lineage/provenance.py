@@ -15,6 +15,7 @@ EXPORT_MANIFEST = "rlhf_manifest.json"
 """In a folder of `rlhf models export`: its files, and where they came from (`tasks/exporting/bundle.py`)."""
 
 UNKNOWN = "unknown"
+HUB = "hub:"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -86,6 +87,19 @@ def read_provenance(folder: Path) -> Provenance | None:
         return Provenance(**json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, TypeError) as error:
         raise ConfigError(f"{path}: not a note of where the folder came from ({error}). Fix: fetch it again") from error
+
+
+def hub_source(note: Mapping[str, Any] | None) -> tuple[str, str] | None:
+    """ORG/NAME and commit of a model that was fetched from a hub, itself or through copies; None for any other.
+
+    Args:
+        note: what `Provenance` says, as a manifest has it.
+    """
+    while note:
+        if str(note.get("source", "")).startswith(HUB):
+            return str(note["source"]).removeprefix(HUB).partition("@")[0], str(note["commit"])
+        note = note.get("before")
+    return None
 
 
 def exported_from(folder: Path) -> dict[str, Any] | None:

@@ -185,10 +185,15 @@ def _entries(
 
 def reward_hash(manifest: Mapping[str, Any]) -> str:
     """Outputs hash of the reward model that a manifest names; empty where it names none."""
-    before = f"{(paths.REWARD / 'model').as_posix()}/"
-    files = manifest["outputs"].get("reward", {})
+    return model_hash(manifest, "reward")
+
+
+def model_hash(manifest: Mapping[str, Any], stage: str) -> str:
+    """Outputs hash of the model that a stage made for a version; empty where the version is not made from it."""
+    before = f"{(paths.stage_output(stage) / 'model').as_posix()}/"
+    files = manifest["outputs"].get(stage, {})
     model = {path.removeprefix(before): digest for path, digest in files.items() if path.startswith(before)}
-    return digest_of({"stage": "reward", "files": model}) if model else ""
+    return digest_of({"stage": stage, "files": model}) if model else ""
 
 
 def _score_anew(
