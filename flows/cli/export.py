@@ -232,7 +232,8 @@ def _show(folder: Path, said: Any, *, json: bool) -> None:
     from tasks.exporting.parity import Parity
 
     _tell(f"{said['version']} as {said['format']}: {Parity(**said['parity'])}")
-    _tell(verify_folder(folder).proven)
+    found = verify_folder(folder)
+    _tell(f"signed by {found.signature.key}" if found.signature else found.proven)
     print(json_format.dumps(said, indent=2, sort_keys=True) if json else folder)
 
 
