@@ -36,6 +36,21 @@ class ComputeConfig(Section):
         description="how sampling launches a token's kernels on a GPU: auto as one CUDA graph, or, where capturing "
         "fails, one by one, and a line says why; off always one by one. The same kernels, so the same tokens",
     )
+    sampled_rows: PositiveInt | None = Field(
+        None,
+        description="responses written at once, at most; null: up to 256 (PPO: all of a rollout), as many as "
+        "`memory_gb` holds. Another number gives other last bits",
+    )
+    scored_rows: PositiveInt | None = Field(
+        None,
+        description="responses that a model reads at once when it does not learn, at most; null: up to 64, in `reward` "
+        "and `align` 256, as many as `memory_gb` holds. Another number gives other last bits",
+    )
+    memory_gb: PositiveFloat | None = Field(
+        None,
+        description="memory, in GB, that writing or reading responses may take beside the models; batches that would "
+        "take more are cut. null: an eighth of the machine's and at most 2 on a CPU, a quarter of a GPU's",
+    )
     processes: int = Field(
         1, ge=1, le=MOST_WORKERS, description="processes of a stage that trains; they share its CPU threads"
     )

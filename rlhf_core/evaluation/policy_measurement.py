@@ -126,7 +126,7 @@ def response_logprob_sums(
     def summed(batch: SequenceBatch) -> list[float]:
         return _logprobs(model, batch).sum(1).tolist()
 
-    sums = read_each(summed, prompts, responses, pad_id=pad_id, device=model.device, batch_size=batch_size)
+    sums = read_each(summed, prompts, responses, pad_id=pad_id, model=model, batch_size=batch_size)
     return np.array(sums)
 
 
@@ -142,7 +142,7 @@ def response_token_logprobs(
         logprobs_BR = _logprobs(model, batch).cpu()
         return [one_R[:length] for one_R, length in zip(logprobs_BR, batch.shapes.responses, strict=True)]
 
-    return torch.cat(read_each(each, prompts, responses, pad_id=pad_id, device=model.device, batch_size=batch_size))
+    return torch.cat(read_each(each, prompts, responses, pad_id=pad_id, model=model, batch_size=batch_size))
 
 
 def _logprobs(model: Policy, batch: SequenceBatch) -> Tensor:

@@ -11,9 +11,11 @@ import torch
 from torch import nn
 
 from rlhf_core.engine.batches import ROWS_AT_ONCE, SequenceBatch, by_length, collate
+from rlhf_core.engine.memory import fitting_to_read
 from rlhf_core.errors import check_finite
 from rlhf_core.models.scoring.ensemble import RewardEnsemble
 from rlhf_core.models.scoring.reward_model import Details, RewardModel
+from rlhf_core.state.compute_mode import compute_mode
 
 Item = TypeVar("Item")
 Tokens: TypeAlias = Sequence[list[int]]
@@ -25,16 +27,22 @@ def read_each(
     responses: Tokens,
     *,
     pad_id: int,
-    device: torch.device,
+    model: nn.Module,
     batch_size: int = ROWS_AT_ONCE,
 ) -> list[Item]:
     """What a model says of each response, in the order given; rows of like length share a forward pass.
 
     Args:
         read: one item for each row of a batch.
+        prompts: their tokens.
+        responses: one each.
+        pad_id: fills rows of unequal length.
+        model: what reads, which says where and how much of it fits at once (`rlhf_core.engine.memory`).
+        batch_size: most rows of a pass, where the process sets no number (`ComputeMode.scored_rows`).
     """
     lengths = [len(prompt) + len(response) for prompt, response in zip(prompts, responses, strict=True)]
-    passes = by_length(lengths, batch_size)
+    passes = fitting_to_read(model, by_length(lengths, compute_mode().scored_rows or batch_size), lengths)
+    device = next(model.parameters()).device
     found = dict(read_passes(read, prompts, responses, passes, pad_id=pad_id, device=device))
     return [found[row] for row in range(len(prompts))]
 
@@ -68,9 +76,8 @@ def reward_scores(
     Raises:
         Diverged: the score of a response is no finite number.
     """
-    device = next(model.parameters()).device
     scores = read_each(
-        lambda batch: model(batch).tolist(), prompts, responses, pad_id=pad_id, device=device, batch_size=batch_size
+        lambda batch: model(batch).tolist(), prompts, responses, pad_id=pad_id, model=model, batch_size=batch_size
     )
     check_finite(scores, "reward model: the score of response", "look at artifacts/reward/model and at that response")
     return scores
@@ -106,13 +113,12 @@ def read_responses(
     Raises:
         Diverged: the score of a response, its deviation or that of a member is no finite number.
     """
-    device = model.shift.device
     found = read_each(
         lambda batch: _rows(model.details(batch)),
         prompts,
         responses,
         pad_id=pad_id,
-        device=device,
+        model=model,
         batch_size=batch_size,
     )
     check_finite([one.score for one in found], "reward model: the score of response")

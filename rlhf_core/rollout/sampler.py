@@ -14,11 +14,13 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_core.engine.batches import collate
+from rlhf_core.engine.memory import fitting_to_write
 from rlhf_core.engine.packed_weight import GRAIN
 from rlhf_core.models.policy import eos_token_ids
 from rlhf_core.rollout.decoder import Decoder
 from rlhf_core.rollout.decoders import make_decoder
 from rlhf_core.rollout.token_draw import OPEN, CutOff, TokenDraw, checked_logprobs, draw_tokens
+from rlhf_core.state.compute_mode import compute_mode
 
 DROP_SHARE = 0.2
 """Finished rows leave a batch together once this share of it can: leaving costs a copy of the cache."""
@@ -113,7 +115,8 @@ def sample_rows(
         uniform_NT: numbers in [0, 1) that decide the tokens, a row each; T is `sampling.max_new_tokens`.
         sampling: where responses end, and how long they may become.
         temperature: one for all, or one a row; 0 takes the likeliest token each time.
-        batch_size: most rows decoded at once.
+        batch_size: most rows decoded at once, where the process sets no number (`ComputeMode.sampled_rows`) and
+            memory holds them (`rlhf_core.engine.memory`).
         cut_off: which tokens may be drawn.
 
     Raises:
@@ -130,7 +133,8 @@ def sample_rows(
     end_V = torch.zeros(model.get_output_embeddings().weight.shape[0], dtype=torch.bool, device=model.device)
     end_V[list(sampling.eos_ids)] = True
     found: dict[int, tuple[list[int], list[float], list[float], bool]] = {}
-    for rows in _batches(prompts, batch_size):
+    batches = _batches(prompts, compute_mode().sampled_rows or batch_size)
+    for rows in fitting_to_write(model, batches, prompts, sampling.max_new_tokens):
         growing = _Growing(uniform_NT[rows].to(model.device), [temperatures[row] for row in rows])
         _decode(decoder, growing, [prompts[row] for row in rows], sampling.pad_id, end_V, cut_off)
         for row, response in zip(rows, growing.responses(sampling.eos_ids), strict=True):

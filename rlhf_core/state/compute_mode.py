@@ -25,11 +25,17 @@ class ComputeMode:
         activation_checkpointing: keep the input of each layer alone and compute the layer again in the backward pass.
         cuda_graphs: `auto`: on a GPU a step of decoding is launched as one graph where that works; `off`: kernel by
             kernel. The kernels and their numbers are the same.
+        sampled_rows: most responses that are written at once, in place of what the caller asks for; None: as it asks.
+        scored_rows: most responses that a model reads at once, in the same way.
+        pass_bytes: memory that writing or reading them may take beside the models; None: as much as it takes.
     """
 
     precision: Precision = "float32"
     activation_checkpointing: bool = False
     cuda_graphs: CudaGraphs = "auto"
+    sampled_rows: int | None = None
+    scored_rows: int | None = None
+    pass_bytes: int | None = None
 
 
 _current = ComputeMode()

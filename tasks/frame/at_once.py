@@ -7,8 +7,8 @@ import psutil
 
 from rlhf_core.config import Params
 from tasks import paths
+from tasks.frame.machine_memory import CGROUP, cgroup_words
 
-CGROUP = Path("/sys/fs/cgroup")
 GPUS = Path("/proc/driver/nvidia/gpus")  # of NVIDIA's driver, one entry each; asking it takes no torch
 BASE_BYTES = 700 * 2**20
 """What a stage's process holds beside its models: the libraries, rows, activations of small models (measured: 300 to
@@ -43,25 +43,17 @@ def weight_bytes(folder: Path) -> int:
 def cores(cgroup: Path = CGROUP) -> float:
     """Cores that this process may use at a time."""
     known = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    given = _words(cgroup / "cpu.max")  # microseconds of work in so many of time; or `max`
+    given = cgroup_words(cgroup / "cpu.max")  # microseconds of work in so many of time; or `max`
     return min(known, int(given[0]) / int(given[1])) if given and given[0].isdecimal() else float(known)
 
 
 def free_bytes(cgroup: Path = CGROUP) -> int:
     """Memory that this process may still use, without swap."""
     free: int = psutil.virtual_memory().available
-    limit, used = _words(cgroup / "memory.max"), _words(cgroup / "memory.current")
+    limit, used = cgroup_words(cgroup / "memory.max"), cgroup_words(cgroup / "memory.current")
     if limit and limit[0].isdecimal() and used:
         free = min(free, max(0, int(limit[0]) - int(used[0])))
     return free
-
-
-def _words(path: Path) -> list[str]:
-    """What the kernel's control group says (cgroup v2); nothing where there is none."""
-    try:
-        return path.read_text().split()
-    except OSError:
-        return []
 
 
 def _has_gpu() -> bool:

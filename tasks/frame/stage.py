@@ -18,9 +18,10 @@ from rlhf_core.config import Params
 from rlhf_core.errors import EnvironmentProblem
 from rlhf_core.faults import faultpoint
 from rlhf_core.state.atomic import canonical_json, digest_of, publish_folder, write_text
-from rlhf_core.state.compute_mode import ComputeMode, set_compute_mode
+from rlhf_core.state.compute_mode import ComputeMode, compute_mode, set_compute_mode
 from tasks import paths
 from tasks.frame.definition import StageDefinition, input_digests
+from tasks.frame.machine_memory import pass_bytes
 
 if TYPE_CHECKING:
     import torch
@@ -137,9 +138,7 @@ class Stage:
         torch.set_num_threads(self.threads)
         torch.use_deterministic_algorithms(True)
         torch.utils.deterministic.fill_uninitialized_memory = False  # costs a pass over memory that is written next
-        set_compute_mode(
-            ComputeMode(**compute.model_dump(include={"precision", "activation_checkpointing", "cuda_graphs"}))
-        )
+        self._set_compute_mode(None)
         gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if compute.device == "cpu" or (compute.device == "auto" and not gpus):
             return torch.device("cpu")
@@ -148,7 +147,16 @@ class Stage:
                 f"compute.device: {compute.device}: {self.place.local_size} GPUs wanted, torch sees {gpus or 'none'}. "
                 "Fix: set compute.device to cpu, or compute.processes to as many as there are"
             )
-        return torch.device("cuda", self.place.local_rank) if self.place.size > 1 else torch.device("cuda")
+        device = torch.device("cuda", self.place.local_rank) if self.place.size > 1 else torch.device("cuda")
+        self._set_compute_mode(torch.cuda.get_device_properties(device).total_memory)
+        return device
+
+    def _set_compute_mode(self, gpu_bytes: int | None) -> None:
+        """What the process computes by; `gpu_bytes` are a GPU's memory, None on a CPU."""
+        compute = self.params.compute
+        settings = {"precision", "activation_checkpointing", "cuda_graphs", "sampled_rows", "scored_rows"}
+        memory = pass_bytes(compute.memory_gb, gpu_bytes, self.place.local_size)
+        set_compute_mode(ComputeMode(**compute.model_dump(include=settings), pass_bytes=memory))
 
     @property
     def threads(self) -> int:
@@ -229,9 +237,13 @@ class Stage:
             self._identity = {
                 "inputs": digest_of(input_digests(self.root, self.definition)),
                 "parameters": digest_of(self._own_parameters()),
-                "environment": digest_of(environment(str(self.device), self.threads, self.place.size)),
+                "environment": digest_of(environment(str(self.device), self.threads, self.place.size) | self._memory()),
             }
         return self._identity
+
+    def _memory(self) -> dict[str, str]:
+        """What decides, beside the parameters, which rows go through a model together."""
+        return {"pass_bytes": str(compute_mode().pass_bytes)}
 
     def depends_on(self, name: str, digest: str) -> None:
         """Make something that `dvc.yaml` does not name part of `identity`; to be called before `restore`."""

@@ -63,7 +63,7 @@ def test_each_response_keeps_its_place_and_reads_beside_those_of_its_length() ->
         seen.append(batch.mask_BS.sum(1).tolist())
         return batch.response_ids_BR[:, 0].tolist()
 
-    assert read_each(read, PROMPTS, RESPONSES, pad_id=0, device=torch.device("cpu"), batch_size=2) == [20, 23, 24]
+    assert read_each(read, PROMPTS, RESPONSES, pad_id=0, model=torch.nn.Linear(1, 1), batch_size=2) == [20, 23, 24]
     assert seen == [[3, 6], [7]]
 
 
