@@ -1,6 +1,6 @@
 """In which numbers models are computed, and what they keep for the backward pass: one setting of the process.
 
-Set once, where threads and deterministic algorithms are set (`tasks.frame.stage.Stage.device`), it holds for every
+Set once, where threads and deterministic algorithms are set (`tasks.frame.place.prepare_device`), it holds for every
 model of the process: the policy, its reference, reward and value models. The functions that run a model
 (`rlhf_core.engine.states`, `rlhf_core.rollout.logprobs`, the decoders of `rlhf_core.rollout`) obey it, so trainers need
 not know.

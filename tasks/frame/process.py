@@ -26,7 +26,8 @@ from rlhf_core.state.atomic import sweep_temporary, temporary_folder
 from tasks import paths
 from tasks.frame.definition import StageDefinition, stage_definition
 from tasks.frame.lock_file import keep
-from tasks.frame.stage import HelperDone, Place, Progress, Stage, publish
+from tasks.frame.place import Place
+from tasks.frame.stage import HelperDone, Progress, Stage, publish
 from tasks.frame.watchdog import insist_on_sigterm
 
 Body = Callable[[Stage], dict[str, Any]]

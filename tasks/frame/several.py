@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING
 from rlhf_core.config import Params
 from tasks import paths
 from tasks.catalogue import stage_row
+from tasks.frame.place import Place
 from tasks.frame.process import FOLLOWED, GRACE_SECONDS, LAUNCHED
-from tasks.frame.stage import Place
 from tasks.frame.watchdog import named
 
 if TYPE_CHECKING:

@@ -10,18 +10,16 @@ import json
 import platform
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 from rlhf_core.config import Params
-from rlhf_core.errors import EnvironmentProblem
 from rlhf_core.faults import faultpoint
 from rlhf_core.state.atomic import canonical_json, digest_of, publish_folder, write_text
-from rlhf_core.state.compute_mode import ComputeMode, compute_mode, set_compute_mode
+from rlhf_core.state.compute_mode import compute_mode
 from tasks import paths
 from tasks.frame.definition import StageDefinition, input_digests
-from tasks.frame.machine_memory import pass_bytes
+from tasks.frame.place import Place, prepare_device
 
 if TYPE_CHECKING:
     import torch
@@ -36,24 +34,6 @@ if TYPE_CHECKING:
     Module = TypeVar("Module", bound=nn.Module)
 
 LINE_EVERY_SECONDS = 2.0
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Place:
-    """Which of a stage's processes this one is. The first has the lock, writes, reports; the others help it train."""
-
-    rank: int = 0
-    size: int = 1
-    local_rank: int = 0
-    local_size: int = 1
-
-    @classmethod
-    def of(cls, environment: Mapping[str, str]) -> "Place":
-        """What torchrun says in the environment; one process alone where it says nothing."""
-        names = {"rank": "RANK", "size": "WORLD_SIZE", "local_rank": "LOCAL_RANK", "local_size": "LOCAL_WORLD_SIZE"}
-        if not all(name in environment for name in names.values()):
-            return cls()
-        return cls(**{key: int(environment[name]) for key, name in names.items()})
 
 
 class HelperDone(BaseException):
@@ -132,31 +112,7 @@ class Stage:
         Raises:
             EnvironmentProblem: a GPU is asked for and there is none.
         """
-        import torch
-
-        compute = self.params.compute
-        torch.set_num_threads(self.threads)
-        torch.use_deterministic_algorithms(True)
-        torch.utils.deterministic.fill_uninitialized_memory = False  # costs a pass over memory that is written next
-        self._set_compute_mode(None)
-        gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        if compute.device == "cpu" or (compute.device == "auto" and not gpus):
-            return torch.device("cpu")
-        if gpus < self.place.local_size:
-            raise EnvironmentProblem(
-                f"compute.device: {compute.device}: {self.place.local_size} GPUs wanted, torch sees {gpus or 'none'}. "
-                "Fix: set compute.device to cpu, or compute.processes to as many as there are"
-            )
-        device = torch.device("cuda", self.place.local_rank) if self.place.size > 1 else torch.device("cuda")
-        self._set_compute_mode(torch.cuda.get_device_properties(device).total_memory)
-        return device
-
-    def _set_compute_mode(self, gpu_bytes: int | None) -> None:
-        """What the process computes by; `gpu_bytes` are a GPU's memory, None on a CPU."""
-        compute = self.params.compute
-        settings = {"precision", "activation_checkpointing", "cuda_graphs", "sampled_rows", "scored_rows"}
-        memory = pass_bytes(compute.memory_gb, gpu_bytes, self.place.local_size)
-        set_compute_mode(ComputeMode(**compute.model_dump(include=settings), pass_bytes=memory))
+        return prepare_device(self.params.compute, self.threads, self.place)
 
     @property
     def threads(self) -> int:

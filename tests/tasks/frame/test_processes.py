@@ -21,9 +21,10 @@ from rlhf_core.config import ComputeConfig, Params
 from rlhf_core.state.atomic import file_digest, tree_digest
 from tasks import paths
 from tasks.frame.definition import StageDefinition
+from tasks.frame.place import Place
 from tasks.frame.process import GRACE_SECONDS
 from tasks.frame.several import only_watches, root_cause, wants_processes
-from tasks.frame.stage import Place, Progress, Stage
+from tasks.frame.stage import Progress, Stage
 
 SLOW = 20.0  # seconds for what takes two or three on an idle machine
 HELD = "train.step@3#1:sleep"  # the second process stops for an hour, the first waits for it inside a library
