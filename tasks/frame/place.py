@@ -31,6 +31,9 @@ class Place:
         return cls(**{key: int(environment[name]) for key, name in names.items()})
 
 
+ONLY_PROCESS = Place()
+
+
 def prepare_device(compute: ComputeConfig, threads: int, place: Place) -> "torch.device":
     """The device of the settings; threads, deterministic algorithms and the compute mode are set for the process.
 

@@ -19,7 +19,7 @@ from rlhf_core.state.atomic import canonical_json, digest_of, publish_folder, wr
 from rlhf_core.state.compute_mode import compute_mode
 from tasks import paths
 from tasks.frame.definition import StageDefinition, input_digests
-from tasks.frame.place import Place, prepare_device
+from tasks.frame.place import ONLY_PROCESS, Place, prepare_device
 
 if TYPE_CHECKING:
     import torch
@@ -92,7 +92,7 @@ class Stage:
         root: Path,
         out: Path,
         log: Progress,
-        place: Place = Place(),
+        place: Place = ONLY_PROCESS,
     ) -> None:
         self.definition, self.params, self.root, self.out, self.log = definition, params, root, out, log
         self.place = place
