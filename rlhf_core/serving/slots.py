@@ -110,8 +110,7 @@ class CacheSlots(StaticDecoder):
         places = places_after(len(self.lengths), gone)
         for place, row in enumerate(places):
             if place != row:
-                length = self.lengths[row]
-                self.cache_2LBKET[:, :, place, ..., :length] = self.cache_2LBKET[:, :, row, ..., :length]
+                self.cache_2LBKET[:, :, place] = self.cache_2LBKET[:, :, row]
         self.lengths = [self.lengths[row] for row in places]
         self._look_at(len(places))
         return places

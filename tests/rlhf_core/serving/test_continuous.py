@@ -191,18 +191,21 @@ def test_logits_that_are_no_numbers_end_their_own_row_alone() -> None:
         model.lm_head.weight[40] = 0.0
     good = request(PROMPTS[0], seed=1, eos_ids=(40,), cut_off=CutOff(top_k=3))
     expected = alone(model, good)
-    longer = request(PROMPTS[4], seed=1, eos_ids=(), cut_off=CutOff(top_k=3))
+    longer = request(PROMPTS[4] * 2, seed=1, eos_ids=(), cut_off=CutOff(top_k=3))
     sampler, bad = ContinuousSampler(model, PAD), Heard()
     heard = [Heard() for _ in range(4)]
-    sampler.submit(request([40] * 20, cut_off=CutOff(top_k=3)), bad)
-    sampler.submit(good, heard[0])
+    sampler.submit(request([40] * 70, cut_off=CutOff(top_k=3)), bad)
     run(sampler)
     assert isinstance(bad.error, Diverged)
     assert "NaN" in str(bad.error)
-    for one, listener in ((good, heard[1]), (longer, heard[2])):  # now in the slot that held them
+    for one, listener in ((good, heard[0]), (good, heard[1]), (longer, heard[2])):  # in the slot that held them
         sampler.submit(one, listener)
     run(sampler)
-    assert heard[0].ids == heard[1].ids == expected
+    sampler.submit(request([40] * 70, cut_off=CutOff(top_k=3)), Heard())
+    for one, listener in ((longer, Heard()), (good, heard[3])):  # and moved into it
+        sampler.submit(one, listener)
+    run(sampler)
+    assert heard[0].ids == heard[1].ids == heard[3].ids == expected
     assert heard[2].ids == alone(model, longer)
 
 
