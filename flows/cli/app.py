@@ -26,6 +26,8 @@ COMMANDS = {
     "up": "flows.cli.servers:up",
     "down": "flows.cli.servers:down",
     "deploy": "flows.cli.deploy:deploy",
+    "chat": "flows.cli.chat:chat",
+    "serve": "flows.cli.serve:serve",
     "sync": "flows.cli.look:sync",
     "clean": "flows.cli.clean:clean",
     "doctor": "flows.cli.look:doctor",
