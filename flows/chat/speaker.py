@@ -10,7 +10,7 @@ from rlhf_core.serving.continuous import EndReason, Request, SampledToken
 from rlhf_core.serving.served import ServedPolicy
 from rlhf_core.serving.text_stream import TextStream, reply_stream
 from rlhf_core.text.normal import REFUSED_CHARACTERS, without_hidden
-from rlhf_core.text.transcripts import Message
+from rlhf_core.text.tool_turns import Message
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -12,7 +12,7 @@ from flows.chat.speaker import Manner, Spoken, speak
 from flows.chat.votes import BlindVote, Verdict, append_vote, why_no_vote
 from rlhf_core.errors import DataError
 from rlhf_core.serving.served import ServedPolicy
-from rlhf_core.text.transcripts import Message
+from rlhf_core.text.tool_turns import Message
 
 HELP = "/new begins a new dialogue, /quit ends (as Ctrl-D does); Ctrl-C stops an answer"
 BALLOT: Mapping[str, Verdict | None] = {

@@ -11,7 +11,8 @@ from filelock import FileLock
 
 from rlhf_core.errors import DataError, EnvironmentProblem
 from rlhf_core.text.normal import normal_form
-from rlhf_core.text.transcripts import Message, render_turns
+from rlhf_core.text.tool_turns import Message
+from rlhf_core.text.transcripts import render_turns
 
 Verdict = Literal["a", "b", "tie", "both bad"]
 FOLDER = Path("votes")

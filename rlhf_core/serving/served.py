@@ -20,7 +20,8 @@ from rlhf_core.serving.scoring import ScoringThread
 from rlhf_core.serving.worker import SamplingThread
 from rlhf_core.text.chat import render_prompts
 from rlhf_core.text.tokenizer import encode_prompts, encode_response, load_tokenizer
-from rlhf_core.text.transcripts import Message, render_turns
+from rlhf_core.text.tool_turns import Conversation, Message
+from rlhf_core.text.transcripts import render_turns
 
 NO_LIMIT = 10**9
 """Nothing is cut: a server says that a text is too long, where training cuts it."""
@@ -68,7 +69,7 @@ class Texts:
             raise DataError("the last message must be the user's. Fix: leave out what stands behind it")
         if self.tokenizer.chat_template is None:
             return self.of_prompt(turns[0]["content"] if len(turns) == 1 else _transcript(turns))
-        (encoded,) = render_prompts(self.tokenizer, [turns], NO_LIMIT)
+        (encoded,) = render_prompts(self.tokenizer, [Conversation(turns, [])], NO_LIMIT)
         if not encoded.is_whole:
             raise DataError(
                 "the model's chat template leaves out or rewrites part of these messages. Fix: messages without a "

@@ -5,7 +5,16 @@ from dataclasses import dataclass, field
 
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 
 from rlhf_core.engine.batches import collate
 from rlhf_core.errors import Diverged, EnvironmentProblem
@@ -97,7 +106,7 @@ REQUESTS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", ["llama", "qwen2", "gpt2", "mixture"])
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3", "gpt2", "mixture"])
 def test_a_response_is_the_same_alone_and_among_others_that_come_and_go(kind) -> None:
     model = tiny(kind)
     expected = [alone(model, one) for one in REQUESTS]
@@ -239,6 +248,7 @@ def test_what_breaks_a_step_is_told_to_those_under_way_and_those_who_wait_go_on(
 
 def test_each_model_gets_the_best_slots_there_are() -> None:
     assert isinstance(make_slots(tiny("llama")), CacheSlots)
+    assert isinstance(make_slots(tiny("qwen3")), CacheSlots)
     assert isinstance(make_slots(tiny("gpt2")), SeparateRows)
     mixed = make_slots(tiny("mixture"))
     assert isinstance(mixed, MixedSlots)
