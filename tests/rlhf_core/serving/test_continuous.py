@@ -48,9 +48,11 @@ def tiny(kind: str):
     }
     if kind == "mixture":
         return PolicyMixture([tiny("llama"), tiny("qwen2")], [0.4, 0.6])
-    return (
-        LlamaForCausalLM(LlamaConfig(**shared)) if kind == "llama" else Qwen2ForCausalLM(Qwen2Config(**shared))
-    ).eval()
+    if kind == "qwen3":
+        return Qwen3ForCausalLM(Qwen3Config(**shared, head_dim=8)).eval()
+    if kind == "qwen2":
+        return Qwen2ForCausalLM(Qwen2Config(**shared)).eval()
+    return LlamaForCausalLM(LlamaConfig(**shared)).eval()
 
 
 @dataclass
