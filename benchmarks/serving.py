@@ -17,6 +17,7 @@ from pathlib import Path
 from statistics import median
 
 import httpx
+import psutil
 
 from benchmarks.table import processor
 from benchmarks.workload import SIZES, save_json, subject_of
@@ -33,6 +34,7 @@ class Load:
         callers: at once.
         tokens: written for all.
         wall_s: from the first request to the last answer.
+        cpu_s: of the server meanwhile; what else the machine does changes it little.
         first_s: median time from a request to its first token.
         whole_s: median time from a request to its last.
     """
@@ -40,6 +42,7 @@ class Load:
     callers: int
     tokens: int
     wall_s: float
+    cpu_s: float
     first_s: float
     whole_s: float
 
@@ -56,7 +59,7 @@ async def ask(client: httpx.AsyncClient, body: dict[str, object]) -> tuple[int, 
     return tokens, first, time.perf_counter() - began
 
 
-async def measure(address: str, callers: int, bodies: Sequence[dict[str, object]]) -> Load:
+async def measure(address: str, callers: int, bodies: Sequence[dict[str, object]], server: psutil.Process) -> Load:
     """Have so many callers ask all of it between them."""
     waiting, answers = list(reversed(bodies)), []
     async with httpx.AsyncClient(base_url=address, timeout=600, trust_env=False) as client:
@@ -65,11 +68,18 @@ async def measure(address: str, callers: int, bodies: Sequence[dict[str, object]
             while waiting:
                 answers.append(await ask(client, waiting.pop()))
 
-        began = time.perf_counter()
+        began, cpu_s = time.perf_counter(), sum(server.cpu_times()[:2])
         await asyncio.gather(*(caller() for _ in range(callers)))
-        wall_s = time.perf_counter() - began
+        wall_s, cpu_s = time.perf_counter() - began, sum(server.cpu_times()[:2]) - cpu_s
     tokens, first_s, whole_s = zip(*answers, strict=True)
-    return Load(callers=callers, tokens=sum(tokens), wall_s=wall_s, first_s=median(first_s), whole_s=median(whole_s))
+    return Load(
+        callers=callers,
+        tokens=sum(tokens),
+        wall_s=wall_s,
+        cpu_s=cpu_s,
+        first_s=median(first_s),
+        whole_s=median(whole_s),
+    )
 
 
 def make_bodies(count: int, tokens: int, model: str) -> list[dict[str, object]]:
@@ -105,17 +115,21 @@ def serve(folder: Path, threads: int) -> tuple["subprocess.Popen[str]", str]:
 
 def page(loads: Sequence[Load], subject: str, tokens: int, threads: int) -> str:
     """The setting and a row a number of callers; the ratio is to one caller after the other."""
-    alone = loads[0].tokens / loads[0].wall_s
+    one = loads[0]
     lines = [
         f"{subject}, {tokens} tokens a response, {threads} thread(s). Machine: {processor()}.",
         "",
-        "| callers at once | tokens/s | against one by one | first token (median) | whole response (median) |",
-        "|---|---|---|---|---|",
+        "| callers at once | tokens/CPU-s of the server | against one by one | tokens/s | against one by one "
+        "| first token (median) | whole response (median) |",
+        "|---|---|---|---|---|---|---|",
     ]
     for load in loads:
-        rate = load.tokens / load.wall_s
+        rates = load.tokens / load.cpu_s, load.tokens / load.wall_s
+        ratios = rates[0] / (one.tokens / one.cpu_s), rates[1] / (one.tokens / one.wall_s)
         times = f"{1000 * load.first_s:,.0f} ms | {1000 * load.whole_s:,.0f} ms"
-        lines.append(f"| {load.callers} | {rate:,.0f} | {rate / alone:.2f} | {times} |")
+        lines.append(
+            f"| {load.callers} | {rates[0]:,.0f} | {ratios[0]:.2f} | {rates[1]:,.0f} | {ratios[1]:.2f} | {times} |"
+        )
     return "\n".join(lines) + "\n"
 
 
@@ -134,8 +148,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     bodies = make_bodies(options.requests, options.tokens, str(folder))
     process, address = serve(folder, options.threads)
     try:
-        asyncio.run(measure(address, 8, bodies[:8]))  # warm-up
-        loads = [asyncio.run(measure(address, callers, bodies)) for callers in options.callers]
+        server = psutil.Process(process.pid)
+        asyncio.run(measure(address, 8, bodies[:8], server))  # warm-up
+        loads = [asyncio.run(measure(address, callers, bodies, server)) for callers in options.callers]
     finally:
         process.terminate()
         process.wait()
