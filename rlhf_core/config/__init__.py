@@ -68,6 +68,15 @@ class Params(Section):
         return (*self.align.algorithms, *self.combine.methods)
 
     @model_validator(mode="after")
+    def _rounded_weights_are_whole(self) -> Self:
+        if self.model.base_weights != "float32" and self.compute.sharding != "none":
+            raise ValueError(
+                f"model.base_weights {self.model.base_weights} and compute.sharding {self.compute.sharding}: rounded "
+                "weights are not divided among processes. Use base_weights float32, or sharding none"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _members_are_aligned(self) -> Self:
         missing = set(self.combine.members) - set(self.align.algorithms) if self.combine.methods else ()
         if missing:

@@ -1,6 +1,6 @@
 """Settings of the machine and of the language model."""
 
-from typing import Literal, Self
+from typing import Literal, Self, get_args
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
@@ -8,6 +8,7 @@ from rlhf_core.config.base import Section
 from rlhf_core.config.lora import AdaptedStage, LoraConfig
 from rlhf_core.config.watched import PLACEHOLDER
 
+BaseWeights = Literal["float32", "int8", "nf4"]
 MOST_WORKERS = 1024
 """Threads or processes: more than any one machine has cores, and soon more than its kernel gives."""
 
@@ -81,6 +82,11 @@ class ModelConfig(Section):
         "auto", description="the folder's chat template: used where there is one, never, or required (source: folder)"
     )
     lora: LoraConfig | None = Field(None, description="train low-rank adapters; null: all weights")
+    base_weights: BaseWeights = Field(
+        "float32",
+        description="how the frozen weights under adapters are held in training: int8 takes a quarter of the memory, "
+        "nf4 a seventh (QLoRA); needs bitsandbytes, source folder and adapters in every stage",
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -88,9 +94,24 @@ class ModelConfig(Section):
             raise ValueError("source 'folder' needs `path`, a local folder with model and tokenizer")
         if self.lora and self.source == "config" and "sft" in self.lora.stages:
             raise ValueError("lora.stages names sft, but adapters beside random weights learn little: leave sft out")
+        if self.base_weights != "float32":
+            self._can_be_quantised()
         if self.hidden_size % self.heads:
             raise ValueError(f"heads {self.heads} must divide hidden_size {self.hidden_size}")
         return self
+
+    def _can_be_quantised(self) -> None:
+        if self.source == "config":
+            raise ValueError(
+                f"base_weights {self.base_weights!r}: a model from scratch trains all of its weights. "
+                "Use float32, or source 'folder' and lora"
+            )
+        left = [stage for stage in get_args(AdaptedStage) if self.lora_at(stage) is None]
+        if left:
+            raise ValueError(
+                f"base_weights {self.base_weights!r}: {', '.join(left)} would train all weights, and rounded ones "
+                "cannot be trained. Use float32, or lora with these in lora.stages"
+            )
 
     def lora_at(self, stage: AdaptedStage) -> LoraConfig | None:
         """The adapters that a stage trains; null where it trains all weights."""

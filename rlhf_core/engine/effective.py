@@ -5,6 +5,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from rlhf_core.engine.quantised import QuantisedLinear
+
 
 class Linear(NamedTuple):
     """weight [out, in] and bias [out] of a linear layer."""
@@ -19,19 +21,19 @@ def effective_linear(layer: nn.Module) -> Linear | None:
 
     A layer that carries low-rank adapters (peft) is W + sum of scale * B A over its active adapters (Hu et al. 2021,
     eq. 3), and W alone while they are disabled; a DoRA adapter by itself gives each row of that sum a length of its own
-    (Liu et al. 2024, eq. 5). The weight of a plain layer is the layer's own, not a copy.
+    (Liu et al. 2024, eq. 5). The weight of a plain layer is its own, not a copy; one in 8 or 4 bits is made whole.
 
     Returns:
         Weight and bias, or None where no such layer exists: other kinds of layers, adapters with biases of their own,
         DoRA beside other adapters, adapters that were merged into a weight and then disabled.
     """
-    if type(layer) is nn.Linear:
+    if type(layer) in (nn.Linear, QuantisedLinear):
         return Linear(layer.weight, layer.bias)
     if not type(layer).__module__.startswith("peft."):
         return None
     from peft.tuners.lora import Linear as LoraLinear
 
-    if not isinstance(layer, LoraLinear) or type(layer.base_layer) is not nn.Linear:
+    if not isinstance(layer, LoraLinear) or type(layer.base_layer) not in (nn.Linear, QuantisedLinear):
         return None
     return _with_adapters(layer)
 

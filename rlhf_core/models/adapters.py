@@ -20,6 +20,8 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from rlhf_core.config.lora import LoraConfig
+from rlhf_core.engine.effective import effective_linear
+from rlhf_core.engine.quantised import QuantisedLinear, quantised_layers
 from rlhf_core.errors import ConfigError, EnvironmentProblem
 from rlhf_core.state.atomic import write_json
 
@@ -77,8 +79,11 @@ def has_adapters(model: nn.Module) -> bool:
 def parameter_counts(model: nn.Module) -> dict[str, int]:
     """`parameters` of a model, adapters folded in, and `trained_parameters`: those that training changes."""
     named = list(model.named_parameters())
+    rounded = list(quantised_layers(model))
+    codes = {id(tensor) for _, layer in rounded for tensor in (layer.codes, layer.scales)}
+    counted = [tensor.numel() for name, tensor in named if "lora_" not in name and id(tensor) not in codes]
     return {
-        "parameters": sum(parameter.numel() for name, parameter in named if "lora_" not in name),
+        "parameters": sum(counted) + sum(layer.in_features * layer.out_features for _, layer in rounded),
         "trained_parameters": sum(parameter.numel() for _, parameter in named if parameter.requires_grad),
     }
 
@@ -108,17 +113,44 @@ def without_adapters(model: nn.Module) -> Iterator[None]:
 
 
 def merged(model: PreTrainedModel) -> PreTrainedModel:
-    """A copy with the adapters folded into the weights, a plain model of transformers; without adapters, itself."""
+    """A copy with the adapters folded into the weights, a plain model of transformers; without adapters, itself.
+
+    Weights in 8 or 4 bits become those in float32 that they stand for: what the adapters were trained on.
+    """
     if not has_adapters(model):
         return model
     plain = copy.deepcopy(model)
     for name, layer in list(adapted_layers(plain)):
-        layer.merge()
-        parent, _, child = name.rpartition(".")
-        setattr(plain.get_submodule(parent), child, layer.base_layer)
+        _replace(plain, name, _folded(layer))
+    for name, rounded in list(quantised_layers(plain)):
+        _replace(plain, name, _whole(rounded))
     del plain.peft_config
     plain._hf_peft_config_loaded = False
     return plain.requires_grad_()
+
+
+def _folded(layer: Any) -> nn.Module:
+    """The layer under an adapter, with what the adapter adds."""
+    if isinstance(layer.base_layer, QuantisedLinear):
+        return _whole(layer)
+    layer.merge()
+    return layer.base_layer
+
+
+def _whole(layer: nn.Module) -> nn.Linear:
+    """A plain linear layer that computes what `layer` does now."""
+    linear = effective_linear(layer)
+    if linear is None:
+        raise TypeError(f"{type(layer).__name__} computes what no plain linear layer does")
+    weight, bias = linear
+    plain = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
+    plain.weight, plain.bias = nn.Parameter(weight), None if bias is None else nn.Parameter(bias.detach())
+    return plain
+
+
+def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, module)
 
 
 def save_adapters(model: PreTrainedModel, folder: Path | str) -> None:

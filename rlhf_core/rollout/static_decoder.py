@@ -21,6 +21,7 @@ from rlhf_core.engine.output_layer import PLAIN_HEADS
 from rlhf_core.engine.packed import can_pack, norms_heads, rotates
 from rlhf_core.engine.packed_weight import PackedWeight
 from rlhf_core.engine.projections import interleaved
+from rlhf_core.engine.quantised import quantised_layers
 from rlhf_core.state.compute_mode import compute_mode
 
 HIDDEN = -1e30
@@ -73,6 +74,8 @@ class StaticDecoder:
     def supports(model: PreTrainedModel) -> bool:
         """Whether this decoder computes what `model` computes."""
         body = model.get_decoder()
+        if any(quantised_layers(body)):  # of which this would hold a whole copy
+            return False
         if not can_pack(body) or model.config.model_type not in PLAIN_HEADS:  # an adapter on the head is counted in
             return False
         linears = [part for layer in body.layers for part in _linears(layer)] + [model.get_output_embeddings()]

@@ -7,6 +7,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_core.config import PPOConfig
 from rlhf_core.models.adapters import add_adapters
+from rlhf_core.models.quantise import quantise
 from rlhf_core.models.scoring.ensemble import RewardEnsemble
 from rlhf_core.models.scoring.reward_model import RewardModel
 from rlhf_core.models.scoring.value import ValueHead, ValueModel
@@ -84,7 +85,9 @@ def value_model(
     """A value model from the reward model, with adapters of its own where the policy has some; or a shared head."""
     if cfg.value.model == "shared":
         return ValueHead(policy.get_output_embeddings().in_features).to(stage.device)
-    value = ValueModel.from_reward_model(reward_model).to(stage.device)
+    value = ValueModel.from_reward_model(reward_model)
+    quantise(value.body, stage.params.model, "align")
+    value.to(stage.device)
     add_adapters(value.body, stage.params.model.lora_at("align"), stage.rng().integer("value adapters"))
     return stage.shard(value)
 

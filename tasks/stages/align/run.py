@@ -18,6 +18,7 @@ from rlhf_core.evaluation.intervals import bounds, mean_interval
 from rlhf_core.evaluation.policy_measurement import PolicyEvaluator
 from rlhf_core.models.adapters import add_adapters, has_adapters, without_adapters
 from rlhf_core.models.policy import load_policy, save_policy
+from rlhf_core.models.quantise import quantise
 from rlhf_core.models.scoring.ensemble import RewardEnsemble, load_reward_model
 from rlhf_core.models.scoring.reward_model import RewardModel
 from rlhf_core.state.atomic import write_json
@@ -45,7 +46,9 @@ def run(stage: Stage) -> dict[str, Any]:
         Diverged: training left the finite numbers.
     """
     tokenizer = load_tokenizer(stage.root / paths.SFT / "model")
-    policy = load_policy(stage.root / paths.SFT / "model").to(stage.device)
+    policy = load_policy(stage.root / paths.SFT / "model")
+    quantise(policy, stage.params.model, "align")
+    policy = policy.to(stage.device)
     add_adapters(policy, stage.params.model.lora_at("align"), stage.rng().integer("adapters"))
     # under adapters the SFT model is the policy itself without them: no second copy of the weights
     reference = policy if has_adapters(policy) else load_policy(stage.root / paths.SFT / "model").to(stage.device)

@@ -20,6 +20,7 @@ from rlhf_core.evaluation.response_scores import ResponseScore, read_responses
 from rlhf_core.evaluation.reward_card import ScoredPairs, reward_card
 from rlhf_core.models.adapters import add_adapters
 from rlhf_core.models.policy import load_policy
+from rlhf_core.models.quantise import quantise
 from rlhf_core.models.scoring.ensemble import RewardEnsemble
 from rlhf_core.models.scoring.reward_model import RewardModel
 from rlhf_core.state.atomic import write_json
@@ -167,7 +168,9 @@ def _train(stage: Stage, groups: Sequence[PreferenceGroup], pad_id: int) -> Trai
     """Every model of the run, trained."""
     cfg, rng = stage.params.reward, stage.rng()
     state = TrainState()
-    for name, made in make_models(cfg, load_policy(stage.root / paths.SFT / "model"), rng).items():
+    policy = load_policy(stage.root / paths.SFT / "model")
+    quantise(policy, stage.params.model, "reward")
+    for name, made in make_models(cfg, policy, rng).items():
         made.to(stage.device)
         add_adapters(made.body, stage.params.model.lora_at("reward"), rng.integer(f"adapters/{name}"))
         state.modules[name] = stage.shard(made)

@@ -18,6 +18,7 @@ from rlhf_core.errors import DataError
 from rlhf_core.models.adapters import add_adapters
 from rlhf_core.models.checks import check_fit
 from rlhf_core.models.policy import build_policy, eos_token_ids, load_policy, save_policy
+from rlhf_core.models.quantise import quantise
 from rlhf_core.state.atomic import write_json
 from rlhf_core.state.train_state import TrainState
 from rlhf_core.text.identity import prompt_group
@@ -101,6 +102,7 @@ def _starting_point(stage: Stage, train: Sequence[Row]) -> tuple[PreTrainedModel
     if cfg.source == "folder":
         folder = stage.root / cfg.path
         tokenizer, model = load_tokenizer(folder, cfg.chat), load_policy(folder)
+        quantise(model, cfg, "sft")
         check_fit(model, tokenizer, cfg.max_prompt_tokens + cfg.max_response_tokens, str(folder))
         model.generation_config.eos_token_id = list(eos_token_ids(model, tokenizer))
         return model, tokenizer
