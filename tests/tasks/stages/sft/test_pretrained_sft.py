@@ -130,6 +130,23 @@ def test_adapters_are_trained_and_written_merged_and_alone(project: Path) -> Non
     assert torch.equal(plain(ids).logits, merged(ids).logits)
 
 
+def test_base_weights_in_four_bits_are_published_whole_with_the_same_bytes(project: Path) -> None:
+    pytest.importorskip("bitsandbytes", reason="bitsandbytes (extra `quantised`) is not installed")
+    write_params(project, model={"lora": {"rank": 4, "alpha": 8}, "base_weights": "nf4"})
+    digests = []
+    for _ in range(2):
+        done = run_stage(project, "sft")
+        assert done.returncode == 0, done.stderr
+        digests.append(tree_digest(project / "artifacts/sft/model"))
+    assert digests[0] == digests[1]
+    folder, own = project / "artifacts/sft/model", load_policy(project / "models/own")
+    published = load_policy(folder)
+    assert torch.equal(published.lm_head.weight, own.lm_head.weight)
+    assert figures(project)["parameters"] == sum(parameter.numel() for parameter in own.parameters())
+    rounded = published.model.layers[0].mlp.up_proj.weight - own.model.layers[0].mlp.up_proj.weight
+    assert torch.linalg.matrix_rank(rounded) > 4, "more than an adapter of rank 4: the base was rounded"
+
+
 @pytest.mark.parametrize(("turns", "learns_first"), [("all", True), ("last", False)])
 def test_earlier_replies_are_learned_where_all_turns_are(
     project: Path, turns: str, learns_first: bool, monkeypatch: pytest.MonkeyPatch
