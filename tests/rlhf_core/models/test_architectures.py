@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from support.architectures import ARCHITECTURES, EOS, PAD, SIZES, random_model, write_folder
 from torch import Tensor
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, Gemma3TextConfig, PreTrainedModel
 
 from rlhf_core.config.lora import LoraConfig
 from rlhf_core.engine.batches import SequenceBatch, collate
@@ -124,6 +124,15 @@ def test_positions_that_depend_on_the_length_of_a_text_are_refused_where_they_be
     check_room(model, 64)
     with pytest.raises(ConfigError, match=r"make 65, this model reads 64 before its positions depend on the length"):
         check_room(model, 65)
+
+
+@pytest.mark.parametrize("more", [{"head": "gated"}, {"head": "last", "keep_output": True}], ids=str)
+def test_a_reward_model_reads_no_log_probabilities_where_a_cap_follows_the_states(more: dict[str, Any]) -> None:
+    capped = Gemma3TextConfig(**SIZES, **ARCHITECTURES["gemma 3"][1], final_logit_softcapping=20.0)
+    model = AutoModelForCausalLM.from_config(capped)
+    with pytest.raises(ConfigError, match="those of Gemma3ForCausalLM are not its states times an embedding"):
+        RewardModel.from_policy(model, **more, seed=0)
+    assert RewardModel.from_policy(model, "last", seed=0).output_weight is None
 
 
 def test_the_first_log_ratio_is_exactly_zero(folder: Path) -> None:

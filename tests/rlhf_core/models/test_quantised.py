@@ -178,10 +178,13 @@ def test_logprobs_gradients_and_sampling_are_those_of_the_weights_it_stands_for(
 
 
 @pytest.mark.usefixtures("library")
+@pytest.mark.parametrize("targets", [None, ["o_proj"]], ids=["all layers adapted", "some"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_is_published_is_plain_and_equals_what_was_trained(folder: Path, kind: str, tmp_path: Path) -> None:
+def test_what_is_published_is_plain_and_equals_what_was_trained(
+    folder: Path, kind: str, targets: list[str] | None, tmp_path: Path
+) -> None:
     """In float32 with the rounded base; the adapter alone fits a base that was rounded in the same way."""
-    model = trained(rounded(folder, kind))
+    model = trained(rounded(folder, kind, targets=targets))
     tokenizer = load_tokenizer(folder)
     save_policy(model, tokenizer, tmp_path / "one")
     save_policy(model, tokenizer, tmp_path / "two")
@@ -193,7 +196,7 @@ def test_what_is_published_is_plain_and_equals_what_was_trained(folder: Path, ki
     torch.testing.assert_close(response_logprobs(theirs, BATCH), response_logprobs(model, BATCH), atol=2e-5, rtol=0)
     assert not list(quantised_layers(merged(model)))
     assert len(list(quantised_layers(model))) > 0, "the trained model itself stays as it is"
-    fresh = rounded(folder, kind)
+    fresh = rounded(folder, kind, targets=targets)
     saved = load_file(tmp_path / "one/adapter/adapter_model.safetensors")
     found = {name.removeprefix("base_model.model."): tensor for name, tensor in saved.items()}
     with torch.no_grad():
