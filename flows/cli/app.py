@@ -19,6 +19,7 @@ Results go to stdout, progress to stderr. Exit codes: 0 ok · 1 bug · 2 usage o
 
 COMMANDS = {
     "run": "flows.cli.run:run",
+    "plan": "flows.cli.plan:plan",
     "resume": "flows.cli.run:resume",
     "status": "flows.cli.look:status",
     "report": "flows.cli.look:report",

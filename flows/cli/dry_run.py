@@ -27,7 +27,7 @@ def dry_run(root: Path, request: RunRequest, *, as_json: bool) -> int:
     """
     from tasks.frame.changes import stage_changes
 
-    with _prepared(root, request) as prepared:
+    with prepared_run(root, request) as prepared:
         stages = pipeline_stages(prepared.root)
         changes = stage_changes(prepared.root)
         chosen = chosen_stages(
@@ -52,7 +52,7 @@ def dry_run(root: Path, request: RunRequest, *, as_json: bool) -> int:
 
 
 @contextmanager
-def _prepared(root: Path, request: RunRequest) -> Iterator[PreparedRun]:
+def prepared_run(root: Path, request: RunRequest) -> Iterator[PreparedRun]:
     """The run as it would be prepared; a worktree that it needs is taken away again."""
     home = paths.home(root)
     prepared = prepare_run(root, request)

@@ -92,17 +92,7 @@ def run(*, options: RunOptions = RunOptions(), dry_run: bool = False, json: bool
     json:
         Print the summary as JSON.
     """
-    request = read_request(
-        options.profile,
-        options.set,
-        options.data,
-        options.name,
-        stage_timeout_minutes=options.timeout,
-        run_timeout_minutes=options.run_timeout,
-        retries=options.retries,
-        from_stage=options.from_,
-        until_stage=options.until,
-    )
+    request = request_of(options)
     if dry_run:
         from flows.cli.dry_run import dry_run as print_plan
 
@@ -135,6 +125,25 @@ def _in_part(folder: Path) -> bool:
     """Whether a run is done but for stages that it was asked to leave out."""
     summary = read_summary(folder / LIVE_FILE)
     return summary is not None and any(stage.status == "left out" for stage in summary.stages)
+
+
+def request_of(options: RunOptions) -> RunRequest:
+    """What the options of a command ask for.
+
+    Raises:
+        ConfigError: one of them is not of its form.
+    """
+    return read_request(
+        options.profile,
+        options.set,
+        options.data,
+        options.name,
+        stage_timeout_minutes=options.timeout,
+        run_timeout_minutes=options.run_timeout,
+        retries=options.retries,
+        from_stage=options.from_,
+        until_stage=options.until,
+    )
 
 
 def read_request(
@@ -206,6 +215,10 @@ def _run_stages(prepared: PreparedRun, stages_to_run: "Future[tuple[set[str], Fo
     from flows.run.execution import PipelineRun
 
     changed, forks = stages_to_run.result()
+    if changed:
+        from flows.cli.plan import say_before
+
+        say_before(prepared, changed)
     current = PipelineRun(prepared, changed, stop=Stop(), forks=forks)
     stages = [stage.name for stage in current.summary.stages if stage.name in current.chosen]
     with watch(stages, sys.stderr, expected_seconds(prepared.root, stages, changed)) as view:
