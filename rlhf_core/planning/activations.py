@@ -29,12 +29,14 @@ class PassSettings:
         checkpointing: layers keep their input alone and are computed again.
         half: products in bfloat16, whose inputs and results are kept in it.
         cpu: products go through oneDNN in pieces.
+        compact: freed tensors leave no holes (`rlhf_core.state.host_memory`).
     """
 
     rank: int = 0
     checkpointing: bool = False
     half: bool = False
     cpu: bool = True
+    compact: bool = False
 
     @property
     def item(self) -> int:

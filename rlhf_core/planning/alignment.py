@@ -7,7 +7,7 @@ from rlhf_core.config import DPOConfig, PPOConfig
 from rlhf_core.config.lora import LoraConfig
 from rlhf_core.planning import rows
 from rlhf_core.planning.activations import FLOAT, Reading, kept_bytes, output_gradient_bytes, passing_bytes
-from rlhf_core.planning.parts import KEPT_CHECKPOINTS, Footprint, Moment, Passes, Planned, sampler, training
+from rlhf_core.planning.parts import KEPT_CHECKPOINTS, Footprint, Moment, Passes, Planned, sampler, training, with_holes
 from rlhf_core.planning.workload import mean
 
 MEASURED_PROMPTS = 256
@@ -30,8 +30,7 @@ def align(planned: Planned, item: str) -> Footprint:
     """The footprint of `align@<item>`."""
     settings, shape = planned.params.align, planned.shape
     if item == "chain":
-        chain = settings.chain
-        configs = [chain.ppo if link == "ppo" else chain.ipo if link == "ipo" else chain.dpo for link in chain.links]
+        configs = [getattr(settings.chain, link) for link in settings.chain.links]
     else:
         configs = [settings.ppo if item == "ppo" else settings.dpo]
     links = [_ppo(planned, cfg) if isinstance(cfg, PPOConfig) else _dpo(planned, cfg) for cfg in configs]
@@ -89,14 +88,17 @@ def _ppo(planned: Planned, cfg: PPOConfig) -> _Link:
     reading = _minibatch(planned, cfg, passing)
     gradients = (trained + value) * FLOAT if passing < cfg.minibatch else 0
     output = output_gradient_bytes(shape, reading, settings)
+    several = passing < cfg.rollout_batch
+    kept = with_holes(kept_bytes(shape, reading, settings), shape, reading, settings, several=several)
     moments = [
         Moment("rollout", held + sampler(planned, cfg.rollout_batch)),
         Moment("looking at the rollout", held + passing_bytes(shape, reading, settings)),
-        Moment("policy step", held + gradients + kept_bytes(shape, reading, settings) + output),
+        Moment("policy step", held + gradients + kept + output),
         Moment("end of the step", held + (trained + value) * FLOAT + output),
     ]
     if separate:  # its step comes when the policy's graph is gone and its gradient is there
         kept = kept_bytes(shape, reading._replace(responses=0), settings)
+        kept = with_holes(kept, shape, reading, settings, several=several)
         moments.append(Moment("value step", held + max(gradients, trained * FLOAT) + kept + output // 2))
     return _Link(
         held=held,

@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict
 
 from rlhf_core.config import ComputeConfig, ModelConfig
 from rlhf_core.config.lora import LoraConfig
+from rlhf_core.state.host_memory import map_large_blocks
 
 
 class ProbeRequest(BaseModel):
@@ -32,6 +33,7 @@ class ProbeRequest(BaseModel):
         depths: layers of the two models that are measured.
         rows: (prompt, response) lengths of a training pass.
         sampled: prompt lengths of the rows that are sampled at once.
+        compact: freed memory goes back to the system at once (`machine.compact_memory`).
         seconds: after which no further step of the same kind begins.
     """
 
@@ -45,6 +47,7 @@ class ProbeRequest(BaseModel):
     depths: tuple[int, int]
     rows: list[tuple[int, int]]
     sampled: list[int]
+    compact: bool = False
     seconds: float = 0.8
 
 
@@ -88,6 +91,8 @@ def probe(request: ProbeRequest) -> Probed:
     from rlhf_core.state.compute_mode import ComputeMode, set_compute_mode
 
     compute = request.compute
+    if request.compact:
+        map_large_blocks()
     torch.set_num_threads(compute.threads)
     set_compute_mode(
         ComputeMode(precision=compute.precision, activation_checkpointing=compute.activation_checkpointing)

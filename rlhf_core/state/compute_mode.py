@@ -11,8 +11,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
-from rlhf_core.state.host_memory import map_large_blocks
-
 Precision = Literal["float32", "bfloat16"]
 CudaGraphs = Literal["auto", "off"]
 
@@ -49,10 +47,9 @@ def compute_mode() -> ComputeMode:
 
 
 def set_compute_mode(mode: ComputeMode) -> None:
-    """Set the mode of this process, and how its C library keeps what passes leave behind."""
+    """Set the mode of this process."""
     global _current
     _current = mode
-    map_large_blocks()
 
 
 @contextmanager

@@ -23,6 +23,7 @@ from rlhf_core.config import Params
 from rlhf_core.errors import EnvironmentProblem, RlhfError
 from rlhf_core.faults import faultpoint
 from rlhf_core.state.atomic import sweep_temporary, temporary_folder
+from rlhf_core.state.host_memory import map_large_blocks
 from tasks import paths
 from tasks.frame.definition import StageDefinition, stage_definition
 from tasks.frame.lock_file import keep
@@ -116,6 +117,8 @@ def _run_and_publish(
     if place.rank == 0:
         sweep_temporary(staging)
     with temporary_folder(staging, paths.slug(definition.name)) as out:
+        if params.machine.compact_memory:
+            map_large_blocks()
         stage = Stage(definition, params, root, out, progress, place)
         progress.event("start", pid=os.getpid())
         started = time.monotonic()

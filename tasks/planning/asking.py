@@ -84,6 +84,7 @@ def probe_request(root: Path, params: Params, shape: ModelShape, workload: Workl
         compute=params.compute,
         lora=params.model.lora,
         depths=depths,
+        compact=params.machine.compact_memory,
         rows=rows,
         sampled=sampled,
     )

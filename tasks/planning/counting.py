@@ -13,6 +13,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_core.config import Params
+from rlhf_core.config.data import SOURCE_ROWS
 from rlhf_core.data.reading.kinds import Kind
 from rlhf_core.data.reading.readers import Row, read_rows
 from rlhf_core.data.reading.records import to_record
@@ -77,6 +78,11 @@ class _Found:
         """Whether a stage's tables are there and up to date."""
         return stage not in self.stale and (self.root / paths.stage_output(stage)).is_dir()
 
+    @property
+    def _labels_samples(self) -> bool:
+        """Whether labels are given to what the models of this run write."""
+        return bool(SOURCE_ROWS[self.params.label.source].simulated)
+
     def demonstrations(self) -> list[tuple[str, str]]:
         if self.exact("validate"):
             rows = self._table("demonstrations", paths.VALIDATE / "demonstrations.parquet")
@@ -93,7 +99,7 @@ class _Found:
         if self.exact("preferences"):
             rows = self._table("pairs", paths.PREFERENCES / "train.parquet")
             return [(row["prompt"], row["chosen"], row["rejected"]) for row in rows if not row.get("tie")]
-        if self.params.label.source == "simulated":
+        if self._labels_samples:
             return self._simulated()
         return self._training_part(self._file_pairs())
 
@@ -101,7 +107,7 @@ class _Found:
         if self.exact("preferences"):
             return sum(1 for _ in self._table("held-out pairs", paths.PREFERENCES / "heldout.parquet"))
         generate, share = self.params.generate, self.params.data.hashed_share
-        if self.params.label.source == "simulated":
+        if self._labels_samples:
             return round(training * generate.num_heldout_prompts / max(1, generate.num_prompts))
         return round(training * share / (1 - share))
 

@@ -142,7 +142,12 @@ def _sampled(params: Params, on_gpu: bool) -> Ladder:
     return _halves("generate.batch_size", params.generate.batch_size, 8)
 
 
+def _compact(params: Params, on_gpu: bool) -> Ladder:
+    return [] if on_gpu or params.machine.compact_memory else [{"machine.compact_memory": True}]
+
+
 KNOBS: tuple[Knob, ...] = (
+    _compact,
     _accumulation,
     _reward_groups,
     _dpo_groups,
