@@ -15,8 +15,8 @@ class MachineConfig(Section):
     )
     compact_memory: bool = Field(
         False,
-        description="stages on a CPU give large tensors back to the system when they are done with, so that none of "
-        "it is lost in holes between others: a third to two thirds of a middle-sized model's activations, for about a "
+        description="stages on a CPU give large tensors back to the system when they are done with, so that no "
+        "memory is lost in holes between others: about a third of what a middle-sized model's passes keep, for up to a "
         "fifth more time",
     )
     system_metrics_every: PositiveFloat | None = Field(

@@ -1,7 +1,8 @@
 """Bytes of a pass through a decoder: what it keeps for the backward pass, and what comes and goes.
 
-The formulas follow `rlhf_core.engine` line by line for the packed way (Llama, Qwen2). For other architectures, which
-run by transformers' own forward, they are those of the path with adapters, which keeps what a plain forward keeps.
+The formulas follow `rlhf_core.engine` line by line for the packed way (Llama and its relatives), with adapters or not: an
+adapter's product is made anew for each pass and keeps nothing. Other architectures run by transformers' own forward,
+which keeps normed inputs and hidden values too, and under adapters their narrow products.
 Letters as there: T packed tokens, N tokens whose state is wanted, D hidden size, F feed-forward width, A width of the
 queries, J of queries, keys and values joined, V vocabulary.
 """
@@ -62,8 +63,7 @@ def attention_kept(shape: ModelShape, settings: PassSettings) -> float:
     """Bytes a token that the attention half of a layer keeps.
 
     Its input D (float32); queries, keys and values in padded rows J, and what they attend to A, with a float a head.
-    Under adapters also the normed input D and the gathered result A, which the adapters' gradients need, and four
-    products of width `rank`.
+    A plain forward also keeps the normed input D and the gathered result A, and adapters four products of their rank.
     """
     wide, item = shape.hidden * FLOAT, settings.item
     kept = wide + PADDED * (shape.joined_width + shape.attention_width) * item + shape.heads * FLOAT
@@ -73,8 +73,8 @@ def attention_kept(shape: ModelShape, settings: PassSettings) -> float:
 
 
 def feed_forward_kept(shape: ModelShape, settings: PassSettings) -> float:
-    """Bytes a token that the other half keeps: its input D, gate and up 2F; under adapters the normed input D and the
-    hidden values F too, and three products of width `rank`."""
+    """Bytes a token that the other half keeps: its input D, gate and up 2F; in a plain forward also the normed
+    input D, the hidden values F, and of adapters three products of their rank."""
     kept = shape.hidden * FLOAT + 2 * shape.feed_forward * settings.item
     if _as_it_is(shape, settings):
         kept += (shape.hidden + shape.feed_forward + 3 * settings.rank) * settings.item
@@ -101,7 +101,7 @@ def passing_bytes(shape: ModelShape, reading: Reading, settings: PassSettings) -
     """Bytes that come and go in one layer, forward without gradients: the larger of its two halves.
 
     Attention: the stream before and after 2D, joined 1 J, padded J, attended A, gathered A. Feed-forward: the stream
-    before and after 2D, gate and up of all pieces 2F; under adapters also normed D, the two joined 2F, hidden F and
+    before and after 2D, gate and up of all pieces 2F; in a plain forward also normed D, the two joined 2F, hidden F and
     its product's F.
     """
     hidden, item = shape.hidden, settings.item
@@ -161,5 +161,5 @@ def _packed_bytes(shape: ModelShape, settings: PassSettings) -> int:
 
 
 def _as_it_is(shape: ModelShape, settings: PassSettings) -> bool:
-    """Whether layers are called part by part, each keeping its input, and not as the engine's joined blocks."""
-    return bool(settings.rank) or shape.kind not in PACKED
+    """Whether layers run by transformers' own forward, part by part, each keeping its input."""
+    return shape.kind not in PACKED

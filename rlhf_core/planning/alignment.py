@@ -88,8 +88,7 @@ def _ppo(planned: Planned, cfg: PPOConfig) -> _Link:
     reading = _minibatch(planned, cfg, passing)
     gradients = (trained + value) * FLOAT if passing < cfg.minibatch else 0
     output = output_gradient_bytes(shape, reading, settings)
-    several = passing < cfg.rollout_batch
-    kept = with_holes(kept_bytes(shape, reading, settings), shape, reading, settings, several=several)
+    kept = with_holes(kept_bytes(shape, reading, settings), shape, reading, settings)
     moments = [
         Moment("rollout", held + sampler(planned, cfg.rollout_batch)),
         Moment("looking at the rollout", held + passing_bytes(shape, reading, settings)),
@@ -98,7 +97,7 @@ def _ppo(planned: Planned, cfg: PPOConfig) -> _Link:
     ]
     if separate:  # its step comes when the policy's graph is gone and its gradient is there
         kept = kept_bytes(shape, reading._replace(responses=0), settings)
-        kept = with_holes(kept, shape, reading, settings, several=several)
+        kept = with_holes(kept, shape, reading, settings)
         moments.append(Moment("value step", held + max(gradients, trained * FLOAT) + kept + output // 2))
     return _Link(
         held=held,

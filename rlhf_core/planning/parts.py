@@ -22,8 +22,8 @@ KEPT_CHECKPOINTS = 3
 """Two that are kept and the one that is being written."""
 HEAPED = (8 * 2**20, 2 * 2**25)
 """Sizes of a pass's largest tensors between which its others fill the heap with holes."""
-HOLES, HOLES_OF_SEVERAL = 1.7, 2.4
-"""Resident over kept, of a pass by itself and of passes of different lengths one after the other."""
+HOLES = 1.37
+"""Resident over kept, of one pass or of several of different lengths."""
 TOKEN_BYTES = 40
 """A token in a list of Python's: a number of its own and the place that names it."""
 
@@ -140,23 +140,23 @@ def training(
     gradients there. At its end there are all gradients, and those of the embedding twice.
     """
     gradients, output = trained * FLOAT, output_gradient_bytes(shape, reading, settings)
-    kept = with_holes(kept_bytes(shape, reading, settings), shape, reading, settings, several=several)
+    kept = with_holes(kept_bytes(shape, reading, settings), shape, reading, settings)
     return [
         Moment("training step", held + kept + output + (gradients if several else 0)),
         Moment("end of the step", held + gradients + output),
     ]
 
 
-def with_holes(kept: int, shape: ModelShape, reading: Reading, settings: PassSettings, *, several: bool) -> int:
+def with_holes(kept: int, shape: ModelShape, reading: Reading, settings: PassSettings) -> int:
     """What a pass keeps, with the holes that it leaves in glibc's heap where large blocks come from there.
 
     That is so for blocks up to 32 MiB; smaller ones than 4 MiB find their place again. Measured on SmolLM2-135M, a pass
-    of 1,900 tokens and several of them; `machine.compact_memory` leaves none.
+    of 1,900 tokens and three of 1,500; `machine.compact_memory` leaves none.
     """
     largest = 2 * reading.tokens * shape.feed_forward * settings.item
     if settings.compact or not settings.cpu or not HEAPED[0] <= largest <= HEAPED[1]:
         return kept
-    return int(kept * (HOLES_OF_SEVERAL if several else HOLES))
+    return int(kept * HOLES)
 
 
 def sampler(planned: Planned, rows: int) -> int:

@@ -12,7 +12,7 @@ from rlhf_core.config import ModelConfig
 from rlhf_core.config.lora import LoraConfig
 from rlhf_core.errors import ConfigError
 
-PACKED = frozenset({"llama", "qwen2"})
+PACKED = frozenset({"llama", "mistral", "qwen2", "qwen3", "smollm3"})
 """Architectures whose layers go the packed way (`rlhf_core.engine.packed`): what they keep is known by formula."""
 
 
