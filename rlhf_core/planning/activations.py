@@ -1,8 +1,8 @@
 """Bytes of a pass through a decoder: what it keeps for the backward pass, and what comes and goes.
 
-The formulas follow `rlhf_core.engine` line by line for the packed way (Llama and its relatives), with adapters or not: an
-adapter's product is made anew for each pass and keeps nothing. Other architectures run by transformers' own forward,
-which keeps normed inputs and hidden values too, and under adapters their narrow products.
+The formulas follow `rlhf_core.engine` line by line for the packed way (Llama and its relatives), with adapters or not:
+an adapter's product is made anew for each pass and keeps nothing. Other architectures run by transformers' own
+forward, which keeps normed inputs and hidden values too, and under adapters their narrow products.
 Letters as there: T packed tokens, N tokens whose state is wanted, D hidden size, F feed-forward width, A width of the
 queries, J of queries, keys and values joined, V vocabulary.
 """

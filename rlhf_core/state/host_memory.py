@@ -3,7 +3,8 @@
 glibc takes blocks from its heap up to the size of the largest one that was freed before (32 MiB at most). Activations
 of a pass are of that size, live for very different times and differ in length from pass to pass, so the heap fills
 with holes that fit none of the next: passes of 1,900 tokens through a model of 135 million parameters held 1.4
-times what their tensors add up to, a plain forward with adapters 2.7 times. With a fixed threshold each large tensor is a mapping of its own, gone when the tensor is.
+times what their tensors add up to, a plain forward with adapters 2.7 times. With a fixed threshold each large tensor is
+a mapping of its own, gone when the tensor is.
 """
 
 import ctypes
