@@ -12,8 +12,9 @@ BASE_BYTES = 490 * 2**20
 """What a stage's process holds with its libraries alone, where no probe has measured it."""
 SLACK = 1.1
 """Resident over the tensors that the formulas count: what comes and goes in a backward pass, and holes of the heap."""
-READY_BYTES = 45 * 2**20
-"""Code and programs that the libraries load and make when they first compute."""
+READY_BYTES, TRAINED_BYTES = 45 * 2**20, 100 * 2**20
+"""Code that libraries load when they first compute, and programs that oneDNN makes, one for each shape that it meets: of
+a stage that reads, and of one that trains, whose passes have more shapes. Measured on the demo."""
 
 
 class Line(NamedTuple):
@@ -71,6 +72,6 @@ class Rates:
         return prompts * reading + LEAVING * one.responses / len(self.request.sampled) * step
 
 
-def resident_bytes(formula: int, base: int | None) -> int:
+def resident_bytes(formula: int, base: int | None, *, trains: bool) -> int:
     """What a process is resident with whose tensors add up to `formula` at its peak."""
-    return int((base or BASE_BYTES) + READY_BYTES + SLACK * formula)
+    return int((base or BASE_BYTES) + (TRAINED_BYTES if trains else READY_BYTES) + SLACK * formula)

@@ -78,7 +78,8 @@ def _reward(planned: Planned, item: str) -> Footprint:
     micro = step.cut(cfg.prompts_per_forward, CPU_PASS_TOKENS if settings.cpu else None)
     held = members * weights + 2 * trained * FLOAT
     answers = mean([len(one) - 1 for one in lengths])
-    judged = 2 * work.heldout_pairs + work.graded + answers * min(STANDARDISED_GROUPS, work.groups)
+    distinct = answers * work.groups / max(1, work.pairs)  # responses for each pair: none is read twice
+    judged = distinct * work.heldout_pairs + work.graded + answers * min(STANDARDISED_GROUPS, work.groups)
     scored = rows.responses_apart(lengths, planned.scored_rows, round(judged), logprobs=gated, last=last)
     steps = members * cfg.epochs * math.ceil(work.groups / cfg.prompts_per_step)
     learned = members * cfg.epochs * work.groups

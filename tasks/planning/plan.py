@@ -194,7 +194,7 @@ def _stage(known: Known, planned: Planned, stage: str) -> StagePlan:
         stage=stage,
         parameters=found.parameters,
         trained_parameters=found.trained,
-        memory_bytes=resident_bytes(found.peak.bytes, base),
+        memory_bytes=resident_bytes(found.peak.bytes, base, trains=bool(found.trained)),
         memory_at=found.peak.name,
         disk_bytes=COPIES * found.written,
         checkpoint_bytes=found.checkpoints,
