@@ -13,8 +13,8 @@ BASE_BYTES = 490 * 2**20
 SLACK = 1.1
 """Resident over the tensors that the formulas count: what comes and goes in a backward pass, and holes of the heap."""
 READY_BYTES, TRAINED_BYTES = 45 * 2**20, 100 * 2**20
-"""Code that libraries load when they first compute, and programs that oneDNN makes, one for each shape that it meets: of
-a stage that reads, and of one that trains, whose passes have more shapes. Measured on the demo."""
+"""Code that libraries load when they first compute, and programs that oneDNN makes, one for each shape that it meets:
+of a stage that reads, and of one that trains, whose passes have more shapes. Measured on the demo."""
 
 
 class Line(NamedTuple):

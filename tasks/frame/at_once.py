@@ -23,7 +23,7 @@ def at_once(params: Params, root: Path) -> int:
     """How many stages, or models of one stage, may be worked on side by side: `machine.at_once`, or what fits now."""
     if params.machine.at_once is not None:
         return params.machine.at_once
-    if params.compute.device != "cpu" and on_gpu():
+    if params.compute.device != "cpu" and _has_gpu():
         return 1
     width = max(params.compute.threads, params.compute.processes)
     need = (BASE_BYTES + COPIES * weight_bytes(root / paths.SFT / "model")) * params.compute.processes
@@ -56,6 +56,5 @@ def free_bytes(cgroup: Path = CGROUP) -> int:
     return free
 
 
-def on_gpu() -> bool:
-    """Whether this machine has a GPU."""
+def _has_gpu() -> bool:
     return any(GPUS.glob("*"))

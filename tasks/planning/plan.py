@@ -18,7 +18,7 @@ from rlhf_core.planning.parts import Footprint, Planned
 from rlhf_core.planning.probe import Probed, ProbeRequest
 from rlhf_core.planning.shapes import ModelShape, shape_of_config, shape_of_numbers
 from rlhf_core.planning.workload import Workload
-from tasks.frame.at_once import cores, free_bytes, on_gpu
+from tasks.frame.at_once import GPUS, cores, free_bytes
 from tasks.planning.asking import counted, probe_request, probed
 from tasks.planning.beside import seconds_beside
 from tasks.planning.kept import processor
@@ -159,7 +159,7 @@ def known_of(root: Path, params: Params, stale: Collection[str], *, ask: bool = 
         workload=workload,
         request=request,
         probed=probed(root, request, ask=ask),
-        on_gpu=params.compute.device != "cpu" and on_gpu(),
+        on_gpu=params.compute.device != "cpu" and any(GPUS.glob("*")),
     )
 
 
