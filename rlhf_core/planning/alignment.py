@@ -7,7 +7,17 @@ from rlhf_core.config import DPOConfig, PPOConfig
 from rlhf_core.config.lora import LoraConfig
 from rlhf_core.planning import rows
 from rlhf_core.planning.activations import FLOAT, Reading, kept_bytes, output_gradient_bytes, passing_bytes
-from rlhf_core.planning.parts import KEPT_CHECKPOINTS, Footprint, Moment, Passes, Planned, sampler, training, with_holes
+from rlhf_core.planning.parts import (
+    KEPT_CHECKPOINTS,
+    Footprint,
+    Moment,
+    Passes,
+    Planned,
+    sampler,
+    scoring,
+    training,
+    with_holes,
+)
 from rlhf_core.planning.workload import mean
 
 MEASURED_PROMPTS = 256
@@ -141,7 +151,7 @@ def _measured(planned: Planned, held: int) -> tuple[list[Moment], list[Passes]]:
     reading = rows.written(planned.workload.prompt_lengths, new, min(count, planned.scored_rows)).reading
     moments = [
         Moment("measuring", held + sampler(planned, min(count, planned.sampled_rows))),
-        Moment("scoring", held + passing_bytes(planned.shape, reading, settings)),
+        Moment("scoring", held + scoring(planned, reading, settings)),
     ]
     if settings.rank:
         moments.append(Moment("saving", held + planned.shape.parameters * FLOAT))

@@ -20,6 +20,7 @@ from rlhf_core.planning.parts import (
     Passes,
     Planned,
     sampler,
+    scoring,
     training,
 )
 from rlhf_core.planning.workload import mean
@@ -91,7 +92,7 @@ def _reward(planned: Planned, item: str) -> Footprint:
         moments=(
             Moment("loading", 2 * shape.parameters * FLOAT + (members - 1) * weights),
             *training(held, trained, micro.reading, settings, shape, several=micro.several),
-            Moment("scoring", held + passing_bytes(shape, scored.reading, settings)),
+            Moment("scoring", held + scoring(planned, scored.reading, settings)),
             *([Moment("saving", held + weights)] if lora else []),
         ),
         work=(
@@ -137,8 +138,10 @@ def _evaluate(planned: Planned, item: str) -> Footprint:
     models, weights = 1 + len(planned.params.candidates), shape.parameters * FLOAT
     prompts, new, settings = min(cfg.num_prompts, work.heldout_prompts), planned.new_tokens, planned.settings(None)
     sets = models * len({*cfg.temperatures, 1.0})
-    reading = rows.written(work.prompt_lengths, new, min(prompts, NARROW_ROWS)).reading
-    passing, each = passing_bytes(shape, reading, settings), prompts * (planned.prompt + new)
+    reading = rows.written(
+        work.prompt_lengths, new, min(prompts, planned.params.compute.scored_rows or NARROW_ROWS)
+    ).reading
+    passing, each = scoring(planned, reading, settings), prompts * (planned.prompt + new)
     return Footprint(
         parameters=shape.parameters,
         moments=(
@@ -168,7 +171,7 @@ def _combine(planned: Planned, item: str) -> Footprint:
         parameters=planned.shape.parameters * (1 if item == "weights" else members),
         moments=(
             Moment("loading", held),
-            Moment("choosing", held + passing_bytes(planned.shape, reading, planned.settings(None))),
+            Moment("choosing", held + scoring(planned, reading, planned.settings(None))),
         ),
         work=(Passes("read", times * count * (planned.prompt + new), times * count * new),),
         texts=2 * count,

@@ -11,6 +11,7 @@ from rlhf_core.planning.activations import (
     Reading,
     kept_bytes,
     output_gradient_bytes,
+    passing_bytes,
     sampler_bytes,
 )
 from rlhf_core.planning.shapes import ModelShape
@@ -86,12 +87,18 @@ class Footprint:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Planned:
-    """What footprints are made of."""
+    """What footprints are made of.
+
+    Attributes:
+        on_gpu: a GPU computes.
+        pass_bytes: that writing or reading responses may take beside the models; None: whatever it takes.
+    """
 
     params: Params
     shape: ModelShape
     workload: Workload
     on_gpu: bool = False
+    pass_bytes: int | None = None
 
     def settings(self, lora: LoraConfig | None) -> PassSettings:
         """How passes are computed, with these adapters."""
@@ -115,13 +122,13 @@ class Planned:
 
     @property
     def scored_rows(self) -> int:
-        """Most responses that a model reads at once."""
-        return WIDE_ROWS
+        """Most responses that a model reads at once in `reward` and `align`."""
+        return self.params.compute.scored_rows or WIDE_ROWS
 
     @property
     def sampled_rows(self) -> int:
         """Most responses that are written at once, but in `generate`, which has a number of its own."""
-        return WIDE_ROWS
+        return self.params.compute.sampled_rows or WIDE_ROWS
 
     @property
     def new_tokens(self) -> float:
@@ -163,4 +170,20 @@ def sampler(planned: Planned, rows: int) -> int:
     """Bytes of a decoder that writes so many responses at once, to the longer half of the prompts."""
     lengths, model = planned.workload.prompt_lengths, planned.params.model
     width = min(model.max_prompt_tokens, max(lengths, default=model.max_prompt_tokens))
-    return sampler_bytes(planned.shape, rows, width, model.max_response_tokens, planned.settings(None))
+    settings = planned.settings(None)
+
+    def bytes_of(count: int) -> int:
+        return sampler_bytes(planned.shape, count, width, model.max_response_tokens, settings)
+
+    weights = bytes_of(0) if planned.pass_bytes else 0
+    while planned.pass_bytes and rows > 1 and bytes_of(rows) - weights > planned.pass_bytes:
+        rows = -(-rows // 2)  # as `rlhf_core.engine.memory.fitting` halves a batch
+    return bytes_of(rows)
+
+
+def scoring(planned: Planned, reading: Reading, settings: PassSettings) -> int:
+    """Bytes of reading responses without gradients, halved until `pass_bytes` holds them."""
+    found, rows = passing_bytes(planned.shape, reading, settings), reading.tokens
+    while planned.pass_bytes and found > planned.pass_bytes and rows > 1:
+        rows, found = -(-rows // 2), -(-found // 2)
+    return found

@@ -138,8 +138,9 @@ def _dpo_groups(params: Params, on_gpu: bool) -> Ladder:
     return _groups("align.dpo", cfg.prompts_per_forward, cfg.prompts_per_step)
 
 
-def _sampled(params: Params, on_gpu: bool) -> Ladder:
-    return _halves("generate.batch_size", params.generate.batch_size, 8)
+def _rows_at_once(params: Params, on_gpu: bool) -> Ladder:
+    most = params.compute.memory_gb or 2.0
+    return [{"compute.memory_gb": share} for share in (1.0, 0.5, 0.25, 0.1) if share < most]
 
 
 def _compact(params: Params, on_gpu: bool) -> Ladder:
@@ -152,7 +153,7 @@ KNOBS: tuple[Knob, ...] = (
     _reward_groups,
     _dpo_groups,
     _microbatch,
-    _sampled,
+    _rows_at_once,
     _checkpointing,
     _bfloat16,
     _adapters,

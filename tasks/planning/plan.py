@@ -19,6 +19,7 @@ from rlhf_core.planning.probe import Probed, ProbeRequest
 from rlhf_core.planning.shapes import ModelShape, shape_of_config, shape_of_numbers
 from rlhf_core.planning.workload import Workload
 from tasks.frame.at_once import GPUS, cores, free_bytes
+from tasks.frame.machine_memory import pass_bytes
 from tasks.planning.asking import counted, probe_request, probed
 from tasks.planning.beside import seconds_beside
 from tasks.planning.kept import processor
@@ -181,7 +182,8 @@ def model_shape(root: Path, params: Params, workload: Workload) -> ModelShape:
 
 def stage_plans(known: Known, params: Params, stages: Sequence[str], cached: Collection[str]) -> tuple[StagePlan, ...]:
     """What each stage takes with these settings."""
-    planned = Planned(params=params, shape=known.shape, workload=known.workload, on_gpu=known.on_gpu)
+    limit = None if known.on_gpu else pass_bytes(params.compute.memory_gb, None)
+    planned = Planned(params=params, shape=known.shape, workload=known.workload, on_gpu=known.on_gpu, pass_bytes=limit)
     return tuple(
         StagePlan(stage=stage, cached=True) if stage in cached else _stage(known, planned, stage) for stage in stages
     )

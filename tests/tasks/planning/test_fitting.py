@@ -102,7 +102,9 @@ def test_disk_is_a_problem_of_the_run_and_not_of_a_stage() -> None:
         ({"align.dpo.prompts_per_forward": 2}, "align@dpo"),
         ({"compute.activation_checkpointing": True}, "align@dpo"),
         ({"align.ppo.value.model": "shared"}, "align@ppo"),
-        ({"generate.batch_size": 32}, "generate"),
+        ({"compute.memory_gb": 0.1}, "generate"),
+        ({"compute.sampled_rows": 4}, "evaluate"),
+        ({"generate.batch_size": 8}, "generate"),
     ],
 )
 def test_each_setting_that_saves_memory_saves_it_in_the_estimate(change: dict[str, object], stage: str) -> None:
