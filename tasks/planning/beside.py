@@ -20,7 +20,7 @@ COSTS: Mapping[str, Beside] = {
     "validate": Beside(1.5, 0.26),
     "sft": Beside(1.0, 0.05),
     "generate": Beside(0.6, 0.3),
-    "label": Beside(0.6, 0.07),
+    "label": Beside(0.6, 0.33),
     "preferences": Beside(0.8, 0.3),
     "reward": Beside(1.5, 0.5),
     "align": Beside(1.5, 0.1),
