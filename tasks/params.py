@@ -19,7 +19,7 @@ from ruamel.yaml.constructor import DuplicateKeyError
 from ruamel.yaml.error import MarkedYAMLError
 
 from rlhf_core.config import Params
-from rlhf_core.config.watched import PLACEHOLDER, common_folder, holds
+from rlhf_core.config.watched import HOME, PLACEHOLDER, common_folder, holds
 from rlhf_core.errors import ConfigError
 
 BARE_EXPONENT = re.compile(r"^\s*[^#'\"]*?:\s*(?P<number>[-+]?\d+[eE][-+]?\d+)\s*(#.*)?$")
@@ -92,8 +92,8 @@ def check_params(document: Mapping[str, Any], source: str) -> Params:
 def resolve_params(base: Path, profile: Path | None, overrides: Sequence[str]) -> str:
     """Return the text of a parameter file: `base`, with a profile's keys over it, then `section.key=value` overrides.
 
-    Comments of `base` stay. Where `generate.models_folder` does not hold the folders that the stage reads, it becomes
-    the narrowest one that does: its value follows from the others. The result is checked.
+    Comments of `base` stay. Where a `models_folder` does not hold the folders that its stage reads, it becomes the
+    narrowest one that does: its value follows from the others. The result is checked.
 
     Raises:
         ConfigError: a file, a profile or an override is wrong.
@@ -123,20 +123,42 @@ def resolve_params(base: Path, profile: Path | None, overrides: Sequence[str]) -
 
 
 def _watching(document: CommentedMap) -> CommentedMap:
-    """The document, or a copy in which `generate.models_folder` holds the folders that the stage reads."""
-    section = document.get("generate")
-    if not isinstance(section, CommentedMap):
-        return document
+    """The document, or a copy in which each `models_folder` holds the folders that its stage reads."""
+    for name, folders_of in (("generate", _generate_folders), ("align", _align_folders)):
+        section = document.get(name)
+        if isinstance(section, CommentedMap):
+            document = _watching_section(document, name, section, folders_of(section))
+    return document
+
+
+def _generate_folders(section: Mapping[str, Any]) -> list[Any]:
     best_of, models = section.get("best_of"), section.get("models")
     folders = list(models) if isinstance(models, list) else []
-    folders += [best_of["reward_model"]] if isinstance(best_of, Mapping) and best_of.get("reward_model") else []
+    return folders + ([best_of["reward_model"]] if isinstance(best_of, Mapping) and best_of.get("reward_model") else [])
+
+
+def _align_folders(section: Mapping[str, Any]) -> list[Any]:
+    """Reward models, and scorers of guards that lie under models/; other scorers are named in `dvc.yaml`."""
+    folders, chain = [], section.get("chain")
+    for ppo in (section.get("ppo"), chain.get("ppo") if isinstance(chain, Mapping) else None):
+        settings = ppo if isinstance(ppo, Mapping) else {}
+        guard = settings.get("guard")
+        scorer = guard.get("scorer") if isinstance(guard, Mapping) and guard.get("every") else None
+        folders += [settings["reward_model"]] if settings.get("reward_model") else []
+        folders += [scorer] if isinstance(scorer, str) and scorer.startswith(f"{HOME}/") else []
+    return folders
+
+
+def _watching_section(
+    document: CommentedMap, name: str, section: Mapping[str, Any], folders: Sequence[Any]
+) -> CommentedMap:
     watched = section.get("models_folder", PLACEHOLDER)
     if not all(isinstance(folder, str) for folder in (watched, *folders)):
         return document  # which the schema refuses
     if folders and all(holds(watched, folder) for folder in folders):
         return document
     changed = deepcopy(document)
-    changed["generate"]["models_folder"] = common_folder(folders)
+    changed[name]["models_folder"] = common_folder(folders)
     return changed
 
 

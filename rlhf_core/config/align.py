@@ -7,6 +7,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 from rlhf_core.config.base import Section
 from rlhf_core.config.ppo import PPOConfig
 from rlhf_core.config.preference import DPOConfig
+from rlhf_core.config.watched import PLACEHOLDER, check_folder, check_watched
 
 
 class IPOConfig(DPOConfig):
@@ -58,9 +59,22 @@ class AlignConfig(Section):
     algorithms: tuple[Literal["ppo", "dpo", "chain"], ...] = Field(
         ("ppo", "dpo"), min_length=1, strict=False, description="each makes a policy of its own; all are compared"
     )
+    models_folder: str = Field(
+        PLACEHOLDER,
+        description="the one folder that DVC watches for this stage: `ppo.reward_model`, and scorers of guards under "
+        "models/, are it or lie under it. A run with --profile or --set finds it itself",
+    )
     ppo: PPOConfig = PPOConfig()
     dpo: DPOConfig = DPOConfig()
     chain: ChainConfig = ChainConfig()
+
+    @model_validator(mode="after")
+    def _folders_are_watched(self) -> Self:
+        folders = [ppo.reward_model for ppo in (self.ppo, self.chain.ppo) if ppo.reward_model]
+        for folder in folders:
+            check_folder(folder)
+        check_watched(self.models_folder, folders, "align")
+        return self
 
     @model_validator(mode="after")
     def _chain_has_links(self) -> Self:

@@ -130,7 +130,7 @@ class GenerateConfig(Section):
             check_folder(folder)
         if len(set(self.models)) < len(self.models):
             raise ValueError(f"models {list(self.models)} names a folder twice")
-        check_watched(self.models_folder, self.folders)
+        check_watched(self.models_folder, self.folders, "generate")
         if self.best_of.keep == "contrast" and self.responses_per_prompt % 2:
             raise ValueError(
                 f"responses_per_prompt {self.responses_per_prompt} must be even where best_of.keep is 'contrast': "

@@ -3,11 +3,12 @@
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, field_validator
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from rlhf_core.config.base import Correlation, Section, Share
+from rlhf_core.config.watched import PLACEHOLDER
 
 _SAYS_NO = (
     r"(?:cannot|can't|can not|won't|will not"
@@ -26,7 +27,7 @@ REFUSALS = (
 """What an English refusal says: that the speaker cannot or will not do it, declines, or has rules."""
 
 
-JudgeName = Literal["gold", "reward_model"]
+JudgeName = Literal["gold", "reward_model", "judge_model"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,6 +41,7 @@ class JudgeRow:
             that one response is the better.
         simulated: where nobody real judged, what the report says of that; else empty.
         of_the_run: a model of the run judges, so that scores from two runs have no scale in common.
+        reads_folder: it is the model of `evaluate.judge_model`; there is nothing of it where it is not asked.
     """
 
     docs: str
@@ -47,6 +49,7 @@ class JudgeRow:
     tie_within: float = 0.0
     simulated: str = ""
     of_the_run: bool = False
+    reads_folder: bool = False
 
 
 # A reward model's scores have a standard deviation of about 1 and float32 noise near 1e-6 that depends on the batch:
@@ -64,6 +67,12 @@ JUDGE_ROWS: Mapping[JudgeName, JudgeRow] = {
         tie_within=1e-4,
         of_the_run=True,
     ),
+    "judge_model": JudgeRow(
+        docs="a reward model that nothing of the run learned from, of the folder `evaluate.judge_model`",
+        title="judge model",
+        tie_within=1e-4,
+        reads_folder=True,
+    ),
 }
 
 
@@ -76,6 +85,12 @@ class EvaluateConfig(Section):
     )
     judges: tuple[JudgeName, ...] = Field(
         ("gold", "reward_model"), min_length=1, strict=False, description="the first one decides the verdict"
+    )
+    judge_model: str = Field(
+        PLACEHOLDER,
+        min_length=1,
+        description="folder of the judge `judge_model`: any sequence classifier with one output, or a reward model of "
+        "another run; it reads texts. DVC watches its content",
     )
     confidence: Annotated[float, Field(gt=0.5, lt=1.0)] = Field(
         0.95, description="level of every interval; the win rates of all candidates hold at once with it"
@@ -92,6 +107,16 @@ class EvaluateConfig(Section):
         description="`task` of prompts that should be refused; refusing any other prompt is over-refusal",
     )
     num_samples: PositiveInt = Field(20, description="rows of the side-by-side table")
+
+    @model_validator(mode="after")
+    def _judge_has_its_folder(self) -> Self:
+        named, readers = self.judge_model != PLACEHOLDER, [name for name, row in JUDGE_ROWS.items() if row.reads_folder]
+        asked = [name for name in self.judges if name in readers]
+        if asked and not named:
+            raise ValueError(f"judge {asked[0]!r} needs `judge_model`, a folder with a reward model")
+        if named and not asked:
+            raise ValueError(f"judge_model {self.judge_model!r} would not be asked: judges names no {readers[0]!r}")
+        return self
 
     @field_validator("refusals")
     @classmethod

@@ -150,6 +150,11 @@ class GuardConfig(Section):
 class PPOConfig(Section):
     """Proximal policy optimisation against the frozen reward model."""
 
+    reward_model: str | None = Field(
+        None,
+        description="folder under models/ with a reward model from elsewhere to learn from in the place of the run's "
+        "own: a sequence classifier with one output, which reads texts",
+    )
     steps: PositiveInt = Field(24, description="rollout batches")
     rollout_batch: PositiveInt = Field(64, description="responses a rollout")
     responses_per_prompt: PositiveInt = Field(1, description="responses to each prompt of a rollout")

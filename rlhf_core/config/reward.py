@@ -14,6 +14,7 @@ from pydantic import (
 )
 
 from rlhf_core.config.base import Correlation, Section, Share
+from rlhf_core.config.watched import PLACEHOLDER
 
 RewardLossName = Literal["bradley_terry", "margin", "hinge", "thurstone", "plackett_luce"]
 
@@ -124,8 +125,15 @@ class RewardEnsembleConfig(Section):
 
 
 class RewardConfig(Section):
-    """Reward model, initialised from the SFT model."""
+    """Reward model, initialised from the SFT model, or from another reward model."""
 
+    init: str = Field(
+        PLACEHOLDER,
+        min_length=1,
+        description="folder of a reward model whose body and head training starts from, with the SFT model's "
+        "vocabulary: a sequence classifier with one output (head last), or one of ours with the same head; DVC "
+        "watches its content",
+    )
     head: Literal["last", "mean", "attention", "mixed", "sum", "gated"] = Field(
         "last",
         description="scalar at the last token, its mean over the response, with learned attention, or a mixture of "
@@ -165,6 +173,8 @@ class RewardConfig(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
+        if self.init != PLACEHOLDER and self.auxiliary.sft_coef:
+            raise ValueError("auxiliary.sft_coef needs a language model's output layer, which `init` has none of")
         if self.alpha is not None and self.head != "mixed":
             raise ValueError(f"alpha mixes last and mean, which head {self.head!r} does not: set head to mixed")
         ensemble = self.ensemble

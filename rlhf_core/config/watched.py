@@ -23,8 +23,13 @@ def check_folder(folder: str) -> None:
         raise ValueError(f"folder {folder!r} must lie under models/: copy it there")
 
 
-def check_watched(watched: str, folders: Sequence[str]) -> None:
+def check_watched(watched: str, folders: Sequence[str], section: str) -> None:
     """Refuse folders that do not lie at or under the one that is watched: they could change unseen.
+
+    Args:
+        watched: `models_folder` of the section.
+        folders: that the stage reads.
+        section: of `params.yaml`, for messages.
 
     Raises:
         ValueError: one does not, or `watched` is neither `models` nor under it.
@@ -37,7 +42,7 @@ def check_watched(watched: str, folders: Sequence[str]) -> None:
         all_of_it = ", which hashes all that lies there, or first move them into one folder" if common == HOME else ""
         raise ValueError(
             f"models_folder {watched!r}, which DVC watches, does not hold {', '.join(map(repr, outside))}: "
-            f"set generate.models_folder to {common}{all_of_it}"
+            f"set {section}.models_folder to {common}{all_of_it}"
         )
 
 

@@ -19,7 +19,9 @@ from rlhf_core.evaluation.ab import Judge, Verdicts, both_orders
 from rlhf_core.evaluation.judged_set import JudgedSet
 from rlhf_core.evaluation.judges import gold_grades, score_judge
 from rlhf_core.evaluation.policy_measurement import PolicyEvaluator, ResponseSet
+from rlhf_core.evaluation.text_scorers import TextLimits, load_text_scorer
 from rlhf_core.models.scoring.ensemble import load_reward_model
+from rlhf_core.models.scoring.foreign import UNLIMITED
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,12 +33,21 @@ class Material:
         evaluator: of the same prompts as tokens; how a model reads responses.
         reward_model: folder of the run's reward model.
         device: where a model of the judge may run.
+        judge_model: folder of a reward model that is none of the run's.
+        max_prompt_tokens: most tokens of a prompt that one of ours reads there.
     """
 
     prompts: Sequence[str]
     evaluator: PolicyEvaluator
     reward_model: Path
     device: torch.device
+    judge_model: Path | None = None
+    max_prompt_tokens: int = UNLIMITED
+
+    @property
+    def limits(self) -> TextLimits:
+        """What a reward model of another run may read of a text."""
+        return TextLimits(prompt=self.max_prompt_tokens, response=self.evaluator.max_new_tokens)
 
 
 class Scored(NamedTuple):
@@ -169,7 +180,15 @@ def _reward_model(material: Material) -> Callable[[ResponseSet], Scored]:
     return lambda responses: Scored(material.evaluator.scores(model, responses))
 
 
+def _judge_model(material: Material) -> Callable[[ResponseSet], Scored]:
+    if material.judge_model is None:
+        raise ConfigError("params.yaml: evaluate.judge_model: no folder. Fix: name one with a reward model")
+    score = load_text_scorer(material.judge_model, material.limits, material.device)
+    return lambda responses: Scored(score(material.prompts, responses.texts))
+
+
 JUDGES: Mapping[JudgeName, PointwiseJudge | PairwiseJudge] = {
     "gold": PointwiseJudge(row=JUDGE_ROWS["gold"], open=_gold, refuse=_refuse_other_worlds, details=CRITERIA),
     "reward_model": PointwiseJudge(row=JUDGE_ROWS["reward_model"], open=_reward_model, always=True),
+    "judge_model": PointwiseJudge(row=JUDGE_ROWS["judge_model"], open=_judge_model),
 }

@@ -11,6 +11,7 @@ from rlhf_core.models.folders.direction import check_direction, check_direction_
 from rlhf_core.models.folders.stored_numbers import check_stored_numbers
 from rlhf_core.models.policy import check_room, check_vocabulary
 from rlhf_core.models.scoring.ensemble import ENSEMBLE_FILE, described_ensemble, member_folders
+from rlhf_core.models.scoring.foreign import check_classifier_folder, is_foreign
 from rlhf_core.models.scoring.reward_model import check_head, described_head, folder_class
 from rlhf_core.text.tokenizer import ChatMode, load_tokenizer
 
@@ -34,8 +35,11 @@ def check_reward_folder(folder: Path, tokens: int) -> None:
     """Refuse a folder whose reward model, of one or several members, cannot be read.
 
     Raises:
-        EnvironmentProblem, ConfigError: see `load_reward_model`.
+        EnvironmentProblem, ConfigError: see `load_reward_model`, of one from elsewhere `check_classifier_folder`.
     """
+    if is_foreign(folder):
+        check_classifier_folder(folder)
+        return
     if (folder / ENSEMBLE_FILE).is_file():
         described_ensemble(folder)
     for member in member_folders(folder):

@@ -75,6 +75,20 @@ def fix_template(tokenizer: PreTrainedTokenizerBase, origin: str) -> None:
         raise ConfigError(f"{origin}: chat_template: {error}. Fix: model.chat: plain, or another template") from None
 
 
+def fix_date(tokenizer: PreTrainedTokenizerBase, origin: str) -> None:
+    """Make a tokenizer's template, if it has one, give the same text on every day; its end token stays what it is.
+
+    Raises:
+        ConfigError: the template does not parse or asks for random numbers.
+    """
+    if tokenizer.chat_template is None:
+        return
+    try:
+        tokenizer.chat_template = _with_fixed_date(_default_template(tokenizer))
+    except ConfigError as error:
+        raise ConfigError(f"{origin}: chat_template: {error}. Fix: another template") from None
+
+
 def _default_template(tokenizer: PreTrainedTokenizerBase) -> str:
     """The template, or of several the one that dialogues without tools are written by."""
     template = tokenizer.chat_template
@@ -107,14 +121,14 @@ def render_prompts(
     Raises:
         DataError: the template refuses a dialogue, for a system turn it does not know, say.
     """
-    written = _write(tokenizer, dialogues, add_generation_prompt=True)
+    written = write_dialogues(tokenizer, dialogues, add_generation_prompt=True)
     encoded = []
     for dialogue, (text, ids) in zip(dialogues, written, strict=True):
         kept = dialogue
         is_whole = holds_turns(text, kept) and not has_unknown(tokenizer, ids, texts_of(kept.turns))
-        while len(ids) > max_tokens and (shorter := _without_oldest(kept.turns)):
+        while len(ids) > max_tokens and (shorter := without_oldest(kept.turns)):
             kept = kept._replace(turns=shorter)
-            ((_, ids),) = _write(tokenizer, [kept], add_generation_prompt=True)
+            ((_, ids),) = write_dialogues(tokenizer, [kept], add_generation_prompt=True)
         encoded.append(Encoded(ids, is_cut=len(kept.turns) < len(dialogue.turns), is_whole=is_whole))
     return encoded
 
@@ -129,7 +143,7 @@ def render_responses(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -
         return []
     form = reply_form(tokenizer)
     replies = [read_reply(text) or {"role": "assistant", "content": text.strip()} for text in texts]
-    written = _write(tokenizer, [Conversation([_QUESTION, reply], []) for reply in replies])
+    written = write_dialogues(tokenizer, [Conversation([_QUESTION, reply], []) for reply in replies])
     encoded = []
     for reply, (text, ids) in zip(replies, written, strict=True):
         is_whole = stands(reply, within(text, form.around)) and not has_unknown(tokenizer, ids, texts_of([reply]))
@@ -169,7 +183,7 @@ def _reply_form(tokenizer: PreTrainedTokenizerBase, template: str, eos_token: st
     controls = [place for place, token in enumerate(tail_ids) if token in tokenizer.added_tokens_decoder]
     lead_ids = tokenizer(lead, add_special_tokens=False)["input_ids"]
     return ReplyForm(
-        opening=tuple(_write(tokenizer, [Conversation([_QUESTION], [])], add_generation_prompt=True)[0][1]),
+        opening=tuple(write_dialogues(tokenizer, [Conversation([_QUESTION], [])], add_generation_prompt=True)[0][1]),
         lead=tokenizer.decode(lead_ids, skip_special_tokens=True).strip(),
         trail=tokenizer.decode(tail_ids[: controls[0]], skip_special_tokens=True).strip() if controls else "",
         around=(opening, lead, tail),
@@ -178,7 +192,7 @@ def _reply_form(tokenizer: PreTrainedTokenizerBase, template: str, eos_token: st
     )
 
 
-def _write(
+def write_dialogues(
     tokenizer: PreTrainedTokenizerBase, dialogues: Sequence[Conversation], *, add_generation_prompt: bool = False
 ) -> list[tuple[str, list[int]]]:
     """Text and tokens of dialogues; control tokens that somebody typed are letters in them."""
@@ -189,7 +203,7 @@ def _write(
         if len(dialogues) > 1:  # which one?
             for place, dialogue in enumerate(dialogues, start=1):
                 try:
-                    _write(tokenizer, [dialogue], add_generation_prompt=add_generation_prompt)
+                    write_dialogues(tokenizer, [dialogue], add_generation_prompt=add_generation_prompt)
                 except DataError as found:
                     raise DataError(f"dialogue {place} of {len(dialogues)}: {found}") from None
         raise DataError(
@@ -201,7 +215,7 @@ def _write(
         ids = encode_marked(tokenizer, text)
         if ids is None:  # no letters for a control token: without it, and so not whole
             bare = with_changed_texts(dialogue, partial(without_control, tokenizer))
-            written += _write(tokenizer, [bare], add_generation_prompt=add_generation_prompt)
+            written += write_dialogues(tokenizer, [bare], add_generation_prompt=add_generation_prompt)
         else:
             written.append((unmarked(text), ids))
     return written
@@ -265,7 +279,7 @@ def _with_fixed_date(template: str) -> str:
     return f"{{%- macro {_CLOCK}(form) %}}{{{{ {days}[form] }}}}{{% endmacro %}}{template}" if calls else template
 
 
-def _without_oldest(dialogue: Sequence[Message]) -> list[Message]:
+def without_oldest(dialogue: Sequence[Message]) -> list[Message]:
     """The dialogue without its oldest turns up to the next of the user; empty where that would leave none."""
     system = [turn for turn in dialogue[:1] if turn["role"] == "system"]
     spoken = dialogue[len(system) :]

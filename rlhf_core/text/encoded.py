@@ -30,6 +30,8 @@ class TextCounts:
         responses_cut: responses that lost their end to the limit, the end token with it.
         prompts_rewritten: prompts of which chat template or tokenizer leave out or rewrite a turn of user or system.
         responses_rewritten: responses that chat template or tokenizer do not write whole; training refuses their rows.
+        scored_cut: prompts with their response that lost their beginning to the limit of a reward model from elsewhere.
+        scored_rewritten: such of which its chat template or tokenizer leave out or rewrite something.
         pairs_equal_when_cut: pairs whose two different responses are the same tokens once they are cut.
         demonstrations_encoded, demonstrations_without_targets: demonstrations, and those of which no reply is learned.
     """
@@ -40,6 +42,9 @@ class TextCounts:
     responses_encoded: int = 0
     responses_cut: int = 0
     responses_rewritten: int = 0
+    scored_encoded: int = 0
+    scored_cut: int = 0
+    scored_rewritten: int = 0
     pairs_encoded: int = 0
     pairs_equal_when_cut: int = 0
     demonstrations_encoded: int = 0
@@ -59,11 +64,18 @@ class TextCounts:
             self.responses_cut += response.is_cut
             self.responses_rewritten += not response.is_whole
 
+    def add_scored(self, rows: Iterable[Encoded]) -> None:
+        """Count prompts with their response, as a reward model from elsewhere reads them."""
+        for row in rows:
+            self.scored_encoded += 1
+            self.scored_cut += row.is_cut
+            self.scored_rewritten += not row.is_whole
+
     def figures(self) -> dict[str, int]:
         """The counts of what was encoded at all: no prompts, no figures of prompts. Of demonstrations only where some
         of them teach nothing: how many there are, other figures say."""
         everything = asdict(self)
-        kinds = [kind for kind in ("prompts", "responses", "pairs") if everything[f"{kind}_encoded"]]
+        kinds = [kind for kind in ("prompts", "responses", "scored", "pairs") if everything[f"{kind}_encoded"]]
         kinds += ["demonstrations"] if self.demonstrations_without_targets else []
         return {name: count for name, count in everything.items() if name.startswith(tuple(kinds) or ("-",))}
 

@@ -84,7 +84,7 @@ def load_tokenizer(folder: Path | str, chat: ChatMode = "auto") -> PreTrainedTok
             template is missing or cannot be used.
     """
     check_model_folder(folder)
-    tokenizer = _read_tokenizer(Path(folder))
+    tokenizer = read_tokenizer(Path(folder))
     for how_it_was_loaded in ("is_local", "local_files_only", "trust_remote_code"):
         tokenizer.init_kwargs.pop(how_it_was_loaded, None)  # would be saved with it
     if chat == "plain":
@@ -104,7 +104,12 @@ def load_tokenizer(folder: Path | str, chat: ChatMode = "auto") -> PreTrainedTok
     return tokenizer
 
 
-def _read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a folder that was checked, as its files have it; see `load_tokenizer`.
+
+    Raises:
+        ConfigError: it cannot be read.
+    """
     loader = PreTrainedTokenizerFast if (folder / "tokenizer.json").is_file() else AutoTokenizer
     try:
         return loader.from_pretrained(folder, local_files_only=True, trust_remote_code=False)

@@ -19,9 +19,14 @@ from tasks.lineage.manifest import flat_params
 from tasks.lineage.provenance import UNKNOWN, changed_since, read_file_note, read_provenance
 
 REWARD_MODEL = "generate.best_of.reward_model"
-READ_BY_GENERATE = ("generate.models", REWARD_MODEL)
-WATCHED = "generate.models_folder"
-GUARDS = ("align.ppo.guard", "align.chain.ppo.guard")
+PPO = ("align.ppo", "align.chain.ppo")
+WATCHED = {
+    "generate": ("generate.models", REWARD_MODEL),
+    "align": tuple(f"{ppo}.{key}" for ppo in PPO for key in ("reward_model", "guard.scorer")),
+}
+"""By stage with a `models_folder`, what it may read there."""
+PLACED = ("reward.init", "evaluate.judge_model")
+"""Folders that are inputs of their stage by themselves; the placeholder is none."""
 MIB = 2**20
 
 
@@ -43,13 +48,14 @@ def model_folders(params: str) -> list[ModelFolder]:
     found = []
     if values.get("model.source") == "folder":
         found.append(ModelFolder("model.path", str(values.get("model.path", PLACEHOLDER))))
-    found += [ModelFolder(READ_BY_GENERATE[0], str(path)) for path in values.get("generate.models") or ()]
-    if values.get(REWARD_MODEL):
-        found.append(ModelFolder(REWARD_MODEL, str(values[REWARD_MODEL])))
-    for guard in GUARDS:
-        scorer = str(values.get(f"{guard}.scorer") or "")
-        if values.get(f"{guard}.every") and scorer and ":" not in scorer:  # with a colon it names a function
-            found.append(ModelFolder(f"{guard}.scorer", scorer))
+    found += [ModelFolder("generate.models", str(path)) for path in values.get("generate.models") or ()]
+    for key in (REWARD_MODEL, *PLACED, *(f"{ppo}.reward_model" for ppo in PPO)):
+        if values.get(key) and values[key] != PLACEHOLDER:
+            found.append(ModelFolder(key, str(values[key])))
+    for ppo in PPO:
+        scorer = str(values.get(f"{ppo}.guard.scorer") or "")
+        if values.get(f"{ppo}.guard.every") and scorer and ":" not in scorer:  # with a colon it names a function
+            found.append(ModelFolder(f"{ppo}.guard.scorer", scorer))
     return found
 
 
@@ -61,8 +67,8 @@ def check_model_folders(home: Path, params: str) -> None:
         params: text of a checked `params.yaml`.
 
     Raises:
-        ConfigError: one line with key, folder and cure; also where `model.path` or `generate.models_folder` is given
-            and nothing of it would be read.
+        ConfigError: one line with key, folder and cure; also where `model.path` or a `models_folder` is given and
+            nothing of it would be read.
     """
     values = flat_params(params)
     path = values.get("model.path", PLACEHOLDER)
@@ -72,12 +78,13 @@ def check_model_folders(home: Path, params: str) -> None:
             f"Fix: --set model.source=folder after it, or model.path: {PLACEHOLDER}"
         )
     folders = model_folders(params)
-    watched = values.get(WATCHED, PLACEHOLDER)
-    if watched != PLACEHOLDER and not any(folder.key in READ_BY_GENERATE for folder in folders):
-        raise ConfigError(
-            f"{paths.PARAMS}: {WATCHED}: {watched} holds no folder that stage generate reads, and a change in it would "
-            f"make the stage run again. Fix: {WATCHED}: {PLACEHOLDER}"
-        )
+    for stage, keys in WATCHED.items():
+        watched = values.get(f"{stage}.models_folder", PLACEHOLDER)
+        if watched != PLACEHOLDER and not any(folder.key in keys for folder in folders):
+            raise ConfigError(
+                f"{paths.PARAMS}: {stage}.models_folder: {watched} holds no folder that stage {stage} reads, and a "
+                f"change in it would make the stage run again. Fix: {stage}.models_folder: {PLACEHOLDER}"
+            )
     for folder in folders:
         if folder.is_relative and ".." in Path(folder.path).parts:
             raise ConfigError(
@@ -146,6 +153,7 @@ def _check(folder: ModelFolder, path: Path, values: Mapping[str, Any]) -> None:
     if not path.exists():
         raise EnvironmentProblem(f"{path}: there is no such folder. Fix: a copy of the folder, or its absolute path")
     from rlhf_core.models.checks import check_policy_folder, check_reward_folder  # torch: seconds
+    from rlhf_core.models.scoring.foreign import check_classifier_folder
 
     defaults = {name: field.default for name, field in ModelConfig.model_fields.items()}
     limits = [int(values.get(f"model.{name}", defaults[name])) for name in ("max_prompt_tokens", "max_response_tokens")]
@@ -154,5 +162,7 @@ def _check(folder: ModelFolder, path: Path, values: Mapping[str, Any]) -> None:
             check_policy_folder(path, values.get("model.chat", defaults["chat"]), sum(limits))
         case "generate.models":
             check_policy_folder(path, "auto", sum(limits))
+        case "align.ppo.reward_model" | "align.chain.ppo.reward_model":
+            check_classifier_folder(path)
         case _:
             check_reward_folder(path, sum(limits))

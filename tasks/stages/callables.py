@@ -21,6 +21,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from rlhf_core.config.watched import HOME
 from rlhf_core.errors import ConfigError, DataError
 from rlhf_core.state.atomic import file_digest
 from rlhf_core.text.tokenizer import decode_response
@@ -126,7 +127,9 @@ def check_is_input(stage: Stage, path: Path, place: str) -> None:
         ConfigError: it does not.
     """
     if not any(path.is_relative_to(dep) for dep in stage.definition.deps):
+        kind = stage.name.partition("@")[0]
+        watched = f"{kind}.models_folder: {path.as_posix()}, or " if path.parts[0] == HOME else ""
         raise ConfigError(
             f"{place}: {path} is no input of stage {stage.name}, so nothing would run again when it changes. "
-            f"Fix: add it to deps of stage {stage.name.partition('@')[0]} in dvc.yaml"
+            f"Fix: {watched}add it to deps of stage {kind} in dvc.yaml"
         )

@@ -21,6 +21,12 @@ MEANINGS = (
         "demonstrations",
         "demonstrations teach nothing: none of their replies is learned",
     ),
+    ("scored_cut", "scored", "rows lost their beginning to the limit of the reward model that scores them"),
+    (
+        "scored_rewritten",
+        "scored",
+        "rows are not written whole by chat template or tokenizer of the reward model that scores them",
+    ),
     ("pairs_equal_when_cut", "pairs", "pairs have two responses that are the same once they are cut"),
 )
 

@@ -162,6 +162,11 @@ def _on_same_prompts(
             return (), f"{version} has no recorded responses; run the stage evaluate"
         if judge not in rows[0]:
             return (), f"{version} was not judged by {judge!r}"
+    if JUDGE_ROWS[judge].reads_folder and not same_judge_folder(manifest_of(store, a), manifest_of(store, b)):
+        return (), (
+            f"{judge!r} is the model of a folder, and that it was the same for both is not on record (`rlhf models "
+            "fetch` notes a folder's origin)"
+        )
     if JUDGE_ROWS[judge].of_the_run and reward_hash(manifest_of(store, a)) != reward_hash(manifest_of(store, b)):
         scored = _score_anew(store, a, rows_a, rows_b)
         if scored is None:
@@ -181,6 +186,17 @@ def _entries(
         for temperature, (ours, theirs) in joined.items()
     )
     return entries, "" if entries else "no prompt was answered and judged for both at one temperature"
+
+
+def same_judge_folder(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
+    """Whether two manifests note one origin of the judge's folder, as it was fetched."""
+    noted = [
+        note
+        for manifest in (a, b)
+        for note in manifest.get("model_folders", {}).values()
+        if note["key"] == "evaluate.judge_model" and note.get("commit") and not note.get("changed")
+    ]
+    return len(noted) == 2 and noted[0]["commit"] == noted[1]["commit"]
 
 
 def reward_hash(manifest: Mapping[str, Any]) -> str:

@@ -11,6 +11,7 @@ from rlhf_core.data.batching.pairs import PreferenceGroup, group_batches
 from rlhf_core.engine.batches import cut
 from rlhf_core.models.scoring.heads import OVERALL_ONLY, HeadSpec
 from rlhf_core.models.scoring.reward_model import RewardModel
+from rlhf_core.models.scoring.start import started_from
 from rlhf_core.state.rng import StepRng
 from rlhf_core.trainers.reward.ranking_losses import REWARD_LOSSES
 
@@ -75,10 +76,13 @@ def model_names(cfg: RewardConfig) -> list[str]:
     return members if cfg.ensemble.distill == "none" else [*members, PUBLISHED]
 
 
-def make_models(cfg: RewardConfig, policy: PreTrainedModel, rng: StepRng) -> dict[str, RewardModel]:
+def make_models(cfg: RewardConfig, start: PreTrainedModel | RewardModel, rng: StepRng) -> dict[str, RewardModel]:
     """The models of a run before training, by name: on copies of one body, each with a head of its own seed.
 
     A student has one score, the aggregated one, and no variance.
+
+    Args:
+        start: a language model, or a reward model, whose head is then the start of each head.
     """
     models = {}
     for name in model_names(cfg):
@@ -93,7 +97,10 @@ def make_models(cfg: RewardConfig, policy: PreTrainedModel, rng: StepRng) -> dic
         )
         seed = rng.integer("head" if name == PUBLISHED else f"head/{name}")
         keep_output = cfg.auxiliary.sft_coef > 0 and not student
-        models[name] = RewardModel.from_policy(policy, head, seed, keep_output=keep_output)
+        if isinstance(start, RewardModel):
+            models[name] = started_from(start, head, seed)
+        else:
+            models[name] = RewardModel.from_policy(start, head, seed, keep_output=keep_output)
     return models
 
 

@@ -20,7 +20,7 @@ from rlhf_core.trainers.ppo.guard import STOPPED
 from rlhf_core.trainers.ppo.trainer import Rewards, train_ppo
 from tasks.frame.stage import Stage
 from tasks.stages.align.prompts import training_prompts
-from tasks.stages.align.rewards import further_terms, held_out_watch
+from tasks.stages.align.rewards import foreign_reward, further_terms, held_out_watch
 from tasks.stages.keeper import Keeper, run_context
 from tasks.stages.texts import warn_of_texts
 
@@ -40,6 +40,7 @@ def run_ppo(
     """Train `policy` by PPO, from the newest checkpoint of `keeper`; returns the state at the end.
 
     Args:
+        reward_model: the run's own; what a value model starts from also where `cfg.reward_model` names another.
         reference: what divergence counts from; the policy itself where it carries adapters.
         cfg: settings.
         keeper: keeps the state and hears of the steps: the stage, or a link of a chain.
@@ -53,6 +54,7 @@ def run_ppo(
     prompts = training_prompts(stage, tokenizer)
     terms = further_terms(stage, cfg, key, prompts, tokenizer)
     watch = held_out_watch(stage, cfg, key, tokenizer)
+    score = foreign_reward(stage, cfg, key, tokenizer) if cfg.reward_model else reward_model
     warn_of_texts(stage)
     trained = stage.shard(policy)
     reference = trained if reference is policy else reference
@@ -69,7 +71,7 @@ def run_ppo(
         cfg,
         state,
         reference,
-        Rewards(reward_model, terms),
+        Rewards(score, terms),
         [ids for _, ids in prompts],
         run_context(stage, keeper, tokenizer.pad_token_id),
         sampling=Sampling.of(policy, tokenizer, stage.params.model.max_response_tokens),

@@ -24,8 +24,11 @@ COMPARISONS = pa.schema(
 )
 
 
-def responses_schema() -> pa.Schema:
-    """Columns of `responses.parquet`: what was written, and of each pointwise judge its score, null if unasked."""
+def responses_schema(asked: Sequence[str]) -> pa.Schema:
+    """Columns of `responses.parquet`: what was written, and of each pointwise judge its score, null if unasked.
+
+    A judge that reads a folder of its own has a column only where it is among those `asked`.
+    """
     return pa.schema(
         [
             pa.field("model", _TEXT, nullable=False),
@@ -35,12 +38,14 @@ def responses_schema() -> pa.Schema:
             pa.field("response", _TEXT, nullable=False),
             pa.field("num_tokens", pa.int64(), nullable=False),
             pa.field("finished", pa.bool_(), nullable=False),
-            *(pa.field(column, _NUMBER) for name, judge in _pointwise() for column in (name, *judge.details)),
+            *(pa.field(column, _NUMBER) for name, judge in _pointwise(asked) for column in (name, *judge.details)),
         ]
     )
 
 
-def response_rows(prompts: Sequence[str], judged: Mapping[tuple[str, float], JudgedSet]) -> Iterator[dict[str, Any]]:
+def response_rows(
+    prompts: Sequence[str], judged: Mapping[tuple[str, float], JudgedSet], asked: Sequence[str]
+) -> Iterator[dict[str, Any]]:
     """Every response of every model."""
     for (name, temperature), one in judged.items():
         for row, prompt in enumerate(prompts):
@@ -52,7 +57,7 @@ def response_rows(prompts: Sequence[str], judged: Mapping[tuple[str, float], Jud
                 "response": one.responses.texts[row],
                 "num_tokens": len(one.responses.response_ids[row]),
                 "finished": one.responses.finished[row],
-                **_scores(one, row),
+                **_scores(one, row, asked),
             }
 
 
@@ -76,14 +81,15 @@ def comparison_rows(
             }
 
 
-def _scores(one: JudgedSet, row: int) -> dict[str, float | None]:
+def _scores(one: JudgedSet, row: int, asked: Sequence[str]) -> dict[str, float | None]:
     scores: dict[str, float | None] = {}
-    for name, judge in _pointwise():
-        asked = name in one.scores
-        scores[name] = one.scores[name][row] if asked else None
-        scores |= {detail: getattr(one.grades[row], detail) if asked else None for detail in judge.details}
+    for name, judge in _pointwise(asked):
+        gave = name in one.scores
+        scores[name] = one.scores[name][row] if gave else None
+        scores |= {detail: getattr(one.grades[row], detail) if gave else None for detail in judge.details}
     return scores
 
 
-def _pointwise() -> list[tuple[str, PointwiseJudge]]:
-    return [(name, judge) for name, judge in JUDGES.items() if isinstance(judge, PointwiseJudge)]
+def _pointwise(asked: Sequence[str]) -> list[tuple[str, PointwiseJudge]]:
+    pointwise = [(name, judge) for name, judge in JUDGES.items() if isinstance(judge, PointwiseJudge)]
+    return [(name, judge) for name, judge in pointwise if name in asked or not judge.row.reads_folder]

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from rlhf_core.config.watched import PLACEHOLDER
 from rlhf_core.errors import DataError
 from rlhf_core.evaluation import samples
 from rlhf_core.evaluation.drift import drift_figures
@@ -30,6 +31,7 @@ from rlhf_core.evaluation.judge_registry import (
 )
 from rlhf_core.evaluation.judged_set import JudgedSet
 from rlhf_core.evaluation.policy_measurement import Policy, PolicyEvaluator, ResponseSet
+from rlhf_core.evaluation.text_scorers import count_scored_texts
 from rlhf_core.evaluation.verdict import SFT, evaluation_metrics
 from rlhf_core.models.mixture import load_any_policy
 from rlhf_core.state.atomic import write_json
@@ -63,11 +65,13 @@ def run(stage: Stage) -> dict[str, Any]:
     evaluated = _all_models(stage, names)
     prompts = _evaluation_prompts(stage)
     material = _material(stage, prompts, count_texts(stage, "prompts"))
+    if material.judge_model is not None:
+        _count_for_the_judge(stage, material, evaluated)
     warn_of_texts(stage)
     judged = {(name, temperature): one for name in names for temperature, one in evaluated[name].judged.items()}
-    pairs = model_pairs(stage.params.candidates, SFT)
-    compared = compare_sets(stage.params.evaluate.judges, material, judged, pairs)
-    write_table(stage.out / "responses.parquet", response_rows(prompts, judged), responses_schema())
+    pairs, asked = model_pairs(stage.params.candidates, SFT), stage.params.evaluate.judges
+    compared = compare_sets(asked, material, judged, pairs)
+    write_table(stage.out / "responses.parquet", response_rows(prompts, judged, asked), responses_schema(asked))
     write_table(stage.out / "comparisons.parquet", comparison_rows(prompts, judged, compared), COMPARISONS)
     drift = {name: evaluated[name].drift for name in names}
     metrics = evaluation_metrics(stage.params.evaluate, stage.params.candidates, judged, compared, drift, _tasks(stage))
@@ -97,7 +101,23 @@ def _material(stage: Stage, prompts: Sequence[str], counts: TextCounts | None = 
         max_new_tokens=limits.max_response_tokens,
     )
     folder = stage.root / paths.REWARD / "model"
-    return Material(prompts=prompts, evaluator=evaluator, reward_model=folder, device=stage.device)
+    judge_model = stage.params.evaluate.judge_model
+    return Material(
+        prompts=prompts,
+        evaluator=evaluator,
+        reward_model=folder,
+        device=stage.device,
+        judge_model=None if judge_model == PLACEHOLDER else stage.root / judge_model,
+        max_prompt_tokens=limits.max_prompt_tokens,
+    )
+
+
+def _count_for_the_judge(stage: Stage, material: Material, evaluated: Mapping[str, Evaluated]) -> None:
+    """Count what prompts and responses lost when the judge's own tokenizer read them."""
+    counts, folder = count_texts(stage, "the judge's rows"), material.judge_model
+    for one in (judged for model in evaluated.values() for judged in model.judged.values()):
+        if folder is not None:
+            count_scored_texts(folder, material.limits, material.prompts, one.responses.texts, counts)
 
 
 def _one_model(stage: Stage, name: str, tell: Tell) -> Evaluated:

@@ -7,11 +7,13 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_core.config import GenerateConfig
+from rlhf_core.engine.batches import ROWS_AT_ONCE
 from rlhf_core.evaluation.policy_measurement import response_logprob_sums
 from rlhf_core.evaluation.response_scores import reward_scores
 from rlhf_core.models.checks import check_fit
 from rlhf_core.models.policy import load_policy
 from rlhf_core.models.scoring.ensemble import load_reward_model, tokenizer_folder
+from rlhf_core.models.scoring.foreign import ForeignRewardModel, is_foreign
 from rlhf_core.rollout.sampler import Sampling
 from rlhf_core.text.encoded import TextCounts
 from rlhf_core.text.tokenizer import encode_prompts, encode_samples, load_tokenizer
@@ -72,8 +74,12 @@ def score_candidates(stage: Stage, prompts: Sequence[str], rows: Sequence[Mappin
     """A score for each response, read as text, since its tokens may be another model's: the higher the better."""
     cfg, limits = stage.params.generate.best_of, stage.params.model
     folder = stage.root / (paths.SFT / "model" if cfg.scorer == "likelihood" else str(cfg.reward_model))
+    counts = count_texts(stage, "scored candidates")
+    if cfg.scorer == "reward_model" and is_foreign(folder):
+        foreign = ForeignRewardModel.load(folder).to(stage.device)
+        return foreign.score_texts(prompts, [row["response"] for row in rows], ROWS_AT_ONCE, counts)
     tokenizer = load_tokenizer(tokenizer_folder(folder))
-    pad_id, counts = tokenizer.pad_token_id, count_texts(stage, "scored candidates")
+    pad_id = tokenizer.pad_token_id
     prompt_ids = encode_prompts(tokenizer, prompts, limits.max_prompt_tokens, counts)
     response_ids = _as_written(tokenizer, rows, limits.max_response_tokens, counts)
     match cfg.scorer:

@@ -9,13 +9,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_core.config import RewardConfig
+from rlhf_core.config.watched import PLACEHOLDER
 from rlhf_core.data.batching.pairs import PreferenceGroup, encode_pairs, group_pairs
 from rlhf_core.data.reading.kinds import OVERALL
 from rlhf_core.engine.batches import WIDE_ROWS_AT_ONCE
-from rlhf_core.errors import DataError, GateRefused
+from rlhf_core.errors import ConfigError, DataError, GateRefused
 from rlhf_core.evaluation.response_scores import ResponseScore, read_responses
 from rlhf_core.evaluation.reward_card import ScoredPairs, reward_card
 from rlhf_core.models.adapters import add_adapters
@@ -23,6 +24,7 @@ from rlhf_core.models.policy import load_policy
 from rlhf_core.models.quantise import quantise
 from rlhf_core.models.scoring.ensemble import RewardEnsemble
 from rlhf_core.models.scoring.reward_model import RewardModel
+from rlhf_core.models.scoring.start import load_start
 from rlhf_core.state.atomic import write_json
 from rlhf_core.state.train_state import TrainState
 from rlhf_core.text.identity import prompt_group, prompt_id
@@ -71,7 +73,7 @@ def run(stage: Stage) -> dict[str, Any]:
     others = [row for row in _other_pairs(stage, "heldout") if not row["tie"]]
     others = _whole(stage, tokenizer, others, "chosen", "rejected", name="others")
     warn_of_texts(stage)
-    trained = _train(stage, groups, tokenizer.pad_token_id)
+    trained = _train(stage, groups, tokenizer)
     ensemble, left_out = _ensemble(cfg, trained)
     model = _published(trained.state, ensemble, groups, tokenizer.pad_token_id)
     reader = _Reader(stage, model, tokenizer)
@@ -164,18 +166,29 @@ def _whole(stage: Stage, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row]
     return [row for row, ids in zip(rows, by_row, strict=True) if None not in ids]
 
 
-def _train(stage: Stage, groups: Sequence[PreferenceGroup], pad_id: int) -> TrainedReward:
+def _start(stage: Stage, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel | RewardModel:
+    """What training starts from: the SFT model, or the reward model of `reward.init`."""
+    cfg = stage.params.reward
+    if cfg.init == PLACEHOLDER:
+        return load_policy(stage.root / paths.SFT / "model")
+    try:
+        return load_start(stage.root / cfg.init, cfg.head, tokenizer)
+    except ConfigError as error:
+        raise ConfigError(f"{paths.PARAMS}: reward.init: {error}") from error
+
+
+def _train(stage: Stage, groups: Sequence[PreferenceGroup], tokenizer: PreTrainedTokenizerBase) -> TrainedReward:
     """Every model of the run, trained."""
     cfg, rng = stage.params.reward, stage.rng()
     state = TrainState()
-    policy = load_policy(stage.root / paths.SFT / "model")
-    quantise(policy, stage.params.model, "reward")
-    for name, made in make_models(cfg, policy, rng).items():
+    start = _start(stage, tokenizer)
+    quantise(start.body if isinstance(start, RewardModel) else start, stage.params.model, "reward")
+    for name, made in make_models(cfg, start, rng).items():
         made.to(stage.device)
         add_adapters(made.body, stage.params.model.lora_at("reward"), rng.integer(f"adapters/{name}"))
         state.modules[name] = stage.shard(made)
         state.optimizers[name] = make_optimizer(state.modules[name], cfg.learning_rate, cfg.weight_decay)
-    trained = train_reward(cfg, stage.restore(state), groups, run_context(stage, stage, pad_id))
+    trained = train_reward(cfg, stage.restore(state), groups, run_context(stage, stage, tokenizer.pad_token_id))
     stage.finish(state)
     return trained
 

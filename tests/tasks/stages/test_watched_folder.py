@@ -198,7 +198,10 @@ def test_a_watched_folder_that_nothing_reads_is_refused(project: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "cure"),
     [
-        ("  models_folder: models/none", "its default: generate.models_folder: models/none"),
+        (
+            "  models_folder: models/none # the one folder that DVC watches for `models`",
+            "its default: generate.models_folder: models/none",
+        ),
         ("  path: models/none", "its default: model.path: models/none"),
     ],
 )
