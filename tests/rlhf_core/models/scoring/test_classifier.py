@@ -1,6 +1,8 @@
 """Reward models as plain sequence classifiers: read by transformers alone, and compared with our own scores."""
 
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -95,6 +97,18 @@ def test_the_folder_of_head_last_is_read_by_plain_transformers(tmp_path: Path, f
         padded = plain.eval()(**{name: batch[name] for name in ("input_ids", "attention_mask")}).logits[:, 0] + shift
     assert padded.tolist() == pytest.approx(ours, abs=1e-5)
     assert [score + shift for score in by_pipeline(folder, texts)] == pytest.approx(ours, abs=1e-5)
+
+
+def test_the_example_of_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (Path(__file__).parents[4] / "docs/trainers/reward.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    tokenizer, model = loaded(tmp_path), reward_model()
+    model.save(tmp_path / "artifacts/reward/model", tokenizer)
+    monkeypatch.chdir(tmp_path)
+    said: dict[str, Any] = {}
+    exec(code, said)
+    ours = our_scores(model, tokenizer, [("Where is the shop?", "In the north.")])
+    assert said["score"].item() == pytest.approx(ours[0], abs=1e-5)
 
 
 def test_our_own_code_reads_the_same_folder(tmp_path: Path) -> None:
