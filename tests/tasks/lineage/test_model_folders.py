@@ -58,7 +58,10 @@ def test_every_key_that_names_a_folder_is_known() -> None:
     text = (
         "model: {source: folder, path: /abs/a}\n"
         "generate: {models: [models/b, models/c], best_of: {reward_model: models/d}}\n"
-        "align: {ppo: {guard: {every: 1, scorer: models/e}}, chain: {ppo: {guard: {every: 2, scorer: models/f}}}}"
+        "align: {ppo: {reward_model: models/i, guard: {every: 1, scorer: models/e}},\n"
+        "  chain: {ppo: {reward_model: models/j, guard: {every: 2, scorer: models/f}}}}\n"
+        "reward: {init: models/g}\n"
+        "evaluate: {judge_model: models/h}"
     )
     found = model_folders(text)
     assert found == [
@@ -66,10 +69,14 @@ def test_every_key_that_names_a_folder_is_known() -> None:
         ModelFolder("generate.models", "models/b"),
         ModelFolder("generate.models", "models/c"),
         ModelFolder("generate.best_of.reward_model", "models/d"),
+        ModelFolder("reward.init", "models/g"),
+        ModelFolder("evaluate.judge_model", "models/h"),
+        ModelFolder("align.ppo.reward_model", "models/i"),
+        ModelFolder("align.chain.ppo.reward_model", "models/j"),
         ModelFolder("align.ppo.guard.scorer", "models/e"),
         ModelFolder("align.chain.ppo.guard.scorer", "models/f"),
     ]
-    assert [folder.is_relative for folder in found] == [False, True, True, True, True, True]
+    assert [folder.is_relative for folder in found] == [False, *[True] * (len(found) - 1)]
     schema = Params.model_json_schema(by_alias=True)
 
     def described(section: dict[str, Any], before: str) -> Iterator[str]:
