@@ -134,9 +134,15 @@ def test_what_a_fetch_or_a_hub_lays_beside_is_said_and_no_harm(folder):
 
 
 def test_a_list_that_leads_out_of_the_folder_is_read_no_further(folder):
-    for content in ('{"schema": 1, "version": "x", "files": {"../../etc/passwd": "0"}}', "[]", '{"schema": 9}'):
+    for content, reason in (
+        ('{"schema": 1, "version": "x", "files": {"../../etc/passwd": "0"}}', "names files outside of the folder"),
+        ("[]", "not a manifest that can be read"),
+        ('{"schema": 9}', "not a manifest that can be read"),
+    ):
         (folder / EXPORT_MANIFEST).write_text(content)
         assert verify(folder) == 3
+        problem, *_ = verify_folder(folder).problems
+        assert reason in problem
 
 
 def test_a_folder_that_is_no_export(tmp_path):
