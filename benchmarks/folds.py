@@ -34,6 +34,7 @@ from rlhf_core.models.policy import load_policy
 from rlhf_core.models.scoring.reward_model import RewardModel
 from rlhf_core.state.atomic import write_json
 from rlhf_core.state.compute_mode import ComputeMode, set_compute_mode
+from rlhf_core.state.host_memory import map_large_blocks
 from rlhf_core.state.run_context import RunContext
 from rlhf_core.text.identity import prompt_group
 from rlhf_core.text.tokenizer import encode_prompts, encode_responses, load_tokenizer
@@ -73,6 +74,8 @@ def pairs_of(run: Path) -> list[Row]:
 def model_margins(params: Params, folder: Path, train: Sequence[Row], held: Sequence[Row]) -> dict[str, Any]:
     """Margins of a reward model trained on `train`, and what it cost."""
     torch.set_num_threads(params.compute.threads)
+    if params.machine.compact_memory:
+        map_large_blocks()
     set_compute_mode(ComputeMode(precision=params.compute.precision))
     cfg, limits, tokenizer = params.reward, params.model, load_tokenizer(folder)
     reward = RewardModel.from_policy(load_policy(folder), cfg.head, params.seed)
