@@ -17,6 +17,7 @@ from rlhf_core.rollout.logprobs import response_logprobs
 from rlhf_core.state.compute_mode import ComputeMode, compute_mode, computing, set_compute_mode
 from rlhf_core.trainers.optimisation import make_optimizer
 from tasks.frame.definition import stage_definition
+from tasks.frame.machine_memory import total_bytes
 from tasks.frame.stage import Progress, Stage
 
 VOCABULARY = 64
@@ -159,4 +160,6 @@ def test_a_stage_sets_the_mode_of_its_process(tmp_path: Path) -> None:
         torch.use_deterministic_algorithms(deterministic)
         log.close()
     assert device.type in ("cpu", "cuda")
-    assert compute_mode() == ComputeMode(precision="bfloat16", activation_checkpointing=True)
+    expected = ComputeMode(precision="bfloat16", activation_checkpointing=True, pass_bytes=compute_mode().pass_bytes)
+    assert compute_mode() == expected
+    assert 0 < (compute_mode().pass_bytes or 0) <= total_bytes()

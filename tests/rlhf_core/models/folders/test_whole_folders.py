@@ -381,7 +381,9 @@ def test_reward_models_are_checked_member_by_member(good: Path, tmp_path: Path) 
     for name in ("one", "several"):
         ask(tmp_path / name)
         load_reward_model(tmp_path / name)
-    with pytest.raises(EnvironmentProblem, match=r"missing reward_head.json, .*: a language model, not a reward model"):
+    with pytest.raises(
+        ConfigError, match=r"LlamaForCausalLM: no sequence classifier, so it has no score\. Fix: a reward model"
+    ):
         ask(good)
     with_tensors(tmp_path / "several/member-1", lambda t: t.pop(DOWN.removeprefix("model.")))
     for asked in (ask, load_reward_model):

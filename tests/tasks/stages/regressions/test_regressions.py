@@ -44,7 +44,7 @@ def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 
 def give(stage: SimpleNamespace, *rows: list[dict]) -> None:
     write_table(
-        stage.root / paths.EVALUATE / "responses.parquet", [one for some in rows for one in some], responses_schema()
+        stage.root / paths.EVALUATE / "responses.parquet", [one for some in rows for one in some], responses_schema([])
     )
 
 
