@@ -2,8 +2,10 @@
 
 import asyncio
 import ipaddress
+import signal
 import socket
 from collections.abc import Mapping, Sequence
+from types import FrameType
 
 import uvicorn
 
@@ -22,6 +24,12 @@ class ModelServer(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, models: Sequence[Served], limits: Limits, ready: str) -> None:
         super().__init__(config)
         self._models, self._limits, self._ready = models, limits, ready
+        self.interrupted = False
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Note that it was Ctrl-C: a shell that starts programs in the background has them ignore it afterwards."""
+        self.interrupted = self.interrupted or sig == signal.SIGINT
+        super().handle_exit(sig, frame)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Begin to answer."""
@@ -65,7 +73,10 @@ def run_server(models: Mapping[str, Served], limits: Limits, keys: Sequence[str]
         listener: see `listen`.
     """
     try:
-        make_server(models, limits, keys, shown(listener)).run(sockets=[listener])
+        server = make_server(models, limits, keys, shown(listener))
+        server.run(sockets=[listener])
+        if server.interrupted:
+            raise KeyboardInterrupt
     finally:
         for model in models.values():
             model.close()

@@ -56,6 +56,22 @@ def command(model_folders, monkeypatch, capsys):
 
 
 @pytest.mark.integration
+def test_where_a_shell_has_background_programs_ignore_ctrl_c_it_ends_with_its_code_all_the_same(model_folders):
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # what a program inherits
+    try:
+        process = started("serve", "policy", "--port", "0", "--device", "cpu", cwd=model_folders, RLHF_API_KEY=KEY)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    try:
+        assert process.stdout.readline().startswith("policy: http://")
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=60)
+        assert process.returncode == 130
+    finally:
+        process.kill()
+
+
+@pytest.mark.integration
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_server_answers_until_a_signal_and_ends_with_its_code(model_folders, number, code):
     process = started(

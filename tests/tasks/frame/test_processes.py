@@ -301,7 +301,7 @@ import ctypes, signal, sys, threading, time
 from tasks.frame.watchdog import insist_on_sigterm
 def handler(number, frame): raise SystemExit(9)
 signal.signal(signal.SIGTERM, handler)
-insist_on_sigterm(0.3)
+insist_on_sigterm(10.0 if sys.argv[1] == "python" else 0.3)
 library, mutex, stuck = ctypes.CDLL(None), ctypes.create_string_buffer(64), threading.Event()
 library.pthread_mutex_lock(mutex)
 def tell():
